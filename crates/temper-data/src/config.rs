@@ -1,0 +1,187 @@
+//! The `[data]` table: which files, which columns, how much of each row.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// `[data]`: which files, which columns, how much of each row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Training files: one path, a list of paths, or a list of `{path, weight}`. Paths are relative to the recipe.
+    /// Kinds by extension: `.jsonl` `.ndjson` `.json` (one JSON object a line), `.csv` `.tsv` (with a header; `.tsv`
+    /// knows no quotes), `.parquet`, `.arrow` `.feather` `.ipc`.
+    pub train: Files,
+    /// Evaluation files, written as `train`. Default: `eval_fraction` of the training rows is set aside.
+    #[serde(default)]
+    pub eval: Option<Files>,
+    /// Share of the training rows set aside for evaluation, in [0, 1); 0 evaluates on nothing. Default 0.1 where
+    /// `eval` is absent. Contradicts `eval`.
+    #[serde(default)]
+    pub eval_fraction: Option<f64>,
+    /// Column of the text. Default `"text"`.
+    #[serde(default = "default_text")]
+    pub text: String,
+    /// Column of the second text, for sentence pairs. Default: none.
+    #[serde(default)]
+    pub text_pair: Option<String>,
+    /// Column of the label, or a list of 0/1 columns for several labels a row. Default `"label"`.
+    #[serde(default)]
+    pub label: LabelColumns,
+    /// Tokens kept of each row, special tokens included; longer rows are cut. Default: the smaller of 512 and what the
+    /// model holds. Raising it costs time and memory in proportion on long rows only.
+    #[serde(default)]
+    pub max_length: Option<usize>,
+    /// Threads that put batches together ahead of training. Default 1; 0 does it between steps. Results are the same.
+    #[serde(default = "default_workers")]
+    pub workers: usize,
+    /// Put rows of like length into the same batch, which spares padding. Default true.
+    #[serde(default = "default_bucket")]
+    pub bucket: bool,
+}
+
+fn default_text() -> String {
+    "text".into()
+}
+
+fn default_workers() -> usize {
+    1
+}
+
+fn default_bucket() -> bool {
+    true
+}
+
+impl Default for DataConfig {
+    /// The defaults above and no training file.
+    fn default() -> Self {
+        Self {
+            train: Files::Many(Vec::new()),
+            eval: None,
+            eval_fraction: None,
+            text: default_text(),
+            text_pair: None,
+            label: LabelColumns::default(),
+            max_length: None,
+            workers: default_workers(),
+            bucket: default_bucket(),
+        }
+    }
+}
+
+impl DataConfig {
+    /// The share of the training rows to set aside; 0 when `eval` names files.
+    ///
+    /// # Errors
+    /// When it contradicts `eval` or lies outside [0, 1).
+    pub fn resolved_eval_fraction(&self) -> Result<f64> {
+        let error = |message: String| Err(Error::Config { field: "eval_fraction", message });
+        match (self.eval_fraction, &self.eval) {
+            (Some(_), Some(_)) => error("it contradicts data.eval, which names evaluation files; drop one".into()),
+            (Some(f), None) if !(0.0..1.0).contains(&f) => error(format!("{f} is not a share in [0, 1)")),
+            (Some(f), None) => Ok(f),
+            (None, Some(_)) => Ok(0.0),
+            (None, None) => Ok(0.1),
+        }
+    }
+}
+
+/// One or several files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a path, a list of paths, or a list of {path = \"…\", weight = 1.0}")]
+pub enum Files {
+    /// One path.
+    One(String),
+    /// Several, each with or without a weight.
+    Many(Vec<FileEntry>),
+}
+
+impl Files {
+    /// Every path with its weight.
+    #[must_use]
+    pub fn entries(&self) -> Vec<(&str, f64)> {
+        match self {
+            Self::One(path) => vec![(path, 1.0)],
+            Self::Many(entries) => entries
+                .iter()
+                .map(|entry| match entry {
+                    FileEntry::Path(path) => (path.as_str(), 1.0),
+                    FileEntry::Weighted(file) => (file.path.as_str(), file.weight),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// A path, or a path with a weight.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a path or {path = \"…\", weight = 1.0}")]
+pub enum FileEntry {
+    /// A path of weight 1.
+    Path(String),
+    /// A path and how often its rows are seen.
+    Weighted(WeightedFile),
+}
+
+/// A path and how often its rows are seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WeightedFile {
+    /// The file, relative to the recipe.
+    pub path: String,
+    /// Times each row is seen in an epoch; of a fraction, a seeded draw that changes by epoch. Default 1. Evaluation
+    /// ignores it.
+    #[serde(default = "default_weight")]
+    pub weight: f64,
+}
+
+fn default_weight() -> f64 {
+    1.0
+}
+
+/// Where the label is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a column name or a list of column names")]
+pub enum LabelColumns {
+    /// One column: a class, a score, or a list of names.
+    One(String),
+    /// One 0/1 column for each label of a multi-label task.
+    Many(Vec<String>),
+}
+
+impl Default for LabelColumns {
+    fn default() -> Self {
+        Self::One("label".into())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<DataConfig, serde_json::Error> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn defaults_and_every_shape_of_files() {
+        let config = read(r#"{"train": "a.jsonl"}"#).unwrap();
+        assert_eq!(config, DataConfig { train: Files::One("a.jsonl".into()), ..DataConfig::default() });
+        assert_eq!((config.resolved_eval_fraction().unwrap(), config.workers, config.bucket), (0.1, 1, true));
+        let config = read(r#"{"train": ["a", {"path": "b", "weight": 2.5}], "label": ["x", "y"], "eval": "c"}"#).unwrap();
+        assert_eq!(config.train.entries(), [("a", 1.0), ("b", 2.5)]);
+        assert_eq!(config.label, LabelColumns::Many(vec!["x".into(), "y".into()]));
+        assert_eq!(config.resolved_eval_fraction().unwrap(), 0.0);
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        assert!(read(r#"{"train": "a", "lable": "x"}"#).unwrap_err().to_string().contains("lable"));
+        assert!(read("{}").unwrap_err().to_string().contains("train"));
+        assert!(read(r#"{"train": 3}"#).unwrap_err().to_string().contains("expected a path"));
+        assert!(read(r#"{"train": "a", "eval": "b", "eval_fraction": 0.2}"#).unwrap().resolved_eval_fraction().is_err());
+        assert!(read(r#"{"train": "a", "eval_fraction": 1.0}"#).unwrap().resolved_eval_fraction().is_err());
+    }
+}

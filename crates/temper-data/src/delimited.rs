@@ -1,0 +1,90 @@
+//! CSV (RFC 4180: quotes, newlines in quotes) and TSV (no quoting, as the tab-separated benchmark sets are), with a header.
+
+use std::{
+    cell::Cell,
+    fs::File,
+    io::{BufReader, Read},
+    path::Path,
+    rc::Rc,
+};
+
+use crate::{
+    error::{Error, Result},
+    source::{Columns, Place, Raw, Record, refuse_utf16},
+};
+
+/// Hands every record of a CSV or TSV file to `sink`.
+pub(crate) fn read(
+    path: &Path,
+    file: File,
+    delimiter: u8,
+    columns: &Columns,
+    sink: &mut dyn FnMut(Record) -> Result<()>,
+) -> Result<()> {
+    let quoted = delimiter == b',';
+    let quotes = Rc::new(Cell::new(Watch::default()));
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .quoting(quoted)
+        .from_reader(Watched { inner: BufReader::with_capacity(1 << 18, file), watch: quotes.clone() });
+    let header = reader.headers().cloned();
+    refuse_utf16(path, &quotes.get().start)?;
+    let header = header.map_err(|e| failure(path, e))?;
+    let there: Vec<&str> = header.iter().collect();
+    let at = columns.locate(path, &there)?;
+    let mut record = csv::StringRecord::new();
+    let mut last = 1;
+    while reader.read_record(&mut record).map_err(|e| failure(path, e))? {
+        last = record.position().map_or(last, csv::Position::line);
+        let cells = at.iter().map(|&i| Raw::Text(record.get(i).unwrap_or_default().to_owned())).collect();
+        sink(columns.record(&Place { path, unit: "line", line: last }, cells)?)?;
+    }
+    // A quote that is never closed swallows the rest of the file into one cell without any error.
+    if quoted && quotes.get().odd && reader.position().line() > last + 1 && record.iter().any(|c| c.contains('\n')) {
+        let place = Place { path, unit: "line", line: last };
+        return Err(place.error("a quote opened in this record is never closed"));
+    }
+    Ok(())
+}
+
+fn failure(path: &Path, error: csv::Error) -> Error {
+    let place = |position: &Option<csv::Position>| Place {
+        path,
+        unit: "line",
+        line: position.as_ref().map_or(1, csv::Position::line),
+    };
+    match error.kind() {
+        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => place(pos).error(format!(
+            "the record has {len} cells and the header {expected_len}; cells that hold the delimiter need quotes (.csv)"
+        )),
+        csv::ErrorKind::Utf8 { pos, err } => place(pos).error(format!("cell {} is not UTF-8", err.field() + 1)),
+        _ => Error::File { path: path.to_owned(), message: error.to_string() },
+    }
+}
+
+/// What went by: the first bytes, and whether the count of quotes is odd.
+#[derive(Clone, Copy, Default)]
+struct Watch {
+    seen: bool,
+    start: [u8; 2],
+    odd: bool,
+}
+
+struct Watched<R> {
+    inner: R,
+    watch: Rc<Cell<Watch>>,
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        let mut watch = self.watch.get();
+        if !watch.seen && n >= 2 {
+            watch.seen = true;
+            watch.start = [buffer[0], buffer[1]];
+        }
+        watch.odd ^= buffer[..n].iter().filter(|b| **b == b'"').count() % 2 == 1;
+        self.watch.set(watch);
+        Ok(n)
+    }
+}

@@ -1,0 +1,96 @@
+//! What can go wrong between a file and a batch.
+
+use std::path::PathBuf;
+
+/// What can go wrong between a file and a batch. Each message says where, what, and how to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value of the `[data]` table makes no sense.
+    #[error("failed to use data.{field}: {message}")]
+    Config {
+        /// Key within `[data]`.
+        field: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A file as a whole cannot be read: missing, a directory, unknown kind, damaged.
+    #[error("failed to read {}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A column that the recipe names is not in the file.
+    #[error("failed to find column `{column}` in {}: {message}", path.display())]
+    Column {
+        /// The file.
+        path: PathBuf,
+        /// The column asked for.
+        column: String,
+        /// The columns there are, and the nearest.
+        message: String,
+    },
+    /// One record is wrong.
+    #[error("failed to read {}, {unit} {line}: {message}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// `line` for text files, `row` for columnar ones.
+        unit: &'static str,
+        /// Line of the file or number of the row, from 1.
+        line: u64,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A tokenizer cannot be read or used.
+    #[error("failed to use the tokenizer {}: {message}", path.display())]
+    Tokenizer {
+        /// File or directory of the tokenizer.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The temporary file for tokens could not be written or mapped.
+    #[error(
+        "failed to keep {bytes} bytes of tokens in the temporary directory {}: {source} (free some space there, or point TMPDIR elsewhere)",
+        directory.display()
+    )]
+    Spill {
+        /// The system's temporary directory.
+        directory: PathBuf,
+        /// Bytes of tokens so far.
+        bytes: u64,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// `Result` of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// `, did you mean "x"?` when one of `names` is close to `wanted`, else nothing.
+pub(crate) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+    let lower = wanted.to_lowercase();
+    let best = names
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), name))
+        .min_by_key(|(distance, _)| *distance);
+    match best {
+        Some((distance, name)) if distance <= (wanted.chars().count() / 2).max(1) => {
+            format!(", did you mean \"{name}\"?")
+        }
+        _ => String::new(),
+    }
+}
+
+/// At most twelve names, quoted, for a message.
+pub(crate) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{name}\"")).collect();
+    match quoted.len() {
+        0 => "none".into(),
+        1..=12 => quoted.join(", "),
+        n => format!("{}, … ({n} in all)", quoted[..12].join(", ")),
+    }
+}

@@ -1,0 +1,40 @@
+//! Where do examples come from? Records to token batches; no tensors.
+//!
+//! ```text
+//! files --source--> records --tokenizer, labels--> Examples --split, audit--> Dataset
+//! Order: step -> rows (a pure function)      Examples::batch: rows -> TokenBatch      prefetch: ahead of training
+//! ```
+//!
+//! [`load`] streams the files of a [`DataConfig`]; nothing is ever held whole but token ids, and those spill to disk
+//! beyond 64 MiB. An [`Order`] says which rows each optimizer step sees, so a run resumes at step N by asking for step N.
+
+mod audit;
+mod batch;
+mod config;
+mod delimited;
+mod error;
+mod examples;
+mod jsonl;
+mod labels;
+mod load;
+mod order;
+mod prefetch;
+mod random;
+mod report;
+mod source;
+mod split;
+mod store;
+mod table;
+mod tokenizer;
+mod vocabulary;
+
+pub use batch::TokenBatch;
+pub use config::{DataConfig, FileEntry, Files, LabelColumns, WeightedFile};
+pub use error::{Error, Result};
+pub use examples::{Examples, Source};
+pub use labels::{Label, LabelKind};
+pub use load::{Dataset, load};
+pub use order::Order;
+pub use prefetch::{Prefetch, prefetch};
+pub use report::{DataReport, Finding, LabelCount, LengthStats, Severity, SplitReport};
+pub use tokenizer::{Encoded, Tokenizer};

@@ -1,0 +1,226 @@
+//! Files to records, streamed: no file is ever held whole.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    delimited,
+    error::{Error, Result, listed, nearest},
+    jsonl, table,
+};
+
+/// One record of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Record {
+    /// Line (text files) or row (columnar files), from 1.
+    pub line: u64,
+    pub text: String,
+    pub pair: Option<String>,
+    pub label: Raw,
+}
+
+/// A label as the file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Raw {
+    /// Not asked for.
+    None,
+    Null,
+    Text(String),
+    Integer(i64),
+    Float(f64),
+    Bool(bool),
+    List(Vec<Raw>),
+}
+
+/// The columns to read.
+#[derive(Debug, Clone)]
+pub(crate) struct Columns {
+    pub text: String,
+    pub pair: Option<String>,
+    pub label: LabelSource,
+}
+
+/// The label columns to read.
+#[derive(Debug, Clone)]
+pub(crate) enum LabelSource {
+    None,
+    One(String),
+    /// Each a 0/1 column; they come as one `Raw::List`.
+    Many(Vec<String>),
+}
+
+impl Columns {
+    /// Every column, each once: text, pair, labels.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let labels: &[String] = match &self.label {
+            LabelSource::None => &[],
+            LabelSource::One(name) => std::slice::from_ref(name),
+            LabelSource::Many(names) => names,
+        };
+        std::iter::once(&self.text).chain(&self.pair).chain(labels).map(String::as_str).collect()
+    }
+
+    /// Where each wanted column is among those of a file.
+    pub(crate) fn locate(&self, path: &Path, there: &[&str]) -> Result<Vec<usize>> {
+        self.names()
+            .into_iter()
+            .map(|wanted| {
+                let mut found = there.iter().enumerate().filter(|(_, name)| **name == wanted).map(|(i, _)| i);
+                match (found.next(), found.next()) {
+                    (Some(at), None) => Ok(at),
+                    (Some(_), Some(_)) => Err(Error::Column {
+                        path: path.to_owned(),
+                        column: wanted.into(),
+                        message: "the file has two columns of that name; rename one".into(),
+                    }),
+                    (None, _) => Err(missing(path, wanted, there.iter().copied())),
+                }
+            })
+            .collect()
+    }
+
+    /// A record from cells in the order of [`Columns::names`].
+    pub(crate) fn record(&self, at: &Place, cells: Vec<Raw>) -> Result<Record> {
+        let mut cells = cells.into_iter();
+        let mut text = |column: &str| match cells.next() {
+            Some(Raw::Text(text)) => Ok(text),
+            None | Some(Raw::Null | Raw::None) => Err(at.error(format!("column `{column}` is null, text is needed"))),
+            Some(other) => Err(at.error(format!("column `{column}` holds {}, text is needed", other.kind()))),
+        };
+        let first = text(&self.text)?;
+        let pair = self.pair.as_deref().map(&mut text).transpose()?;
+        let label = match self.label {
+            LabelSource::None => Raw::None,
+            LabelSource::One(_) => cells.next().unwrap_or(Raw::Null),
+            LabelSource::Many(_) => Raw::List(cells.collect()),
+        };
+        Ok(Record { line: at.line, text: first, pair, label })
+    }
+}
+
+impl Raw {
+    /// What it is, for a message.
+    pub(crate) fn kind(&self) -> String {
+        match self {
+            Self::None | Self::Null => "null".into(),
+            Self::Text(text) => format!("the text {:?}", text.chars().take(40).collect::<String>()),
+            Self::Integer(i) => format!("the number {i}"),
+            Self::Float(f) => format!("the number {f}"),
+            Self::Bool(b) => format!("{b}"),
+            Self::List(_) => "a list".into(),
+        }
+    }
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub path: &'a Path,
+    pub unit: &'static str,
+    pub line: u64,
+}
+
+impl Place<'_> {
+    pub(crate) fn error(&self, message: impl Into<String>) -> Error {
+        Error::Row { path: self.path.to_owned(), unit: self.unit, line: self.line, message: message.into() }
+    }
+}
+
+/// A file and what kind it is.
+#[derive(Debug, Clone)]
+pub(crate) struct SourceFile {
+    pub path: PathBuf,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Jsonl,
+    Csv,
+    Tsv,
+    Parquet,
+    Arrow,
+}
+
+/// Extensions and their kinds.
+const KINDS: [(&str, Kind); 9] = [
+    ("jsonl", Kind::Jsonl),
+    ("ndjson", Kind::Jsonl),
+    ("json", Kind::Jsonl),
+    ("csv", Kind::Csv),
+    ("tsv", Kind::Tsv),
+    ("parquet", Kind::Parquet),
+    ("arrow", Kind::Arrow),
+    ("feather", Kind::Arrow),
+    ("ipc", Kind::Arrow),
+];
+
+impl SourceFile {
+    /// Finds the file and its kind.
+    pub(crate) fn find(path: PathBuf) -> Result<Self> {
+        let error = |message: String| Err(Error::File { path: path.clone(), message });
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => {
+                return error("it is a directory; name the files in it, such as [\"a.jsonl\", \"b.jsonl\"]".into());
+            }
+            Ok(metadata) if metadata.len() == 0 => return error("the file is empty".into()),
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let Ok(entries) = std::fs::read_dir(parent) else {
+                    return error(format!("there is no directory {}", parent.display()));
+                };
+                let mut names: Vec<String> =
+                    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+                names.sort();
+                let hint = nearest(&name, names.iter().map(String::as_str));
+                return error(format!("there is no such file{hint}"));
+            }
+            Err(e) => return error(e.to_string()),
+        }
+        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        match KINDS.iter().find(|(known, _)| *known == extension) {
+            Some((_, kind)) => Ok(Self { kind: *kind, path }),
+            None if ["gz", "zst", "zip", "bz2", "xz"].contains(&extension.as_str()) => {
+                error(format!("it is compressed (.{extension}); decompress it first"))
+            }
+            None => error(format!(
+                "its extension \".{extension}\" is not one of {}",
+                listed(KINDS.iter().map(|(known, _)| *known))
+            )),
+        }
+    }
+
+    /// How its records are counted in messages.
+    pub(crate) fn unit(&self) -> &'static str {
+        if matches!(self.kind, Kind::Parquet | Kind::Arrow) { "row" } else { "line" }
+    }
+
+    /// Hands every record to `sink`, in order, until it returns an error.
+    pub(crate) fn read(&self, columns: &Columns, sink: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
+        let path = &self.path;
+        let file = std::fs::File::open(path).map_err(|e| Error::File { path: path.clone(), message: e.to_string() })?;
+        match self.kind {
+            Kind::Jsonl => jsonl::read(path, file, columns, sink),
+            Kind::Csv => delimited::read(path, file, b',', columns, sink),
+            Kind::Tsv => delimited::read(path, file, b'\t', columns, sink),
+            Kind::Parquet => table::read_parquet(path, file, columns, sink),
+            Kind::Arrow => table::read_arrow(path, file, columns, sink),
+        }
+    }
+}
+
+/// The error for a column that is not there.
+pub(crate) fn missing<'a>(path: &Path, wanted: &str, there: impl Iterator<Item = &'a str> + Clone) -> Error {
+    let message = format!("the columns are {}{}", listed(there.clone()), nearest(wanted, there));
+    Error::Column { path: path.to_owned(), column: wanted.into(), message }
+}
+
+/// Says so when a text file is UTF-16, which Windows programs write.
+pub(crate) fn refuse_utf16(path: &Path, start: &[u8]) -> Result<()> {
+    if start.starts_with(&[0xFF, 0xFE]) || start.starts_with(&[0xFE, 0xFF]) {
+        let message = "it is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)".into();
+        return Err(Error::File { path: path.to_owned(), message });
+    }
+    Ok(())
+}

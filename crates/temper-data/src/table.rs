@@ -1,0 +1,149 @@
+//! Columnar files: Parquet, row group by row group, and Arrow IPC (file or stream), batch by batch.
+
+use std::{fs::File, io::BufReader, io::Read, io::Seek, path::Path};
+
+use arrow::{
+    array::{Array, AsArray, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray},
+    compute::{CastOptions, cast_with_options},
+    datatypes::{DataType, Field, SchemaRef},
+    error::ArrowError,
+    ipc::reader::{FileReader, StreamReader},
+};
+use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
+
+use crate::{
+    error::{Error, Result},
+    source::{Columns, Place, Raw, Record},
+};
+
+type Sink<'a> = &'a mut dyn FnMut(Record) -> Result<()>;
+
+fn fail(path: &Path, message: impl ToString) -> Error {
+    Error::File { path: path.to_owned(), message: message.to_string() }
+}
+
+/// Hands every record of a Parquet file to `sink`.
+pub(crate) fn read_parquet(path: &Path, file: File, columns: &Columns, sink: Sink) -> Result<()> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| fail(path, e))?;
+    let at = locate(path, columns, builder.schema())?;
+    let mask = ProjectionMask::roots(builder.parquet_schema(), at);
+    let reader = builder.with_projection(mask).with_batch_size(4096).build().map_err(|e| fail(path, e))?;
+    read_batches(path, reader, columns, sink)
+}
+
+/// Hands every record of an Arrow IPC file or stream to `sink`.
+pub(crate) fn read_arrow(path: &Path, mut file: File, columns: &Columns, sink: Sink) -> Result<()> {
+    let mut magic = [0; 6];
+    let file_format = file.read(&mut magic).map_err(|e| fail(path, e))? == 6 && &magic == b"ARROW1";
+    if magic.starts_with(b"FEA1") {
+        return Err(fail(path, "it is Feather version 1, which Arrow gave up; save it again with version 2"));
+    }
+    file.rewind().map_err(|e| fail(path, e))?;
+    let file = BufReader::new(file);
+    if file_format {
+        let reader = FileReader::try_new(file, None).map_err(|e| fail(path, e))?;
+        locate(path, columns, &reader.schema())?;
+        read_batches(path, reader, columns, sink)
+    } else {
+        let reader = StreamReader::try_new(file, None).map_err(|e| fail(path, e))?;
+        locate(path, columns, &reader.schema())?;
+        read_batches(path, reader, columns, sink)
+    }
+}
+
+fn locate(path: &Path, columns: &Columns, schema: &SchemaRef) -> Result<Vec<usize>> {
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    columns.locate(path, &names)
+}
+
+fn read_batches(
+    path: &Path,
+    batches: impl Iterator<Item = Result<RecordBatch, ArrowError>>,
+    columns: &Columns,
+    sink: Sink,
+) -> Result<()> {
+    let mut done = 0;
+    for batch in batches {
+        let batch = batch.map_err(|e| fail(path, e))?;
+        let at = locate(path, columns, &batch.schema())?;
+        let cells: Vec<Cells> = at
+            .into_iter()
+            .zip(columns.names())
+            .map(|(i, column)| {
+                Cells::new(batch.column(i)).map_err(|message| Error::Column {
+                    path: path.to_owned(),
+                    column: column.into(),
+                    message,
+                })
+            })
+            .collect::<Result<_>>()?;
+        for row in 0..batch.num_rows() {
+            let place = Place { path, unit: "row", line: done + row as u64 + 1 };
+            sink(columns.record(&place, cells.iter().map(|column| column.get(row)).collect())?)?;
+        }
+        done += batch.num_rows() as u64;
+    }
+    Ok(())
+}
+
+/// A column in one of the few types that texts and labels have.
+enum Cells {
+    Text(StringArray),
+    Integer(Int64Array),
+    Float(Float64Array),
+    Bool(BooleanArray),
+    List(ListArray, Box<Cells>),
+    Null,
+}
+
+impl Cells {
+    fn new(array: &dyn Array) -> Result<Self, String> {
+        let to = |to: &DataType| {
+            cast_with_options(array, to, &CastOptions { safe: false, ..Default::default() })
+                .map_err(|e| format!("its type {} cannot be read: {e}", array.data_type()))
+        };
+        let values = match array.data_type() {
+            DataType::Dictionary(_, values) => values.as_ref(),
+            other => other,
+        };
+        Ok(match values {
+            DataType::Null => Self::Null,
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => {
+                Self::Text(to(&DataType::Utf8)?.as_string::<i32>().clone())
+            }
+            DataType::Boolean => Self::Bool(to(&DataType::Boolean)?.as_boolean().clone()),
+            t if t.is_integer() => Self::Integer(to(&DataType::Int64)?.as_primitive().clone()),
+            t if t.is_floating() => Self::Float(to(&DataType::Float64)?.as_primitive().clone()),
+            DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) => {
+                let list = DataType::List(Field::new("item", field.data_type().clone(), true).into());
+                let list = to(&list)?.as_list::<i32>().clone();
+                let items = Self::new(list.values())?;
+                Self::List(list, Box::new(items))
+            }
+            other => return Err(format!("its type is {other}; texts are strings, labels strings, numbers or lists")),
+        })
+    }
+
+    fn get(&self, row: usize) -> Raw {
+        let null = match self {
+            Self::Text(a) => a.is_null(row),
+            Self::Integer(a) => a.is_null(row),
+            Self::Float(a) => a.is_null(row),
+            Self::Bool(a) => a.is_null(row),
+            Self::List(a, _) => a.is_null(row),
+            Self::Null => true,
+        };
+        match self {
+            _ if null => Raw::Null,
+            Self::Text(a) => Raw::Text(a.value(row).to_owned()),
+            Self::Integer(a) => Raw::Integer(a.value(row)),
+            Self::Float(a) => Raw::Float(a.value(row)),
+            Self::Bool(a) => Raw::Bool(a.value(row)),
+            Self::List(a, items) => {
+                let [from, to] = [a.value_offsets()[row], a.value_offsets()[row + 1]];
+                Raw::List((from..to).map(|i| items.get(i as usize)).collect())
+            }
+            Self::Null => Raw::Null,
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Text to token ids, equal to Transformers' fast tokenizers with `truncation=True`.
+//!
+//! Padding and truncation stored in `tokenizer.json` are switched off (they are left-overs of whoever saved the file);
+//! a row is cut here, and padded in its batch.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+use tokenizers::{PostProcessor, TruncationDirection};
+
+use crate::{
+    error::{Error, Result},
+    vocabulary,
+};
+
+/// Files that make up a tokenizer, and that an export copies.
+const FILES: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// A tokenizer, as Hugging Face saves them.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    directory: PathBuf,
+    files: Vec<PathBuf>,
+    direction: TruncationDirection,
+    special: HashSet<u32>,
+    pad: u32,
+    mask: Option<u32>,
+    unknown: Option<u32>,
+}
+
+/// One row in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids, special tokens included, at most `max_length`.
+    pub ids: Vec<u32>,
+    /// 0 for the first text, 1 for the second (BERT's segments; RoBERTa has only 0).
+    pub type_ids: Vec<u8>,
+    /// Length in tokens before cutting.
+    pub full_length: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`; else `vocab.txt` (BERT's WordPiece, lower-casing as `do_lower_case` says in
+    /// `tokenizer_config.json`); else `vocab.json` and `merges.txt` (byte-level BPE as RoBERTa's).
+    ///
+    /// # Errors
+    /// When none of these files is there, or one is damaged.
+    pub fn from_dir(directory: &Path) -> Result<Self> {
+        let fail = |path: &Path, message: String| Error::Tokenizer { path: path.to_owned(), message };
+        let files: Vec<PathBuf> = FILES.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect();
+        let has = |name: &str| files.iter().any(|path| path.ends_with(name));
+        let mut settings = vocabulary::json(&directory.join("tokenizer_config.json"))?;
+        if let (Value::Object(to), Value::Object(from)) =
+            (&mut settings, vocabulary::json(&directory.join("special_tokens_map.json"))?)
+        {
+            for (key, value) in from {
+                to.entry(key).or_insert(value);
+            }
+        }
+        let mut inner = if has("tokenizer.json") {
+            let path = directory.join("tokenizer.json");
+            tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(&path, e.to_string()))?
+        } else if has("vocab.txt") {
+            vocabulary::word_piece(&directory.join("vocab.txt"), &settings)?
+        } else if has("vocab.json") && has("merges.txt") {
+            vocabulary::byte_level_bpe(directory, &settings)?
+        } else {
+            let message = "no tokenizer.json, vocab.txt, or vocab.json with merges.txt is there".into();
+            return Err(fail(directory, message));
+        };
+
+        let stored_pad = inner.get_padding().map(|p| p.pad_id);
+        let stored_direction = inner.get_truncation().map(|t| t.direction);
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| fail(directory, e.to_string()))?;
+        let direction = match settings["truncation_side"].as_str() {
+            Some("left") => TruncationDirection::Left,
+            Some(_) => TruncationDirection::Right,
+            None => stored_direction.unwrap_or(TruncationDirection::Right),
+        };
+        let token = |key: &str, usual: [&str; 2]| {
+            vocabulary::content(&settings[key])
+                .and_then(|token| inner.token_to_id(token))
+                .or_else(|| usual.into_iter().find_map(|token| inner.token_to_id(token)))
+        };
+        let pad = token("pad_token", ["[PAD]", "<pad>"]).or(stored_pad).unwrap_or(0);
+        let mask = token("mask_token", ["[MASK]", "<mask>"]);
+        let unknown = token("unk_token", ["[UNK]", "<unk>"]);
+        let mut special: HashSet<u32> =
+            inner.get_added_tokens_decoder().iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        for key in ["pad_token", "mask_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token"] {
+            special.extend(vocabulary::content(&settings[key]).and_then(|token| inner.token_to_id(token)));
+        }
+        Ok(Self { inner, directory: directory.to_owned(), files, direction, special, pad, mask, unknown })
+    }
+
+    /// Tokens of a text or of a pair, with special tokens, cut to `max_length` tokens. Of a pair the longer text is cut
+    /// first (Transformers' `truncation=True`); special tokens always stay.
+    ///
+    /// # Errors
+    /// When the tokenizer itself fails, such as a WordLevel vocabulary without an unknown token.
+    pub fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoded> {
+        let fail = |e: tokenizers::Error| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() };
+        let mut first = self.inner.encode_fast(text, false).map_err(fail)?;
+        let mut second = pair.map(|pair| self.inner.encode_fast(pair, false).map_err(fail)).transpose()?;
+        let lengths = (first.len(), second.as_ref().map_or(0, |s| s.len()));
+        let added = self.added_tokens(pair.is_some());
+        let kept = cut(lengths, max_length.saturating_sub(added));
+        first.truncate(kept.0, 0, self.direction);
+        first.take_overflowing();
+        if let Some(second) = &mut second {
+            second.truncate(kept.1, 0, self.direction);
+            second.take_overflowing();
+            second.set_type_ids(vec![1; second.len()]);
+        }
+        let encoding = self.inner.post_process(first, second, true).map_err(fail)?;
+        Ok(Encoded {
+            ids: encoding.get_ids().to_vec(),
+            type_ids: encoding.get_type_ids().iter().map(|&id| id.min(255) as u8).collect(),
+            full_length: lengths.0 + lengths.1 + added,
+        })
+    }
+
+    /// Special tokens that a text (or a pair) gains.
+    #[must_use]
+    pub fn added_tokens(&self, pair: bool) -> usize {
+        self.inner.get_post_processor().map_or(0, |p| p.added_tokens(pair))
+    }
+
+    /// The text of some tokens, special tokens left out.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner
+            .decode(ids, true)
+            .map_err(|e| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() })
+    }
+
+    /// Number of tokens, added ones included.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Id of a token.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token of an id.
+    #[must_use]
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Id that fills rows up to their batch's length; 0 where the tokenizer names none (padding is masked anyway).
+    #[must_use]
+    pub fn pad_id(&self) -> u32 {
+        self.pad
+    }
+
+    /// Id of the mask token, for masked language models.
+    #[must_use]
+    pub fn mask_id(&self) -> Option<u32> {
+        self.mask
+    }
+
+    /// Id of the unknown token; byte-level vocabularies have none.
+    #[must_use]
+    pub fn unknown_id(&self) -> Option<u32> {
+        self.unknown
+    }
+
+    /// Ids of all special tokens.
+    #[must_use]
+    pub fn special_ids(&self) -> HashSet<u32> {
+        self.special.clone()
+    }
+
+    /// The files it was read from and those that belong to it: what an export copies.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+/// How many tokens of each text stay when both together may have `room` (`longest_first` of the tokenizers library).
+fn cut((a, b): (usize, usize), room: usize) -> (usize, usize) {
+    if a + b <= room {
+        return (a, b);
+    }
+    if b == 0 {
+        return (room, 0);
+    }
+    let (short, long) = (a.min(b), a.max(b));
+    let (short, long) = match room.checked_sub(short) {
+        Some(rest) if rest >= short => (short, rest.min(long)),
+        _ => (room / 2, room - room / 2),
+    };
+    if a <= b { (short, long) } else { (long, short) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_text_is_cut_first() {
+        assert_eq!(cut((3, 4), 7), (3, 4));
+        assert_eq!(cut((3, 9), 7), (3, 4));
+        assert_eq!(cut((9, 3), 7), (4, 3));
+        assert_eq!(cut((9, 9), 7), (3, 4));
+        assert_eq!(cut((10, 9), 7), (4, 3));
+        assert_eq!(cut((9, 0), 7), (7, 0));
+        assert_eq!(cut((9, 9), 0), (0, 0));
+        assert_eq!(cut((1, 9), 1), (0, 1));
+    }
+
+    #[test]
+    fn a_vocabulary_file_is_enough() {
+        let tokenizer = crate::tokenizer::fixture(false);
+        let encoded = tokenizer.encode("Hello, the CAT!", None, 64).unwrap();
+        assert_eq!(tokenizer.decode(&encoded.ids).unwrap(), "hello, the cat!");
+        assert_eq!(encoded.ids.first(), tokenizer.token_id("[CLS]").as_ref());
+        assert_eq!(encoded.ids.last(), tokenizer.token_id("[SEP]").as_ref());
+        assert_eq!(encoded.ids.len(), encoded.full_length);
+        let pair = tokenizer.encode("the cat", Some("hello hello hello"), 7).unwrap();
+        assert_eq!((pair.ids.len(), pair.full_length), (7, 8));
+        assert_eq!(pair.type_ids, [0, 0, 0, 0, 1, 1, 1]);
+        assert_eq!(tokenizer.encode("", None, 64).unwrap().ids.len(), 2);
+        assert_eq!(tokenizer.encode("the cat", None, 2).unwrap().ids.len(), 2);
+        assert_eq!((tokenizer.pad_id(), tokenizer.mask_id()), (0, Some(4)));
+        assert_eq!(tokenizer.special_ids().len(), 5);
+    }
+
+    #[test]
+    fn case_is_kept_where_the_configuration_says_so() {
+        let unknown = crate::tokenizer::fixture(true).encode("CAT", None, 64).unwrap().ids[1];
+        assert_eq!(unknown, 1);
+    }
+
+    #[test]
+    fn a_directory_without_a_tokenizer_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let Err(error) = Tokenizer::from_dir(directory.path()) else { panic!("read nothing") };
+        assert!(error.to_string().contains("no tokenizer.json"));
+        std::fs::write(directory.path().join("tokenizer.json"), "{").unwrap();
+        assert!(Tokenizer::from_dir(directory.path()).is_err());
+    }
+}
+
+/// A small WordPiece tokenizer for tests.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) fn fixture(cased: bool) -> Tokenizer {
+    let directory = tempfile::tempdir().unwrap();
+    let words = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat dog hello good bad ok , ! . ##s a b c d e f g h";
+    std::fs::write(directory.path().join("vocab.txt"), words.replace(' ', "\n")).unwrap();
+    let config = format!(r#"{{"do_lower_case": {}, "pad_token": {{"content": "[PAD]"}}}}"#, !cased);
+    std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
+    Tokenizer::from_dir(directory.path()).unwrap()
+}

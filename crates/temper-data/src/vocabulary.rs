@@ -1,0 +1,101 @@
+//! Tokenizers from bare vocabularies, for models that ship no `tokenizer.json`.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::{
+    AddedToken, Tokenizer,
+    decoders::wordpiece::WordPiece as WordPieceDecoder,
+    models::{bpe::BPE, wordpiece::WordPiece},
+    normalizers::bert::BertNormalizer,
+    pre_tokenizers::{bert::BertPreTokenizer, byte_level::ByteLevel},
+    processors::{bert::BertProcessing, roberta::RobertaProcessing},
+};
+
+use crate::error::{Error, Result};
+
+fn fail(path: &Path, message: impl ToString) -> Error {
+    Error::Tokenizer { path: path.to_owned(), message: message.to_string() }
+}
+
+/// A JSON file; an empty object where there is none.
+pub(crate) fn json(path: &Path) -> Result<Value> {
+    if !path.is_file() {
+        return Ok(Value::Object(serde_json::Map::new()));
+    }
+    let bytes = std::fs::read(path).map_err(|e| fail(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| fail(path, e))
+}
+
+/// A token in a configuration: `"[PAD]"` or `{"content": "[PAD]", …}`.
+pub(crate) fn content(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value["content"].as_str())
+}
+
+/// BERT's WordPiece from `vocab.txt`, one token a line (Devlin et al. 2018, arXiv:1810.04805).
+pub(crate) fn word_piece(path: &Path, settings: &Value) -> Result<Tokenizer> {
+    let name = |key: &str, usual: &'static str| content(&settings[key]).unwrap_or(usual).to_owned();
+    let flag = |key: &str| settings[key].as_bool();
+    let [unknown, cls, sep] =
+        [name("unk_token", "[UNK]"), name("cls_token", "[CLS]"), name("sep_token", "[SEP]")];
+    let model = WordPiece::from_file(&path.to_string_lossy())
+        .unk_token(unknown.clone())
+        .max_input_chars_per_word(100)
+        .build()
+        .map_err(|e| fail(path, e))?;
+    let mut tokenizer = Tokenizer::new(model);
+    let lower = flag("do_lower_case").unwrap_or(true);
+    let chinese = flag("tokenize_chinese_chars").unwrap_or(true);
+    let normalizer = BertNormalizer::new(true, chinese, flag("strip_accents"), lower);
+    tokenizer.with_normalizer(Some(normalizer)).map_err(|e| fail(path, e))?;
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    tokenizer.with_decoder(Some(WordPieceDecoder::new("##".into(), true)));
+    let processor = BertProcessing::new(known(&tokenizer, path, sep.clone())?, known(&tokenizer, path, cls.clone())?);
+    tokenizer.with_post_processor(Some(processor));
+    add(&mut tokenizer, path, [unknown, cls, sep, name("pad_token", "[PAD]"), name("mask_token", "[MASK]")])?;
+    Ok(tokenizer)
+}
+
+/// Byte-level BPE from `vocab.json` and `merges.txt`, with RoBERTa's `<s> … </s>` where the vocabulary has them
+/// (Liu et al. 2019, arXiv:1907.11692).
+pub(crate) fn byte_level_bpe(directory: &Path, settings: &Value) -> Result<Tokenizer> {
+    let (vocab, merges) = (directory.join("vocab.json"), directory.join("merges.txt"));
+    let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
+        .build()
+        .map_err(|e| fail(directory, e))?;
+    let mut tokenizer = Tokenizer::new(model);
+    let prefix = settings["add_prefix_space"].as_bool().unwrap_or(false);
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(prefix, true, true)));
+    tokenizer.with_decoder(Some(ByteLevel::new(prefix, true, true)));
+    if tokenizer.token_to_id("<s>").is_some() {
+        let name = |key: &str, usual: &'static str| content(&settings[key]).unwrap_or(usual).to_owned();
+        let [cls, sep] = [name("cls_token", "<s>"), name("sep_token", "</s>")];
+        let processor =
+            RobertaProcessing::new(known(&tokenizer, &vocab, sep.clone())?, known(&tokenizer, &vocab, cls.clone())?)
+                .add_prefix_space(prefix);
+        tokenizer.with_post_processor(Some(processor));
+        add(&mut tokenizer, &vocab, [cls, sep, name("unk_token", "<unk>"), name("pad_token", "<pad>")])?;
+        // RoBERTa's mask swallows the space before it.
+        let mask = AddedToken::from(name("mask_token", "<mask>"), true).lstrip(true);
+        if tokenizer.token_to_id(&mask.content).is_some() {
+            tokenizer.add_special_tokens([mask]).map_err(|e| fail(&vocab, e))?;
+        }
+    } else {
+        add(&mut tokenizer, &vocab, ["<|endoftext|>".to_owned()])?;
+    }
+    Ok(tokenizer)
+}
+
+fn known(tokenizer: &Tokenizer, path: &Path, token: String) -> Result<(String, u32)> {
+    match tokenizer.token_to_id(&token) {
+        Some(id) => Ok((token, id)),
+        None => Err(fail(path, format!("the vocabulary has no {token}"))),
+    }
+}
+
+/// Marks as special those tokens that the vocabulary has; adds none to it.
+fn add<const N: usize>(tokenizer: &mut Tokenizer, path: &Path, tokens: [String; N]) -> Result<()> {
+    let known: Vec<_> = tokens.into_iter().filter(|token| tokenizer.token_to_id(token).is_some()).collect();
+    tokenizer.add_special_tokens(known.into_iter().map(|t| AddedToken::from(t, true))).map_err(|e| fail(path, e))?;
+    Ok(())
+}

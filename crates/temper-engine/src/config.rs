@@ -1,0 +1,183 @@
+//! The `[train]`, `[optim]`, `[schedule]` and `[eval]` tables.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[train]`: how long, how fast, how much at a time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Peak learning rate. Default 2e-4 (adapters); full fine-tuning usually wants 2e-5 to 5e-5.
+    pub lr: f64,
+    /// Passes over the training rows; a fraction is allowed. Default 3. Contradicts `max_steps`.
+    pub epochs: Option<f64>,
+    /// Optimizer steps. Contradicts `epochs`.
+    pub max_steps: Option<u64>,
+    /// Wall-clock limit, such as `"90s"`, `"15m"` or `"2h30m"`: at the limit the run saves, evaluates and ends well.
+    pub max_wall: Option<String>,
+    /// Rows per optimizer step, over all devices and accumulation. Default 32.
+    pub global_batch: usize,
+    /// Rows per forward pass. Default: `global_batch`. Lowering it saves memory; the result is the same.
+    pub micro_batch: Option<usize>,
+    /// Global gradient norm above which gradients are scaled down; 0 turns clipping off. Default 1.0.
+    pub max_grad_norm: f64,
+    /// Seed of everything random: new weights, data order, dropout. Default 42.
+    pub seed: u64,
+    /// Steps between two progress reports. Default 10.
+    pub log_every: u64,
+    /// Steps between two checkpoints. Default: at each evaluation.
+    pub save_every: Option<u64>,
+    /// How many of the last checkpoints to keep, beside the best. Default 2.
+    pub keep_last: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            lr: 2e-4,
+            epochs: None,
+            max_steps: None,
+            max_wall: None,
+            global_batch: 32,
+            micro_batch: None,
+            max_grad_norm: 1.0,
+            seed: 42,
+            log_every: 10,
+            save_every: None,
+            keep_last: 2,
+        }
+    }
+}
+
+/// `[optim]`: the optimizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimConfig {
+    /// Which optimizer. Default `adamw`.
+    pub kind: OptimKind,
+    /// Decoupled weight decay. Default 0.01. Norms and biases are never decayed.
+    pub weight_decay: f64,
+    /// AdamW and Lion: decay rates of the moments. Default [0.9, 0.999] (Lion: [0.9, 0.99]).
+    pub betas: Option<[f64; 2]>,
+    /// AdamW: added to the root of the second moment. Default 1e-8.
+    pub eps: f64,
+    /// SGD: momentum. Default 0.
+    pub momentum: f64,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self { kind: OptimKind::Adamw, weight_decay: 0.01, betas: None, eps: 1e-8, momentum: 0.0 }
+    }
+}
+
+/// Which optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimKind {
+    /// Loshchilov & Hutter 2019, arXiv:1711.05101, as `torch.optim.AdamW`.
+    Adamw,
+    /// Stochastic gradient descent, as `torch.optim.SGD` with decoupled decay.
+    Sgd,
+    /// Chen et al. 2023, arXiv:2302.06675.
+    Lion,
+}
+
+/// `[schedule]`: the learning rate over the steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// Shape after warmup. Default `linear`.
+    pub kind: ScheduleKind,
+    /// Steps over which the rate rises linearly from 0. Contradicts `warmup_ratio`.
+    pub warmup_steps: Option<u64>,
+    /// Warmup as a fraction of all steps, in [0, 1). Default 0.06.
+    pub warmup_ratio: Option<f64>,
+    /// The rate never falls below `min_ratio · lr`. Default 0.
+    pub min_ratio: f64,
+    /// WSD: fraction of all steps spent decaying at the end. Default 0.2.
+    pub decay_ratio: f64,
+    /// WSD: shape of the decay. Default `linear`.
+    pub decay: Decay,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::Linear,
+            warmup_steps: None,
+            warmup_ratio: None,
+            min_ratio: 0.0,
+            decay_ratio: 0.2,
+            decay: Decay::Linear,
+        }
+    }
+}
+
+/// Shape of the learning rate after warmup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleKind {
+    /// Stays at the peak.
+    Constant,
+    /// Falls linearly to `min_ratio`.
+    Linear,
+    /// Half a cosine down to `min_ratio`.
+    Cosine,
+    /// Warmup, stable, decay (Hu et al. 2024, arXiv:2404.06395).
+    Wsd,
+}
+
+/// Shape of WSD's decay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    /// Linear in the step.
+    Linear,
+    /// Half a cosine.
+    Cosine,
+    /// `1 - sqrt(x)` (Hägele et al. 2024, arXiv:2405.18392).
+    Sqrt,
+}
+
+/// `[eval]`: when to evaluate, which checkpoint is best, when to stop early.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// `"epoch"` (default), `"never"`, or a number of steps.
+    pub every: Every,
+    /// The metric that decides which checkpoint is best, such as `"accuracy"` or `"loss"`. Default: the task's own.
+    pub metric: Option<String>,
+    /// Evaluations without improvement after which training stops; 0 (default) never stops early.
+    pub patience: u32,
+    /// The smallest change of the metric that counts as improvement. Default 0.
+    pub min_delta: f64,
+    /// Rows per forward pass in evaluation. Default: twice the micro-batch.
+    pub batch: Option<usize>,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { every: Every::Named(EveryName::Epoch), metric: None, patience: 0, min_delta: 0.0, batch: None }
+    }
+}
+
+/// How often something happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Every {
+    /// Every so many steps.
+    Steps(u64),
+    /// By name.
+    Named(EveryName),
+}
+
+/// How often, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EveryName {
+    /// At the end of each epoch and at the end of training.
+    Epoch,
+    /// Not at all.
+    Never,
+}

@@ -1,0 +1,106 @@
+//! What are we teaching? Head, objective and metrics, one file a task.
+
+mod heads;
+pub mod masked_lm;
+pub mod metrics;
+pub mod sequence_classification;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use temper_data::{Examples, TokenBatch};
+use temper_engine::Objective;
+use temper_models::{Backbone, Input};
+
+pub use heads::new_modules;
+pub use masked_lm::{MaskedLm, MaskedLmConfig};
+pub use metrics::{Metric, Scores};
+pub use sequence_classification::{Problem, SequenceClassificationConfig, SequenceClassifier};
+
+/// The `[task]` table; `kind` says which.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum TaskConfig {
+    /// A label, several labels or a score for one text or a pair of texts.
+    SequenceClassification(SequenceClassificationConfig),
+    /// Predicting masked tokens: pretraining of encoders.
+    MaskedLm(MaskedLmConfig),
+}
+
+impl TaskConfig {
+    /// The value of `kind`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::SequenceClassification(_) => "sequence-classification",
+            Self::MaskedLm(_) => "masked-lm",
+        }
+    }
+
+    /// Every value that `kind` may have.
+    pub const KINDS: [&'static str; 2] = ["sequence-classification", "masked-lm"];
+}
+
+/// A backbone with a head, taught by an objective and judged by metrics.
+pub trait Task: Objective {
+    /// What turns rows into a batch; it runs on the data threads.
+    type Collator: Send + Sync + 'static;
+
+    /// Builds one micro-batch. `seed` is unique to the step; most tasks need no chance.
+    fn collate(collator: &Self::Collator, examples: &Examples, rows: &[u32], seed: u64) -> Self::Batch;
+
+    /// Measures `model` on `examples`, `rows` at a time, without dropout.
+    fn evaluate(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Evaluation;
+
+    /// The network under the head.
+    fn backbone(&self) -> &Backbone;
+
+    /// The network under the head.
+    fn backbone_mut(&mut self) -> &mut Backbone;
+
+    /// The name of the class in Transformers that loads what this task saves.
+    fn class(&self) -> String;
+}
+
+/// What an evaluation measured.
+#[derive(Debug, Clone, Default)]
+pub struct Evaluation {
+    /// One value per metric.
+    pub scores: Scores,
+    /// What the head said of every row, in the order of the examples; empty where a task has no such thing.
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// The name that Transformers gives to a parameter of a task: `backbone.` becomes the class prefix, `head.` goes.
+pub fn hugging_face_name(prefix: &str, path: &str) -> String {
+    match (path.strip_prefix("backbone."), path.strip_prefix("head.")) {
+        (Some(rest), _) => format!("{prefix}.{rest}"),
+        (_, Some(rest)) => rest.to_owned(),
+        _ => path.to_owned(),
+    }
+}
+
+/// Where a parameter of a task may be found in a checkpoint: with the class prefix, or saved from the bare backbone.
+pub fn checkpoint_names(prefix: &str, path: &str) -> Vec<String> {
+    let bare = path.strip_prefix("backbone.").map(str::to_owned);
+    std::iter::once(hugging_face_name(prefix, path)).chain(bare).collect()
+}
+
+/// Uploads a batch. Shapes: ids and type ids [B, S].
+fn input(tokens: &TokenBatch, device: &Device) -> Input {
+    let matrix = |values: &[i32]| {
+        Tensor::<2, Int>::from_data(TensorData::new(values.to_vec(), [tokens.batch, tokens.seq]), device)
+    };
+    let type_ids = tokens.type_ids.iter().any(|&id| id != 0).then(|| matrix(&tokens.type_ids));
+    Input {
+        ids: matrix(&tokens.ids),
+        type_ids,
+        lengths: tokens.lengths.iter().map(|&length| length as usize).collect(),
+    }
+}
+
+/// All rows of `examples` in order of length, `rows` at a time: evaluation pads little, and the order is put back after.
+fn by_length(examples: &Examples, rows: usize) -> Vec<Vec<u32>> {
+    let mut order: Vec<u32> = (0..examples.len() as u32).collect();
+    order.sort_by_key(|&row| examples.length(row as usize));
+    order.chunks(rows.max(1)).map(<[u32]>::to_vec).collect()
+}
