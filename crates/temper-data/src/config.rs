@@ -170,7 +170,8 @@ mod tests {
         let config = read(r#"{"train": "a.jsonl"}"#).unwrap();
         assert_eq!(config, DataConfig { train: Files::One("a.jsonl".into()), ..DataConfig::default() });
         assert_eq!((config.resolved_eval_fraction().unwrap(), config.workers, config.bucket), (0.1, 1, true));
-        let config = read(r#"{"train": ["a", {"path": "b", "weight": 2.5}], "label": ["x", "y"], "eval": "c"}"#).unwrap();
+        let config =
+            read(r#"{"train": ["a", {"path": "b", "weight": 2.5}], "label": ["x", "y"], "eval": "c"}"#).unwrap();
         assert_eq!(config.train.entries(), [("a", 1.0), ("b", 2.5)]);
         assert_eq!(config.label, LabelColumns::Many(vec!["x".into(), "y".into()]));
         assert_eq!(config.resolved_eval_fraction().unwrap(), 0.0);
@@ -181,7 +182,9 @@ mod tests {
         assert!(read(r#"{"train": "a", "lable": "x"}"#).unwrap_err().to_string().contains("lable"));
         assert!(read("{}").unwrap_err().to_string().contains("train"));
         assert!(read(r#"{"train": 3}"#).unwrap_err().to_string().contains("expected a path"));
-        assert!(read(r#"{"train": "a", "eval": "b", "eval_fraction": 0.2}"#).unwrap().resolved_eval_fraction().is_err());
+        assert!(
+            read(r#"{"train": "a", "eval": "b", "eval_fraction": 0.2}"#).unwrap().resolved_eval_fraction().is_err()
+        );
         assert!(read(r#"{"train": "a", "eval_fraction": 1.0}"#).unwrap().resolved_eval_fraction().is_err());
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
-    source::{Columns, Place, Raw, Record, missing, refuse_utf16},
+    source::{Columns, Place, Raw, Record, absent, refuse_utf16},
 };
 
 /// Hands every record of a JSON Lines file to `sink`. Blank lines are skipped but counted.
@@ -51,9 +51,9 @@ pub(crate) fn read(
 /// The wanted cells of one line.
 fn cells(line: &str, names: &[&str], place: &Place) -> Result<Vec<Raw>> {
     if line.starts_with('[') {
-        return Err(place.error(
-            "a JSON array begins here, one object a line is needed (jq -c '.[]' turns one into the other)",
-        ));
+        return Err(
+            place.error("a JSON array begins here, one object a line is needed (jq -c '.[]' turns one into the other)")
+        );
     }
     let mut json = serde_json::Deserializer::from_str(line);
     let row = Row(names).deserialize(&mut json).and_then(|row| json.end().map(|()| row)).map_err(|e| {
@@ -69,11 +69,8 @@ fn cells(line: &str, names: &[&str], place: &Place) -> Result<Vec<Raw>> {
                     Ok(Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
                     _ => Vec::new(),
                 };
-                let Error::Column { column, message, .. } = missing(place.path, name, keys.iter().map(String::as_str))
-                else {
-                    return Err(place.error(format!("there is no `{name}`")));
-                };
-                Err(place.error(format!("there is no column `{column}`; {message}")))
+                let there = absent(name, keys.iter().map(String::as_str));
+                Err(place.error(format!("there is no column `{name}`; {there}")))
             }
         })
         .collect()

@@ -25,6 +25,9 @@ mod source;
 mod split;
 mod store;
 mod table;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod tokenizer;
 mod vocabulary;
 

@@ -65,15 +65,12 @@ impl Columns {
             .into_iter()
             .map(|wanted| {
                 let mut found = there.iter().enumerate().filter(|(_, name)| **name == wanted).map(|(i, _)| i);
-                match (found.next(), found.next()) {
-                    (Some(at), None) => Ok(at),
-                    (Some(_), Some(_)) => Err(Error::Column {
-                        path: path.to_owned(),
-                        column: wanted.into(),
-                        message: "the file has two columns of that name; rename one".into(),
-                    }),
-                    (None, _) => Err(missing(path, wanted, there.iter().copied())),
-                }
+                let message = match (found.next(), found.next()) {
+                    (Some(at), None) => return Ok(at),
+                    (Some(_), Some(_)) => "the file has two columns of that name; rename one".into(),
+                    (None, _) => absent(wanted, there.iter().copied()),
+                };
+                Err(Error::Column { path: path.to_owned(), column: wanted.into(), message })
             })
             .collect()
     }
@@ -210,10 +207,9 @@ impl SourceFile {
     }
 }
 
-/// The error for a column that is not there.
-pub(crate) fn missing<'a>(path: &Path, wanted: &str, there: impl Iterator<Item = &'a str> + Clone) -> Error {
-    let message = format!("the columns are {}{}", listed(there.clone()), nearest(wanted, there));
-    Error::Column { path: path.to_owned(), column: wanted.into(), message }
+/// Which columns there are instead of the wanted one.
+pub(crate) fn absent<'a>(wanted: &str, there: impl Iterator<Item = &'a str> + Clone) -> String {
+    format!("the columns are {}{}", listed(there.clone()), nearest(wanted, there))
 }
 
 /// Says so when a text file is UTF-16, which Windows programs write.

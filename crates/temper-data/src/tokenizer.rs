@@ -196,10 +196,6 @@ impl Tokenizer {
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
-
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
-    }
 }
 
 /// How many tokens of each text stay when both together may have `room` (`longest_first` of the tokenizers library).
@@ -237,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_vocabulary_file_is_enough() {
-        let tokenizer = crate::tokenizer::fixture(false);
+        let tokenizer = fixture(false);
         let encoded = tokenizer.encode("Hello, the CAT!", None, 64).unwrap();
         assert_eq!(tokenizer.decode(&encoded.ids).unwrap(), "hello, the cat!");
         assert_eq!(encoded.ids.first(), tokenizer.token_id("[CLS]").as_ref());
@@ -254,8 +250,36 @@ mod tests {
 
     #[test]
     fn case_is_kept_where_the_configuration_says_so() {
-        let unknown = crate::tokenizer::fixture(true).encode("CAT", None, 64).unwrap().ids[1];
+        let unknown = fixture(true).encode("CAT", None, 64).unwrap().ids[1];
         assert_eq!(unknown, 1);
+    }
+
+    /// `fixtures/tokenizers.py` made the cases with Transformers.
+    #[test]
+    fn ids_equal_transformers() {
+        let fixture: Value = serde_json::from_str(include_str!("../fixtures/tokenizers.json")).unwrap();
+        let (mut cases, mut cut) = (0, 0);
+        for tokenizer in fixture.as_array().unwrap() {
+            let directory = tempfile::tempdir().unwrap();
+            for (name, content) in tokenizer["files"].as_object().unwrap() {
+                std::fs::write(directory.path().join(name), content.as_str().unwrap()).unwrap();
+            }
+            let name = &tokenizer["name"];
+            let ours = Tokenizer::from_dir(directory.path()).unwrap();
+            assert_eq!(u64::from(ours.pad_id()), tokenizer["pad_id"].as_u64().unwrap(), "{name}");
+            assert_eq!(ours.mask_id().map(u64::from), tokenizer["mask_id"].as_u64(), "{name}");
+            assert_eq!(ours.vocab_size() as u64, tokenizer["vocab_size"].as_u64().unwrap(), "{name}");
+            for case in tokenizer["cases"].as_array().unwrap() {
+                let (text, pair) = (case["text"].as_str().unwrap(), case["pair"].as_str());
+                let encoded = ours.encode(text, pair, case["max_length"].as_u64().unwrap() as usize).unwrap();
+                assert_eq!(serde_json::json!(encoded.ids), case["ids"], "{name} {text:?} {pair:?}");
+                assert_eq!(serde_json::json!(encoded.type_ids), case["type_ids"], "{name} {text:?} {pair:?}");
+                assert_eq!(encoded.full_length as u64, case["full_length"].as_u64().unwrap(), "{name} {text:?}");
+                cases += 1;
+                cut += usize::from(encoded.full_length > encoded.ids.len());
+            }
+        }
+        assert!(cases > 200 && cut > 50, "{cases} {cut}");
     }
 
     #[test]

@@ -36,8 +36,7 @@ pub(crate) fn content(value: &Value) -> Option<&str> {
 pub(crate) fn word_piece(path: &Path, settings: &Value) -> Result<Tokenizer> {
     let name = |key: &str, usual: &'static str| content(&settings[key]).unwrap_or(usual).to_owned();
     let flag = |key: &str| settings[key].as_bool();
-    let [unknown, cls, sep] =
-        [name("unk_token", "[UNK]"), name("cls_token", "[CLS]"), name("sep_token", "[SEP]")];
+    let [unknown, cls, sep] = [name("unk_token", "[UNK]"), name("cls_token", "[CLS]"), name("sep_token", "[SEP]")];
     let model = WordPiece::from_file(&path.to_string_lossy())
         .unk_token(unknown.clone())
         .max_input_chars_per_word(100)
@@ -60,9 +59,8 @@ pub(crate) fn word_piece(path: &Path, settings: &Value) -> Result<Tokenizer> {
 /// (Liu et al. 2019, arXiv:1907.11692).
 pub(crate) fn byte_level_bpe(directory: &Path, settings: &Value) -> Result<Tokenizer> {
     let (vocab, merges) = (directory.join("vocab.json"), directory.join("merges.txt"));
-    let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
-        .build()
-        .map_err(|e| fail(directory, e))?;
+    let model =
+        BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build().map_err(|e| fail(directory, e))?;
     let mut tokenizer = Tokenizer::new(model);
     let prefix = settings["add_prefix_space"].as_bool().unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(prefix, true, true)));

@@ -1,1 +1,25 @@
-//! 
+//! How do files travel? Today: the model card that goes beside exported weights.
+//!
+//! [`Card`] holds what a run knows, [`render`] turns it into a `README.md` that the Hugging Face Hub reads: YAML front
+//! matter and a Markdown body. Nothing in a card is guessed: a licence comes from the user or from the base
+//! ([`license_of`]), a metric is one that was measured, and no path of the machine and no Hub token reaches the text.
+//!
+//! ```
+//! use temper_hub::{Card, Pipeline, Relation, render};
+//!
+//! let mut card = Card::new("reviews-minilm", Relation::Adapter, Pipeline::TextClassification);
+//! card.base_model = "sentence-transformers/all-MiniLM-L6-v2".into();
+//! card.license = Some("apache-2.0".into());
+//! assert!(render(&card).starts_with("---\nlicense: apache-2.0\n"));
+//! ```
+
+mod body;
+mod card;
+mod error;
+mod private;
+mod yaml;
+
+pub use card::{
+    Card, Confusion, DataFile, Dataset, Evaluation, Metric, Pipeline, Relation, hub_id, license_of, render, sha256_of,
+};
+pub use error::{Error, Result};

@@ -1,1 +1,30 @@
-//! 
+//! What are models written in? Layers, dropout, attention.
+//!
+//! Legend of all shapes: B batch, S sequence, T = B·S tokens, D model, N heads, H head dim, V vocabulary.
+
+mod activation;
+mod attention;
+mod dropout;
+mod embedding;
+mod linear;
+mod norm;
+
+pub use activation::Activation;
+pub use attention::{Attention, padding_mask, softmax};
+pub use dropout::{Pass, dropout};
+pub use embedding::Embedding;
+pub use linear::Linear;
+pub use norm::LayerNorm;
+pub use temper_peft::matmul;
+
+use burn::module::{Param, ParamId};
+use burn::tensor::{DType, Device, Tensor};
+
+/// A trainable f32 parameter that is filled with `value` when it is first used, unless it was loaded before.
+pub(crate) fn lazy<const D: usize>(shape: [usize; D], value: f64, device: &Device) -> Param<Tensor<D>> {
+    let init = move |device: &Device, require_grad: bool| {
+        let tensor = Tensor::full(shape, value, (device, DType::F32));
+        if require_grad { tensor.require_grad() } else { tensor }
+    };
+    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
+}

@@ -1,6 +1,13 @@
 //! What is trainable? Named parameters, adapters on them, and PEFT's file format.
 
+mod adapter;
 mod config;
+mod error;
+pub mod file;
+pub mod init;
 pub mod parameters;
+pub mod targets;
 
+pub use adapter::{Adapter, Spec, matmul};
 pub use config::{AdapterConfig, Bias, Method, Targets};
+pub use error::Error;

@@ -4,8 +4,13 @@
 //! carries a trailing underscore that its path does not (`self_` is `self`), so that
 //! `encoder.layer.0.attention.self.query.weight` is both the path in the module and the tensor's name in the file.
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor, TensorData};
+
+use crate::Error;
+use crate::error::nearest;
 
 /// Sees every float parameter of a module with its path.
 pub trait Visitor {
@@ -59,6 +64,91 @@ pub fn list<M: Module>(module: &M) -> Vec<Entry> {
     let mut list = List(Vec::new());
     visit(module, &mut list);
     list.0
+}
+
+/// Sets which parameters train: those for whose path `trains` says so. Lazy parameters stay lazy.
+pub fn set_trainable<M: Module>(module: M, trains: impl Fn(&str) -> bool) -> M {
+    struct Set<F>(F);
+    impl<F: Fn(&str) -> bool> Mapper for Set<F> {
+        fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.set_require_grad((self.0)(path))
+        }
+    }
+    map(module, &mut Set(trains))
+}
+
+/// A parameter's values on the host, in row-major order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Values {
+    /// The shape.
+    pub shape: Vec<usize>,
+    /// As many values as the shape says.
+    pub data: Vec<f32>,
+}
+
+/// Copies the parameters for whose path `wanted` says so to the host, as f32, by path.
+///
+/// # Errors
+///
+/// When a device fails.
+pub fn read<M: Module>(module: &M, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Values>, Error> {
+    struct Read<F> {
+        wanted: F,
+        values: Result<BTreeMap<String, Values>, Error>,
+    }
+    impl<F: Fn(&str) -> bool> Visitor for Read<F> {
+        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            let Ok(values) = &mut self.values else { return };
+            if !(self.wanted)(path) {
+                return;
+            }
+            match param.val().try_into_vec_as::<f32>() {
+                Ok(data) => {
+                    values.insert(path.into(), Values { shape: param.lazy_shape().to_vec(), data });
+                }
+                Err(error) => self.values = Err(Error::Device { path: path.into(), reason: error.to_string() }),
+            }
+        }
+    }
+    let mut read = Read { wanted, values: Ok(BTreeMap::new()) };
+    visit(module, &mut read);
+    read.values
+}
+
+/// Replaces parameters, by path. Each keeps its device and whether it trains.
+///
+/// # Errors
+///
+/// When a name is not a parameter of `module`, or a shape differs.
+pub fn write<M: Module>(module: M, values: BTreeMap<String, Values>) -> Result<M, Error> {
+    let entries = list(&module);
+    for (path, given) in &values {
+        let Some(entry) = entries.iter().find(|entry| entry.path == *path) else {
+            let nearest = nearest(path, entries.iter().map(|entry| entry.path.as_str()));
+            return Err(Error::NoSuchParameter { path: path.clone(), nearest });
+        };
+        if entry.shape != given.shape {
+            let (expected, found) = (entry.shape.clone(), given.shape.clone());
+            return Err(Error::Shape { path: path.clone(), expected, found });
+        }
+    }
+    struct Write(BTreeMap<String, Values>);
+    impl Mapper for Write {
+        fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match self.0.remove(path) {
+                Some(values) => assign(param, values.data),
+                None => param,
+            }
+        }
+    }
+    Ok(map(module, &mut Write(values)))
+}
+
+/// Gives a parameter new values (as many as it has), on the device and with the training state that it has.
+pub fn assign<const D: usize>(param: Param<Tensor<D>>, values: Vec<f32>) -> Param<Tensor<D>> {
+    let (id, device, shape) = (param.id, param.lazy_device(), param.lazy_shape());
+    let tensor = Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32));
+    param.transform_for_load(tensor, id)
 }
 
 #[derive(Default)]

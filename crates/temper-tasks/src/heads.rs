@@ -5,8 +5,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
-use temper_models::{Backbone, Config};
-use temper_nn::{Activation, LayerNorm, Linear, Pass, dropout, matmul};
+use temper_models::{Backbone, Config, Model};
+use temper_nn::{Activation, LayerNorm, Linear, Pass, dropout, lazy, matmul};
 
 /// Hidden states to logits of labels.
 #[derive(Module, Debug)]
@@ -51,16 +51,16 @@ impl ClassificationHead {
     /// A head with `outputs` labels; its parameters are lazy until loaded or initialised.
     pub fn new(config: &Config, outputs: usize, device: &Device) -> Self {
         let width = config.hidden_size();
-        let dropout = config.classifier_dropout();
-        let linear = |outputs| Linear::new(width, outputs, true, device);
-        match config {
-            Config::Bert(_) => Self::Bert(BertClassification { classifier: linear(outputs), dropout }),
-            Config::DistilBert(_) => Self::DistilBert(DistilBertClassification {
+        let dropout = config.head_dropout();
+        let linear = |outputs| Linear::new(width, outputs, device);
+        match config.model {
+            Model::Bert(_) => Self::Bert(BertClassification { classifier: linear(outputs), dropout }),
+            Model::DistilBert(_) => Self::DistilBert(DistilBertClassification {
                 pre_classifier: linear(width),
                 classifier: linear(outputs),
                 dropout,
             }),
-            Config::Roberta(_) => Self::Roberta(RobertaClassification {
+            Model::Roberta(_) => Self::Roberta(RobertaClassification {
                 classifier: RobertaClassifier { dense: linear(width), out_proj: linear(outputs), dropout },
             }),
         }
@@ -100,9 +100,9 @@ fn first_token(hidden: Tensor<3>) -> Tensor<2> {
 /// The names (as Transformers has them, without class prefix) of the modules that a checkpoint of the bare backbone
 /// lacks, so that they train whole and are saved beside an adapter.
 pub fn new_modules(config: &Config) -> &'static [&'static str] {
-    match config {
-        Config::Bert(_) | Config::Roberta(_) => &["classifier"],
-        Config::DistilBert(_) => &["pre_classifier", "classifier"],
+    match config.model {
+        Model::Bert(_) | Model::Roberta(_) => &["classifier"],
+        Model::DistilBert(_) => &["pre_classifier", "classifier"],
     }
 }
 
@@ -175,22 +175,22 @@ impl MaskedLmHead {
     /// A head for that architecture; its parameters are lazy until loaded or initialised.
     pub fn new(config: &Config, device: &Device) -> Self {
         let width = config.hidden_size();
-        let dense = Linear::new(width, width, true, device);
+        let dense = Linear::new(width, width, device);
         let norm = LayerNorm::new(width, config.layer_norm_eps(), device);
-        let bias = temper_nn::zeros([config.vocab_size()], device);
+        let bias = lazy([config.vocab_size()], 0.0, device);
         let activation = config.activation();
-        match config {
-            Config::Bert(_) => {
+        match config.model {
+            Model::Bert(_) => {
                 let transform = BertTransform { dense, activation, LayerNorm: norm };
                 Self::Bert(BertMaskedLm { cls: BertCls { predictions: BertPredictions { transform, bias } } })
             }
-            Config::DistilBert(_) => Self::DistilBert(DistilBertMaskedLm {
+            Model::DistilBert(_) => Self::DistilBert(DistilBertMaskedLm {
                 vocab_transform: dense,
                 activation,
                 vocab_layer_norm: norm,
                 vocab_projector: Bias { bias },
             }),
-            Config::Roberta(_) => {
+            Model::Roberta(_) => {
                 Self::Roberta(RobertaMaskedLm { lm_head: RobertaLmHead { dense, layer_norm: norm, bias } })
             }
         }

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, TokenBatch};
 use temper_engine::Objective;
-use temper_models::{Backbone, Input};
+use temper_models::{Backbone, Input, candidates};
 
 pub use heads::new_modules;
 pub use masked_lm::{MaskedLm, MaskedLmConfig};
@@ -81,8 +81,10 @@ pub fn hugging_face_name(prefix: &str, path: &str) -> String {
 
 /// Where a parameter of a task may be found in a checkpoint: with the class prefix, or saved from the bare backbone.
 pub fn checkpoint_names(prefix: &str, path: &str) -> Vec<String> {
-    let bare = path.strip_prefix("backbone.").map(str::to_owned);
-    std::iter::once(hugging_face_name(prefix, path)).chain(bare).collect()
+    match path.strip_prefix("backbone.") {
+        Some(bare) => candidates(prefix, bare),
+        None => vec![hugging_face_name(prefix, path)],
+    }
 }
 
 /// Uploads a batch. Shapes: ids and type ids [B, S].

@@ -1,1 +1,34 @@
-//! 
+//! What did the user ask, and what will we do? Recipe, plan, run.
+//!
+//! Read [`train`](mod@train) first: it is the whole house seen from the front door.
+
+pub mod build;
+pub mod cli;
+pub mod device;
+pub mod diagnostic;
+pub mod export;
+pub mod failure;
+pub mod inference;
+pub mod logs;
+pub mod memory;
+pub mod plan;
+pub mod recipe;
+pub mod resolve;
+pub mod run_dir;
+pub mod signals;
+pub mod train;
+
+use std::process::ExitCode;
+
+use failure::Failure;
+
+/// Prints the failure, if there is one, and says how the process ends.
+pub fn exit(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
+    }
+}

@@ -1,0 +1,212 @@
+"""Pairs temper with Transformers + PEFT: LoRA on MiniLM, SST-2, same weights, rows, order and hyper-parameters.
+
+    TEMPER_ASSETS=DIR python benchmarks/sst2_minilm.py --temper target/release/train --data DIR --out DIR
+
+TEMPER_ASSETS holds `all-minilm-l6-v2`; --data holds train.jsonl and dev.jsonl ({text, label}). For each seed temper
+trains first, with `--trace`, which leaves in the run directory what the peer needs to follow it:
+
+    order.jsonl    the row indices of each optimizer step, one JSON array a line, rows counted in the order of the file
+    init/          adapter and classifier before the first step, in PEFT's format
+
+The peer then starts from init/ and takes the rows of order.jsonl. Results: OUT/results.json and a table on stdout.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+BASE = "all-minilm-l6-v2"
+DROPOUT_KEYS = ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
+# Steps left out of a speed: caches fill, torch.compile compiles.
+WARM = 10
+RECIPE = """\
+[model]
+base = {base}
+
+[task]
+kind = "sequence-classification"
+
+[data]
+train = {train}
+eval = {dev}
+max_length = 128
+
+[adapter]
+method = "lora"
+rank = 8
+alpha = 16
+dropout = 0.0
+targets = ["query", "value"]
+
+[train]
+lr = {lr}
+epochs = {epochs}
+global_batch = 32
+max_grad_norm = 1.0
+seed = {seed}
+log_every = 1
+keep_last = 1
+
+[optim]
+kind = "adamw"
+weight_decay = 0.01
+
+[schedule]
+kind = "linear"
+warmup_ratio = 0.06
+
+[eval]
+every = "epoch"
+
+[device]
+use = "cpu"
+threads = {threads}
+precision = "f32"
+
+[run]
+dir = {run}
+tensorboard = false
+"""
+
+
+def without_dropout(base, out):
+    """A copy of the model's directory by links, its config.json with every dropout at 0."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in base.iterdir():
+        if path.name != "config.json" and not (out / path.name).exists():
+            (out / path.name).symlink_to(path.resolve())
+    config = json.loads((base / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {key: 0.0 for key in DROPOUT_KEYS if key in config}))
+    return out
+
+
+def first_step_watch(events, began, result, process):
+    """Notes when the first `step` line stands in the file, and its step (asked every 5 ms)."""
+    while process.poll() is None:
+        if events.exists() and '"event":"step"' in events.read_text().replace(" ", ""):
+            result["first_step_s"] = time.perf_counter() - began
+            return
+        time.sleep(0.005)
+
+
+def measured(command, log, events):
+    """Runs a command. Returns its wall time, seconds to its first step, and peak resident memory (wait4)."""
+    result = {}
+    began = time.perf_counter()
+    with log.open("w") as stderr, (events if command[0] == sys.executable else log.with_suffix(".out")).open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=stderr)
+        watch = threading.Thread(target=first_step_watch, args=(events, began, result, process))
+        watch.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        watch.join()
+    if process.returncode != 0:
+        sys.exit(f"{command[0]} ended with status {process.returncode}; see {log}")
+    return result | {"wall_s": time.perf_counter() - began, "max_rss_mib": usage.ru_maxrss / 1024}
+
+
+def told(events):
+    """The steps and the last evaluation of a file of events, temper's or the peer's."""
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    scores = [line["scores"] for line in lines if line["event"] == "evaluated"]
+    return steps, scores[-1] if scores else {}
+
+
+def summary(steps, tokens, scores, cost):
+    """`tokens` is the number of each step, padding not counted."""
+    seconds = sum(step["step_ms"] for step in steps[WARM:]) / 1e3
+    speed = sum(tokens[WARM:]) / seconds if seconds else None
+    return cost | {"tokens_per_s": speed, "accuracy": scores.get("accuracy"), "losses": [s["loss"] for s in steps]}
+
+
+def run_temper(args, base, seed, out):
+    run = out / "run"
+    recipe = out / "recipe.toml"
+    data = pathlib.Path(args.data).resolve()
+    paths = {"base": base, "train": data / "train.jsonl", "dev": data / "dev.jsonl", "run": run}
+    text = RECIPE.format(
+        **{name: json.dumps(str(path)) for name, path in paths.items()},
+        lr=args.lr, epochs=float(args.epochs), seed=seed, threads=args.threads,
+    )
+    recipe.write_text(text)
+    command = [str(pathlib.Path(args.temper).resolve()), "--recipe", str(recipe), "--fresh", "--trace"]
+    cost = measured(command, out / "temper.log", run / "events.jsonl")
+    steps, scores = told(run / "events.jsonl")
+    # temper counts tokens from the start of the run.
+    totals = [0] + [step["tokens"] for step in steps]
+    return summary(steps, [after - before for before, after in zip(totals, totals[1:])], scores, cost)
+
+
+def run_peer(args, base, seed, out, name, *flags):
+    events = out / f"{name}.jsonl"
+    command = [sys.executable, str(HERE / "peer_classification.py"), "--model", str(base), "--data", args.data]
+    command += ["--order", str(out / "run/order.jsonl"), "--init", str(out / "run/init"), "--seed", str(seed)]
+    command += ["--lr", str(args.lr), "--threads", str(args.threads), *flags]
+    cost = measured(command, out / f"{name}.log", events)
+    steps, scores = told(events)
+    return summary(steps, [step["tokens"] for step in steps], scores, cost)
+
+
+def relative(ours, theirs):
+    return [abs(a - b) / abs(b) for a, b in zip(ours, theirs)]
+
+
+def table(results):
+    lines = ["| seed | who | accuracy | tokens/s | max RSS, MiB | to first step, s | wall, s |", "|---|---|---|---|---|---|---|"]
+    for seed, runs in results["seeds"].items():
+        for name, run in runs.items():
+            accuracy = "" if run["accuracy"] is None else f"{run['accuracy']:.4f}"
+            speed = "" if run["tokens_per_s"] is None else f"{run['tokens_per_s']:.0f}"
+            figures = [accuracy, speed, f"{run['max_rss_mib']:.0f}", f"{run.get('first_step_s', float('nan')):.1f}"]
+            lines.append(f"| {seed} | {name} | " + " | ".join(figures) + f" | {run['wall_s']:.0f} |")
+    lines += ["", "| seed | steps compared | loss, largest relative difference | mean |", "|---|---|---|---|"]
+    for seed, differences in results["loss_difference"].items():
+        mean = sum(differences) / len(differences)
+        lines.append(f"| {seed} | {len(differences)} | {max(differences):.2e} | {mean:.2e} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--temper", default="target/release/train", help="the binary (default %(default)s)")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--speed-steps", type=int, default=100, help="steps of each speed-only peer; 0: none")
+    args = parser.parse_args()
+    if "TEMPER_ASSETS" not in os.environ:
+        sys.exit(f"set TEMPER_ASSETS to the directory that holds {BASE}")
+    top = pathlib.Path(args.out).resolve()
+    base = without_dropout(pathlib.Path(os.environ["TEMPER_ASSETS"]) / BASE, top / "model")
+    results = {"arguments": vars(args), "cpu": os.cpu_count(), "seeds": {}, "loss_difference": {}}
+    for seed in args.seeds:
+        out = top / f"seed-{seed}"
+        out.mkdir(parents=True, exist_ok=True)
+        ours = run_temper(args, base, seed, out)
+        theirs = run_peer(args, base, seed, out, "peft-f32")
+        runs = results["seeds"][seed] = {"temper": ours, "peft-f32": theirs}
+        results["loss_difference"][seed] = relative(ours["losses"][:20], theirs["losses"][:20])
+        if seed == args.seeds[0] and args.speed_steps:
+            short = ["--steps", str(args.speed_steps), "--no-eval"]
+            for name, flags in {
+                "peft-bf16": ["--precision", "bf16"],
+                "peft-f32-compile": ["--compile"],
+                "peft-bf16-compile": ["--precision", "bf16", "--compile"],
+            }.items():
+                runs[name] = run_peer(args, base, seed, out, name, *short, *flags)
+        (top / "results.json").write_text(json.dumps(results, indent=1))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

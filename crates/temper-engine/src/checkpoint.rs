@@ -1,0 +1,338 @@
+//! Checkpoints: what a run needs to go on as if it had never stopped.
+//!
+//! `checkpoints/step-000123/` holds `trainable.safetensors` (the trainable parameters by path), `optimizer.safetensors`
+//! (`<path>.<slot>`) and `state.json` (the rest, and a checksum of the two files). A checkpoint is written beside its place,
+//! flushed to the disk and then renamed: whatever happens, a directory of that name is whole, or damaged by something else,
+//! which the checksums show. It resumes training; it is not what one ships.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{DType, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::event::Event;
+use crate::optim::Optimizer;
+use crate::plan::Scores;
+use crate::weights::{self, Held};
+
+const FORMAT: u64 = 1;
+const TRAINABLE: &str = "trainable.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// How far a run is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// The best evaluation: after which step, and what it measured.
+    pub best: Option<(u64, Scores)>,
+    /// The last evaluation.
+    pub last: Option<Scores>,
+    /// Evaluations since the best.
+    pub stale: u32,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Tokens seen.
+    pub tokens: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    format: u64,
+    fingerprint: String,
+    progress: Progress,
+    files: BTreeMap<String, Sum>,
+}
+
+/// Length and checksum of a file, against accidents and not against attackers.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Sum {
+    bytes: u64,
+    checksum: String,
+}
+
+type Values = BTreeMap<String, TensorData>;
+
+/// The checkpoints of one run.
+pub(crate) struct Store {
+    root: PathBuf,
+    fingerprint: String,
+    keep_last: usize,
+}
+
+impl Store {
+    /// Opens `run_dir/checkpoints` and removes what an interrupted write left there.
+    pub fn open(run_dir: &Path, fingerprint: &str, keep_last: usize) -> Result<Self, Error> {
+        let root = run_dir.join("checkpoints");
+        fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
+        for name in names(&root)?.iter().filter(|name| name.starts_with(".tmp-")) {
+            let path = root.join(name);
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+        Ok(Self { root, fingerprint: fingerprint.into(), keep_last: keep_last.max(1) })
+    }
+
+    /// Restores the newest usable checkpoint into the model and the optimizer. Damaged newer ones are set aside, with an event.
+    pub fn resume<M: Module>(
+        &self,
+        model: M,
+        optimizer: &mut Optimizer,
+        observe: &mut dyn FnMut(&Event),
+    ) -> Result<(M, Progress), Error> {
+        let held = weights::held(&model)?;
+        let steps = self.steps()?;
+        let mut damaged = Vec::new();
+        for &step in steps.iter().rev() {
+            let path = self.path(step);
+            let (state, trainable, slots) = match self.read(&path) {
+                Err(Error::Damaged { reason, .. }) => {
+                    damaged.push((path, reason));
+                    continue;
+                }
+                read => read?,
+            };
+            let mismatch = |reason| Error::Mismatch { path: path.clone(), reason };
+            fits(&trainable, &held).map_err(mismatch)?;
+            let device = model.devices().into_iter().next().unwrap_or_default().inner();
+            optimizer.write(slots, &held, &device).map_err(mismatch)?;
+            for (path, reason) in damaged {
+                let path = self.set_aside(&path)?;
+                observe(&Event::Refused { path, reason });
+            }
+            observe(&Event::Resumed { step, path: path.clone() });
+            return Ok((weights::write(model, trainable), state.progress));
+        }
+        match damaged.into_iter().next() {
+            Some((_, reason)) => Err(Error::NoneUsable { path: self.root.clone(), count: steps.len(), reason }),
+            None => Ok((model, Progress::default())),
+        }
+    }
+
+    /// Puts the trainable parameters of the checkpoint after `step` into `model`.
+    pub fn weights_of<M: Module>(&self, step: u64, model: M) -> Result<M, Error> {
+        let path = self.path(step);
+        let state = self.read_state(&path)?;
+        let trainable = read_tensors(&path, TRAINABLE, &state)?;
+        fits(&trainable, &weights::held(&model)?).map_err(|reason| Error::Mismatch { path, reason })?;
+        Ok(weights::write(model, trainable))
+    }
+
+    /// Writes a checkpoint, then removes those that need not be kept. On failure the older ones are as they were.
+    pub fn save<M: Module>(&self, progress: &Progress, model: &M, optimizer: &Optimizer) -> Result<PathBuf, Error> {
+        let path = self.path(progress.step);
+        let temporary = self.root.join(format!(".tmp-step-{:06}", progress.step));
+        let written = self.write(&temporary, progress, model, optimizer).and_then(|()| {
+            if path.exists() {
+                self.remove(&path)?;
+            }
+            fs::rename(&temporary, &path).map_err(Error::io("write", &path))
+        });
+        if let Err(error) = written {
+            // The error above says more than one of cleaning up would.
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(error);
+        }
+        flush_dir(&self.root)?;
+
+        let best = progress.best.as_ref().map(|(step, _)| *step);
+        let steps = self.steps()?;
+        let old = &steps[..steps.len().saturating_sub(self.keep_last)];
+        for &step in old.iter().filter(|step| Some(**step) != best) {
+            self.remove(&self.path(step))?;
+        }
+        Ok(path)
+    }
+
+    fn write<M: Module>(&self, dir: &Path, progress: &Progress, model: &M, optimizer: &Optimizer) -> Result<(), Error> {
+        let device = |reason| Error::Device { step: progress.step, reason };
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let files = BTreeMap::from([
+            (TRAINABLE.into(), write_tensors(&dir.join(TRAINABLE), weights::read(model).map_err(device)?)?),
+            (OPTIMIZER.into(), write_tensors(&dir.join(OPTIMIZER), optimizer.read().map_err(device)?)?),
+        ]);
+        let state = State { format: FORMAT, fingerprint: self.fingerprint.clone(), progress: progress.clone(), files };
+        let path = dir.join(STATE);
+        let json = serde_json::to_vec_pretty(&state).map_err(|error| Error::io("write", &path)(error.into()))?;
+        let write = || {
+            let mut file = File::create(&path)?;
+            file.write_all(&json)?;
+            file.sync_all()
+        };
+        write().map_err(Error::io("write", &path))?;
+        flush_dir(dir)
+    }
+
+    fn read(&self, path: &Path) -> Result<(State, Values, Values), Error> {
+        let state = self.read_state(path)?;
+        let (trainable, slots) = (read_tensors(path, TRAINABLE, &state)?, read_tensors(path, OPTIMIZER, &state)?);
+        Ok((state, trainable, slots))
+    }
+
+    fn read_state(&self, dir: &Path) -> Result<State, Error> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u64,
+        }
+        let bytes = read_file(dir, STATE)?;
+        let bad = |error: serde_json::Error| damaged(dir, format!("{STATE}: {error}"));
+        let Version { format } = serde_json::from_slice(&bytes).map_err(bad)?;
+        if format != FORMAT {
+            return Err(Error::Format { path: dir.into(), found: format, wanted: FORMAT });
+        }
+        let state: State = serde_json::from_slice(&bytes).map_err(bad)?;
+        if state.fingerprint != self.fingerprint {
+            let (found, wanted) = (state.fingerprint, self.fingerprint.clone());
+            return Err(Error::OtherPlan { path: dir.into(), found, wanted });
+        }
+        Ok(state)
+    }
+
+    fn path(&self, step: u64) -> PathBuf {
+        self.root.join(format!("step-{step:06}"))
+    }
+
+    /// The steps that have a checkpoint, ascending.
+    fn steps(&self) -> Result<Vec<u64>, Error> {
+        let names = names(&self.root)?;
+        let mut steps: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Takes a checkpoint out of the way before deleting it, so that a half deleted one never bears the name of a whole one.
+    fn remove(&self, path: &Path) -> Result<(), Error> {
+        let temporary = self.root.join(format!(".tmp-old-{}", name_of(path)));
+        fs::rename(path, &temporary).map_err(Error::io("remove", path))?;
+        fs::remove_dir_all(&temporary).map_err(Error::io("remove", &temporary))
+    }
+
+    /// Renames a damaged checkpoint to a name that is never read.
+    fn set_aside(&self, path: &Path) -> Result<PathBuf, Error> {
+        let aside = self.root.join(format!("damaged-{}", name_of(path)));
+        if aside.exists() {
+            self.remove(&aside)?;
+        }
+        fs::rename(path, &aside).map_err(Error::io("rename", path))?;
+        Ok(aside)
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(Error::io("list", dir))?;
+    Ok(entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}
+
+fn damaged(dir: &Path, reason: String) -> Error {
+    Error::Damaged { path: dir.into(), reason }
+}
+
+/// Whether the values are those of the trainable parameters, all of them and no others.
+fn fits(values: &Values, held: &BTreeMap<String, Held>) -> Result<(), String> {
+    if let Some(path) = held.keys().find(|path| !values.contains_key(*path)) {
+        return Err(format!("it lacks the trainable parameter `{path}`"));
+    }
+    for (path, data) in values {
+        let found = Held { shape: data.shape().to_vec(), dtype: data.dtype() };
+        match held.get(path) {
+            None => return Err(format!("it has `{path}`, which is no trainable parameter of the model")),
+            Some(wanted) if *wanted != found => return Err(format!("`{path}` is {found}, and the model's is {wanted}")),
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} of shape {:?}", self.dtype, self.shape)
+    }
+}
+
+const DTYPES: [(DType, Dtype); 4] =
+    [(DType::F32, Dtype::F32), (DType::F16, Dtype::F16), (DType::BF16, Dtype::BF16), (DType::I64, Dtype::I64)];
+
+fn write_tensors(path: &Path, tensors: Vec<(String, TensorData)>) -> Result<Sum, Error> {
+    let write = || -> io::Result<Sum> {
+        let views = tensors.iter().map(|(name, data)| Ok((name, view(name, data)?))).collect::<io::Result<Vec<_>>>()?;
+        serialize_to_file(views, None::<HashMap<String, String>>, path).map_err(io::Error::other)?;
+        File::open(path)?.sync_all()?;
+        sum(&mut File::open(path)?)
+    };
+    write().map_err(Error::io("write", path))
+}
+
+fn view<'a>(name: &str, data: &'a TensorData) -> io::Result<TensorView<'a>> {
+    let dtype = DTYPES.iter().find(|(burn, _)| *burn == data.dtype()).map(|(_, dtype)| *dtype);
+    let dtype = dtype.ok_or_else(|| io::Error::other(format!("`{name}` is {:?}", data.dtype())))?;
+    TensorView::new(dtype, data.shape().to_vec(), data.as_bytes()).map_err(io::Error::other)
+}
+
+fn read_tensors(dir: &Path, name: &str, state: &State) -> Result<Values, Error> {
+    let bytes = read_file(dir, name)?;
+    let found = sum(&mut bytes.as_slice()).map_err(Error::io("read", dir))?;
+    match state.files.get(name) {
+        Some(wanted) if wanted.bytes != found.bytes => {
+            return Err(damaged(dir, format!("{name} has {} bytes of {}", found.bytes, wanted.bytes)));
+        }
+        Some(wanted) if *wanted == found => {}
+        _ => return Err(damaged(dir, format!("{name} is not what was written: its checksum differs"))),
+    }
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(dir, format!("{name}: {error}")))?;
+    let value = |(path, view): (&str, TensorView)| {
+        let dtype = DTYPES.iter().find(|(_, dtype)| *dtype == view.dtype()).map(|(burn, _)| *burn);
+        let dtype = dtype.ok_or_else(|| damaged(dir, format!("{name}: `{path}` is {:?}", view.dtype())))?;
+        Ok((path.to_owned(), TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype)))
+    };
+    file.iter().map(value).collect()
+}
+
+fn read_file(dir: &Path, name: &str) -> Result<Vec<u8>, Error> {
+    let path = dir.join(name);
+    fs::read(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => damaged(dir, format!("{name} is missing")),
+        _ => Error::io("read", &path)(error),
+    })
+}
+
+/// Length and checksum of what can be read: words of 8 bytes, each xored into the state, which is then multiplied and rotated.
+fn sum(reader: &mut impl Read) -> io::Result<Sum> {
+    let (mut bytes, mut state, mut buffer) = (0, 0xcbf2_9ce4_8422_2325_u64, vec![0; 1 << 20]);
+    loop {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match reader.read(&mut buffer[filled..])? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        for word in buffer[..filled].chunks(8) {
+            let mut padded = [0; 8];
+            padded[..word.len()].copy_from_slice(word);
+            state = (state ^ u64::from_le_bytes(padded)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        }
+        bytes += filled as u64;
+        if filled < buffer.len() {
+            return Ok(Sum { bytes, checksum: format!("{state:016x}") });
+        }
+    }
+}
+
+/// Makes names in a directory durable. Windows neither needs nor allows it.
+fn flush_dir(dir: &Path) -> Result<(), Error> {
+    if cfg!(unix) {
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", dir))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,498 @@
+//! The laws of the loop, on a tiny model: a network of two layers, one frozen vector, regression with dropped targets.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::Deserialize;
+
+use crate::config::{OptimConfig, OptimKind, ScheduleConfig, ScheduleKind};
+use crate::weights;
+use crate::{BoxError, Error, Event, FitPlan, Loss, Metric, Objective, Outcome, Schedule, Scores, Stop, StopReason, fit};
+
+/// `out · tanh(inner · x + bias) + offset`, where `offset` is frozen.
+#[derive(Module, Debug)]
+struct Net {
+    inner: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
+    out: Param<Tensor<2>>,
+    offset: Param<Tensor<1>>,
+}
+
+const IN: usize = 3;
+const HIDDEN: usize = 5;
+
+/// Rows with inputs and answers; an answer that is `None` is no target.
+#[derive(Debug, Clone)]
+struct Rows(Vec<(u32, [f32; IN], Option<f32>)>);
+
+impl Net {
+    fn new() -> Self {
+        let device = Device::flex().autodiff();
+        let values = |count: usize, salt: u32| -> Vec<f32> { (0..count).map(|i| noise(i as u32, salt)).collect() };
+        let matrix = |shape: [usize; 2], salt| {
+            let data = TensorData::new(values(shape[0] * shape[1], salt), shape);
+            Param::initialized(ParamId::new(), Tensor::from_data(data, &device).require_grad())
+        };
+        let vector = |count: usize, salt| Tensor::from_data(TensorData::new(values(count, salt), [count]), &device);
+        Self {
+            inner: matrix([IN, HIDDEN], 1),
+            bias: Param::initialized(ParamId::new(), vector(HIDDEN, 2).require_grad()),
+            out: matrix([HIDDEN, 1], 3),
+            offset: Param::initialized(ParamId::new(), vector(1, 4)),
+        }
+    }
+
+    fn bits(&self) -> Vec<(String, Vec<u8>)> {
+        weights::read(self).unwrap().into_iter().map(|(path, data)| (path, data.as_bytes().to_vec())).collect()
+    }
+}
+
+impl Objective for Net {
+    type Batch = Rows;
+
+    fn loss(&self, batch: &Rows, seed: u64) -> Loss {
+        let (device, count) = (self.inner.device(), batch.0.len());
+        let inputs: Vec<f32> = batch.0.iter().flat_map(|row| row.1).collect();
+        let inputs = Tensor::<2>::from_data(TensorData::new(inputs, [count, IN]), &device);
+        let answers: Vec<f32> = batch.0.iter().map(|row| row.2.unwrap_or(0.0)).collect();
+        let answers = Tensor::<2>::from_data(TensorData::new(answers, [count, 1]), &device);
+        let mask: Vec<f32> = batch.0.iter().map(|row| if row.2.is_some() { 1.0 } else { 0.0 }).collect();
+        let targets = f64::from(mask.iter().sum::<f32>());
+        let mask = Tensor::<2>::from_data(TensorData::new(mask, [count, 1]), &device);
+        // Row 900 asks for noise from the seed, so that a law on resuming covers it.
+        let jitter = if batch.0.iter().any(|row| row.0 >= 900) { (seed % 1000) as f64 * 1e-4 } else { 0.0 };
+        let hidden = (inputs.matmul(self.inner.val()) + self.bias.val().reshape([1, HIDDEN])).tanh();
+        let error = hidden.matmul(self.out.val()) + self.offset.val().reshape([1, 1]) - answers + jitter;
+        Loss { sum: (error.square() * mask).sum(), targets }
+    }
+
+    fn rows(batch: &Rows) -> Vec<u32> {
+        batch.0.iter().map(|row| row.0).collect()
+    }
+
+    fn tokens(batch: &Rows) -> u64 {
+        batch.0.len() as u64
+    }
+}
+
+/// A number in (-1, 1).
+fn noise(index: u32, salt: u32) -> f32 {
+    let mixed = (index.wrapping_mul(2_654_435_761) ^ salt.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
+    (mixed >> 8) as f32 / (1 << 23) as f32 - 1.0
+}
+
+fn row(index: u32) -> (u32, [f32; IN], Option<f32>) {
+    let x = [noise(index, 11), noise(index, 12), noise(index, 13)];
+    (index, x, (!index.is_multiple_of(3)).then_some(x[0] * x[1] + 0.3))
+}
+
+type Steps = Vec<Result<Vec<Rows>, BoxError>>;
+
+/// Step `s` has the rows `900 + 8s ..`, in `micro` micro-batches.
+fn steps(from: u64, micro: usize) -> std::vec::IntoIter<Result<Vec<Rows>, BoxError>> {
+    let step = |step: u64| {
+        let rows: Vec<_> = (0..8).map(|i| row(900 + step as u32 * 8 + i)).collect();
+        Ok(rows.chunks(8 / micro).map(|rows| Rows(rows.to_vec())).collect())
+    };
+    (from..40).map(step).collect::<Steps>().into_iter()
+}
+
+fn plan(steps: u64) -> FitPlan {
+    let config = ScheduleConfig { kind: ScheduleKind::Cosine, warmup_steps: Some(2), ..Default::default() };
+    FitPlan {
+        steps,
+        steps_per_epoch: 4,
+        schedule: Schedule::new(&config, 12),
+        lr: 0.05,
+        optim: OptimConfig { weight_decay: 0.1, ..Default::default() },
+        max_grad_norm: 1.0,
+        seed: 5,
+        log_every: 1,
+        eval_every: None,
+        save_every: None,
+        keep_last: 2,
+        metric: Metric { name: "loss".into(), higher_is_better: false },
+        patience: 0,
+        min_delta: 0.0,
+        max_wall: None,
+        fingerprint: "plan-a".into(),
+    }
+}
+
+/// Runs, with an evaluation that gives `scores[n]` the n-th time (then the last again).
+fn run(plan: &FitPlan, dir: &Path, micro: usize, scores: &[f64]) -> (Result<Outcome<Net>, Error>, Vec<Event>) {
+    let (mut events, mut at) = (Vec::new(), 0);
+    let mut evaluate = |_: &Net| {
+        at += 1;
+        Ok(Scores(BTreeMap::from([("loss".into(), scores[(at - 1).min(scores.len() - 1)])])))
+    };
+    let mut observe = |event: &Event| events.push(event.clone());
+    let outcome = fit(Net::new(), plan, dir, |from| steps(from, micro), &mut evaluate, &mut observe, &Stop::default());
+    (outcome, events)
+}
+
+fn train(plan: &FitPlan, dir: &Path) -> Net {
+    run(plan, dir, 2, &[0.0]).0.unwrap().model
+}
+
+fn file(dir: &Path, step: u64, name: &str) -> Vec<u8> {
+    fs::read(dir.join(format!("checkpoints/step-{step:06}/{name}"))).unwrap()
+}
+
+fn listing(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir.join("checkpoints")).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn one_micro_batch_of_eight_equals_eight_of_one() {
+    let fit_micro = |micro| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut events = Vec::new();
+        // Rows below 900 take no noise from the seed, which differs between micro-batches.
+        let data = |from: u64| {
+            let step = |s: u64| {
+                let rows: Vec<_> = (0..8).map(|i| row(s as u32 * 8 + i)).collect();
+                Ok(rows.chunks(8 / micro).map(|rows| Rows(rows.to_vec())).collect())
+            };
+            (from..10).map(step).collect::<Steps>().into_iter()
+        };
+        let mut evaluate = |_: &Net| Ok(Scores::default());
+        let mut observe = |event: &Event| events.push(event.clone());
+        let outcome = fit(Net::new(), &plan(10), dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap();
+        let values: Vec<f32> =
+            weights::read(&outcome.model).unwrap().iter().flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()).collect();
+        let losses: Vec<f64> = events.iter().filter_map(|e| if let Event::Step { loss, .. } = e { Some(*loss) } else { None }).collect();
+        (values, losses)
+    };
+    let ((one, one_losses), (eight, eight_losses)) = (fit_micro(1), fit_micro(8));
+    assert_eq!(one_losses.len(), 10);
+    assert!(one.iter().zip(&eight).all(|(a, b)| (a - b).abs() < 2e-6), "{one:?}\n{eight:?}");
+    assert!(one_losses.iter().zip(&eight_losses).all(|(a, b)| (a - b).abs() < 1e-5 * a), "{one_losses:?}\n{eight_losses:?}");
+    assert!(one_losses[9] < one_losses[0], "{one_losses:?}");
+}
+
+#[test]
+fn ten_steps_equal_five_and_five_bitwise() {
+    for kind in [OptimKind::Adamw, OptimKind::Sgd, OptimKind::Lion] {
+        let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut plan = plan(10);
+        plan.optim = OptimConfig { kind, momentum: 0.9, ..plan.optim };
+        let at_once = train(&plan, whole.path());
+        train(&FitPlan { steps: 5, ..plan.clone() }, halves.path());
+        let (resumed, events) = run(&plan, halves.path(), 2, &[0.0]);
+        assert!(matches!(&events[0], Event::Resumed { step: 5, .. }), "{:?}", events[0]);
+        assert_eq!(at_once.bits(), resumed.unwrap().model.bits(), "{kind:?}");
+        for name in ["trainable.safetensors", "optimizer.safetensors"] {
+            assert_eq!(file(whole.path(), 10, name), file(halves.path(), 10, name), "{kind:?} {name}");
+        }
+    }
+}
+
+#[test]
+fn a_stop_request_saves_and_the_resumed_run_equals_the_uninterrupted() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let plan = plan(10);
+    let at_once = train(&plan, whole.path());
+    let stop = Stop::default();
+    let asker = stop.clone();
+    let mut observe = |event: &Event| {
+        if matches!(event, Event::Step { step: 4, .. }) {
+            asker.request_stop();
+        }
+    };
+    let mut evaluate = |_: &Net| Ok(Scores::default());
+    let outcome = fit(Net::new(), &plan, parts.path(), |from| steps(from, 2), &mut evaluate, &mut observe, &stop).unwrap();
+    assert_eq!((outcome.reason, outcome.step, outcome.tokens), (StopReason::Interrupted, 4, 32));
+    assert_eq!(listing(parts.path()), ["step-000004"]);
+    let resumed = run(&plan, parts.path(), 2, &[0.0]).0.unwrap();
+    assert_eq!((resumed.reason, resumed.step, resumed.tokens), (StopReason::Finished, 10, 80));
+    assert_eq!(at_once.bits(), resumed.model.bits());
+}
+
+#[test]
+fn frozen_parameters_stay_and_trained_ones_stay_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (before, after) = (Net::new(), train(&plan(3), dir.path()));
+    assert_eq!(before.offset.val().into_data(), after.offset.val().into_data());
+    assert_ne!(before.bits(), after.bits());
+    assert!(after.inner.val().is_require_grad() && !after.offset.val().is_require_grad());
+    assert_eq!(after.bits().iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), ["inner", "bias", "out"]);
+}
+
+/// Runs three steps whose last holds `batches`; returns the error and the weights of a run of two steps.
+fn fail_at_three(batches: Vec<Rows>) -> (Error, Vec<Event>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(5);
+    plan.save_every = Some(1);
+    let mut events = Vec::new();
+    let data = |from| {
+        let mut all: Steps = steps(from, 2).collect();
+        all[2] = Ok(batches);
+        all.into_iter()
+    };
+    let mut evaluate = |_: &Net| Ok(Scores::default());
+    let mut observe = |event: &Event| events.push(event.clone());
+    let error = fit(Net::new(), &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap_err();
+    let two = tempfile::tempdir().unwrap();
+    train(&FitPlan { steps: 2, ..plan }, two.path());
+    assert_eq!(file(dir.path(), 2, "trainable.safetensors"), file(two.path(), 2, "trainable.safetensors"));
+    assert_eq!(file(dir.path(), 2, "optimizer.safetensors"), file(two.path(), 2, "optimizer.safetensors"));
+    assert_eq!(listing(dir.path()), ["step-000001", "step-000002"]);
+    (error, events)
+}
+
+#[test]
+fn a_nan_loss_stops_before_the_optimizer_moves() {
+    let mut bad = row(43);
+    bad.1[1] = f32::NAN;
+    bad.2 = Some(0.5);
+    let (error, events) = fail_at_three(vec![Rows(vec![row(1), row(2)]), Rows(vec![row(5), bad])]);
+    let Error::Diverged { step: 3, what: "the loss", rows, tensor } = &error else { panic!("{error}") };
+    assert_eq!((rows.as_slice(), tensor.as_deref()), ([5, 43].as_slice(), Some("bias")));
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::Step { .. })).count(), 2);
+}
+
+#[test]
+fn a_step_without_targets_is_refused() {
+    let (error, _) = fail_at_three(vec![Rows(vec![row(3)]), Rows(vec![row(6)])]);
+    assert!(matches!(&error, Error::NoTargets { step: 3, rows } if rows == &[3, 6]), "{error}");
+}
+
+#[test]
+fn another_plan_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    train(&plan(2), dir.path());
+    let error = run(&FitPlan { fingerprint: "plan-b".into(), ..plan(4) }, dir.path(), 2, &[0.0]).0.unwrap_err();
+    assert!(error.to_string().contains("written under the plan plan-a, and this is the plan plan-b"), "{error}");
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_set_aside_with_an_event() {
+    for (name, cut) in [("trainable.safetensors", true), ("optimizer.safetensors", false), ("state.json", true)] {
+        let (whole, hurt) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let plan = FitPlan { save_every: Some(2), ..plan(10) };
+        let at_once = train(&plan, whole.path());
+        train(&FitPlan { steps: 6, ..plan.clone() }, hurt.path());
+        let mut bytes = file(hurt.path(), 6, name);
+        let middle = bytes.len() - 9;
+        if cut { bytes.truncate(middle) } else { bytes[middle] ^= 4 };
+        fs::write(hurt.path().join("checkpoints/step-000006").join(name), bytes).unwrap();
+        fs::create_dir(hurt.path().join("checkpoints/.tmp-step-000008")).unwrap();
+
+        let (outcome, events) = run(&plan, hurt.path(), 2, &[0.0]);
+        assert!(matches!(&events[0], Event::Refused { reason, .. } if reason.contains(name)), "{:?}", events[0]);
+        assert!(matches!(&events[1], Event::Resumed { step: 4, .. }), "{:?}", events[1]);
+        assert_eq!(at_once.bits(), outcome.unwrap().model.bits());
+        assert_eq!(listing(hurt.path()), ["damaged-step-000006", "step-000008", "step-000010"]);
+    }
+}
+
+#[test]
+fn without_any_usable_checkpoint_nothing_starts_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    train(&plan(2), dir.path());
+    fs::remove_file(dir.path().join("checkpoints/step-000002/optimizer.safetensors")).unwrap();
+    let error = run(&plan(4), dir.path(), 2, &[0.0]).0.unwrap_err();
+    assert!(error.to_string().contains("optimizer.safetensors is missing"), "{error}");
+    assert_eq!(listing(dir.path()), ["step-000002"]);
+}
+
+#[test]
+fn a_checkpoint_of_another_optimizer_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    train(&plan(2), dir.path());
+    let optim = OptimConfig { kind: OptimKind::Lion, ..Default::default() };
+    let error = run(&FitPlan { optim, ..plan(4) }, dir.path(), 2, &[0.0]).0.unwrap_err();
+    assert!(matches!(&error, Error::Mismatch { reason, .. } if reason.contains("exp_avg_sq")), "{error}");
+}
+
+#[test]
+fn early_stopping_returns_the_best_and_stays_stopped() {
+    let (dir, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let plan = FitPlan { eval_every: Some(2), patience: 2, min_delta: 0.05, keep_last: 1, ..plan(12) };
+    let scores = [0.9, 0.5, 0.48, 0.7, 0.1];
+    let (outcome, events) = run(&plan, dir.path(), 2, &scores);
+    let outcome = outcome.unwrap();
+    assert_eq!((outcome.reason, outcome.step), (StopReason::EarlyStopped, 8));
+    let (step, best) = outcome.best.clone().unwrap();
+    assert_eq!((step, best.get("loss"), outcome.last.unwrap().get("loss")), (4, Some(0.5), Some(0.7)));
+    let bests: Vec<bool> = events.iter().filter_map(|e| if let Event::Evaluated { best, .. } = e { Some(*best) } else { None }).collect();
+    assert_eq!(bests, [true, true, false, false]);
+    assert_eq!(listing(dir.path()), ["step-000004", "step-000008"]);
+    assert_eq!(outcome.model.bits(), train(&FitPlan { steps: 4, eval_every: None, ..plan.clone() }, two.path()).bits());
+
+    let again = run(&plan, dir.path(), 2, &scores).0.unwrap();
+    assert_eq!((again.reason, again.step), (StopReason::EarlyStopped, 8));
+    assert_eq!(again.model.bits(), outcome.model.bits());
+}
+
+#[test]
+fn a_missing_metric_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let metric = Metric { name: "f1".into(), higher_is_better: true };
+    let error = run(&FitPlan { metric, eval_every: Some(1), ..plan(2) }, dir.path(), 2, &[0.0]).0.unwrap_err();
+    assert!(error.to_string().contains("`f1`") && error.to_string().contains("measured loss"), "{error}");
+}
+
+#[test]
+fn at_the_wall_clock_the_run_evaluates_and_saves() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = FitPlan { eval_every: Some(100), max_wall: Some(Duration::ZERO), ..plan(10) };
+    let (outcome, events) = run(&plan, dir.path(), 2, &[0.3]);
+    // No time at all: it ends before the first step, with nothing to save.
+    assert_eq!((outcome.unwrap().step, events.len()), (0, 1));
+    let plan = FitPlan { max_wall: Some(Duration::from_nanos(1)), ..plan };
+    let (outcome, events) = run(&plan, dir.path(), 2, &[0.3]);
+    let outcome = outcome.unwrap();
+    assert_eq!((outcome.reason, outcome.step, outcome.best.unwrap().0), (StopReason::WallClock, 1, 1));
+    let kinds: Vec<String> = events.iter().map(|e| serde_json::to_value(e).unwrap()["event"].as_str().unwrap().into()).collect();
+    assert_eq!(kinds, ["step", "evaluated", "saved", "stopped"]);
+}
+
+#[test]
+fn when_the_disk_fails_the_old_checkpoint_is_intact() {
+    let dir = tempfile::tempdir().unwrap();
+    train(&plan(2), dir.path());
+    let before = file(dir.path(), 2, "state.json");
+    // A file where the temporary directory belongs makes every write fail, as a full disk does, for root as well.
+    let mut block = |event: &Event| {
+        if matches!(event, Event::Step { step: 4, .. }) {
+            fs::write(dir.path().join("checkpoints/.tmp-step-000004"), "").unwrap();
+        }
+    };
+    let mut evaluate = |_: &Net| Ok(Scores::default());
+    let error = fit(Net::new(), &plan(4), dir.path(), |from| steps(from, 2), &mut evaluate, &mut block, &Stop::default());
+    assert!(error.unwrap_err().to_string().starts_with("failed to create "));
+    assert_eq!(before, file(dir.path(), 2, "state.json"));
+}
+
+#[derive(Deserialize)]
+struct Trace {
+    config: OptimConfig,
+    lr: f64,
+    max_norm: f64,
+    start: [Vec<f32>; 2],
+    grads: Vec<[Vec<f32>; 2]>,
+    norms: Vec<f64>,
+    params: Vec<[Vec<f32>; 2]>,
+}
+
+/// A matrix and a vector whose loss is linear in them, so that their gradients are the batch.
+#[derive(Module, Debug)]
+struct Linear {
+    a: Param<Tensor<2>>,
+    b: Param<Tensor<1>>,
+}
+
+impl Objective for Linear {
+    type Batch = [Vec<f32>; 2];
+
+    fn loss(&self, [a, b]: &[Vec<f32>; 2], _seed: u64) -> Loss {
+        let device = self.a.device();
+        let a = Tensor::<2>::from_data(TensorData::new(a.clone(), [3, 4]), &device);
+        let b = Tensor::<1>::from_data(TensorData::new(b.clone(), [4]), &device);
+        Loss { sum: (self.a.val() * a).sum() + (self.b.val() * b).sum(), targets: 1.0 }
+    }
+
+    fn rows(_: &[Vec<f32>; 2]) -> Vec<u32> {
+        Vec::new()
+    }
+
+    fn tokens(_: &[Vec<f32>; 2]) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn optimizers_and_clipping_equal_torch_over_ten_steps() {
+    let traces: Vec<Trace> = serde_json::from_str(include_str!("../fixtures/optim.json")).unwrap();
+    assert_eq!(traces.len(), 5);
+    let device = Device::flex().autodiff();
+    let schedule = Schedule::new(
+        &ScheduleConfig { kind: ScheduleKind::Constant, warmup_steps: Some(0), ..Default::default() },
+        10,
+    );
+    for trace in traces {
+        for done in 1..=10 {
+            let dir = tempfile::tempdir().unwrap();
+            let [a, b] = trace.start.clone();
+            let model = Linear {
+                a: Param::from_tensor(Tensor::from_data(TensorData::new(a, [3, 4]), &device)),
+                b: Param::from_tensor(Tensor::from_data(TensorData::new(b, [4]), &device)),
+            };
+            let plan = FitPlan {
+                optim: trace.config.clone(),
+                lr: trace.lr,
+                max_grad_norm: trace.max_norm,
+                schedule: schedule.clone(),
+                ..plan(done as u64)
+            };
+            let data = |_| trace.grads.iter().map(|grads| Ok(vec![grads.clone()]));
+            let mut norms = Vec::new();
+            let mut observe = |event: &Event| norms.extend(if let Event::Step { grad_norm, .. } = event { Some(*grad_norm) } else { None });
+            let mut evaluate = |_: &Linear| Ok(Scores::default());
+            let model = fit(model, &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap().model;
+            assert!(norms.iter().zip(&trace.norms).all(|(got, want)| (got / want - 1.0).abs() < 1e-6), "{norms:?}");
+            for ((path, got), want) in weights::read(&model).unwrap().iter().zip(&trace.params[done - 1]) {
+                let scale = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                for (got, want) in got.iter::<f32>().zip(want) {
+                    assert!((got - want).abs() <= 1e-6 * scale, "{:?} step {done} {path}: {got} is not {want}", trace.config);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn half_precision_parameters_keep_f32_masters() {
+    use burn::tensor::{DType, FloatDType};
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::flex().autodiff();
+    let fresh = || Linear {
+        a: Param::from_tensor(Tensor::<2>::ones([3, 4], &device).cast(FloatDType::BF16).detach()),
+        b: Param::from_tensor(Tensor::<1>::ones([4], &device)),
+    };
+    // A step of 1e-3 is a quarter of bf16's spacing below 1: without a master copy, nothing would ever move.
+    let optim = OptimConfig { kind: OptimKind::Sgd, weight_decay: 0.0, ..Default::default() };
+    let config = ScheduleConfig { kind: ScheduleKind::Constant, warmup_steps: Some(0), ..Default::default() };
+    let plan = FitPlan { optim, lr: 1e-3, max_grad_norm: 0.0, schedule: Schedule::new(&config, 20), ..plan(8) };
+    let data = |_| std::iter::repeat_with(|| Ok(vec![[vec![1.0; 12], vec![1.0; 4]]]));
+    let mut evaluate = |_: &Linear| Ok(Scores::default());
+    let stop = Stop::default();
+    fit(fresh(), &plan, dir.path(), data, &mut evaluate, &mut |_| {}, &stop).unwrap();
+    let plan = FitPlan { steps: 16, ..plan };
+    let model = fit(fresh(), &plan, dir.path(), data, &mut evaluate, &mut |_| {}, &stop).unwrap().model;
+    assert_eq!(model.a.val().dtype(), DType::BF16);
+    let value: f32 = model.a.val().inner().cast(FloatDType::F32).into_data().iter::<f32>().next().unwrap();
+    assert!((value - 0.984).abs() < 2e-3, "{value}");
+}
+
+/// `cargo test --release -p temper-engine -- --ignored --nocapture cost`: prints what a step of the optimizer costs.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_an_adamw_step() {
+    use crate::gradients::Gradients;
+    use crate::optim::Optimizer;
+    let device = Device::flex().autodiff();
+    const MILLIONS: usize = 8;
+    let ones = || Tensor::<2>::ones([1000, MILLIONS * 1000], &device);
+    let mut model = Linear { a: Param::from_tensor(ones()), b: Param::from_tensor(Tensor::ones([4], &device)) };
+    let mut optimizer = Optimizer::new(&OptimConfig::default());
+    let mut best = f64::MAX;
+    for _ in 0..6 {
+        let mut gradients = Gradients::default();
+        gradients.add(&model, (model.a.val() * ones()).sum().backward());
+        let started = std::time::Instant::now();
+        model = optimizer.step(model, gradients, 0.5, 1e-3);
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    println!("{:.3} ms per million parameters", best * 1e3 / MILLIONS as f64);
+}

@@ -1,0 +1,98 @@
+//! Reading and replacing the values of trainable parameters.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use temper_peft::parameters::{Mapper, Visitor, map, visit};
+
+use crate::error::Error;
+
+/// A trainable parameter, without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub shape: Vec<usize>,
+    pub dtype: DType,
+}
+
+/// Lists the trainable parameters by path.
+pub(crate) fn held<M: Module>(model: &M) -> Result<BTreeMap<String, Held>, Error> {
+    struct List(BTreeMap<String, Held>);
+    impl Visitor for List {
+        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                self.0.insert(path.into(), Held { shape: param.shape().to_vec(), dtype: param.dtype() });
+            }
+        }
+    }
+    let mut list = List(BTreeMap::new());
+    visit(model, &mut list);
+    if list.0.is_empty() {
+        return Err(Error::NothingTrains);
+    }
+    match list.0.iter().find(|(_, held)| !matches!(held.dtype, DType::F32 | DType::F16 | DType::BF16)) {
+        Some((path, held)) => Err(Error::UntrainableDtype { path: path.clone(), dtype: format!("{:?}", held.dtype) }),
+        None => Ok(list.0),
+    }
+}
+
+/// Reads the trainable parameters to the host.
+pub(crate) fn read<M: Module>(model: &M) -> Result<Vec<(String, TensorData)>, String> {
+    struct Read(Result<Vec<(String, TensorData)>, String>);
+    impl Visitor for Read {
+        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            if let Ok(read) = &mut self.0
+                && param.is_require_grad()
+            {
+                match param.val().inner().try_into_data() {
+                    Ok(data) => read.push((path.into(), data)),
+                    Err(error) => self.0 = Err(error.to_string()),
+                }
+            }
+        }
+    }
+    let mut read = Read(Ok(Vec::new()));
+    visit(model, &mut read);
+    read.0
+}
+
+/// Writes values, whose shapes and dtypes have been checked, into parameters.
+pub(crate) fn write<M: Module>(model: M, values: BTreeMap<String, TensorData>) -> M {
+    struct Write(BTreeMap<String, TensorData>);
+    impl Mapper for Write {
+        fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match self.0.remove(path) {
+                Some(data) => replace(param, |old| upload(data, &old.device())),
+                None => param,
+            }
+        }
+    }
+    map(model, &mut Write(values))
+}
+
+/// Puts host data on a device as a flat tensor.
+pub(crate) fn upload(data: TensorData, device: &Device) -> Tensor<1> {
+    let (dtype, count) = (data.dtype(), data.num_elements());
+    Tensor::from_data(TensorData::from_bytes(data.into_bytes(), [count], dtype), (device, dtype))
+}
+
+/// Replaces the value of a trainable parameter by a function of it, both flat and without a graph. The new value is a leaf of its own:
+/// it keeps the device, the checkpointing strategy and the parameter's identity, and nothing of the old graph.
+pub(crate) fn replace<const D: usize>(
+    param: Param<Tensor<D>>,
+    change: impl FnOnce(Tensor<1>) -> Tensor<1>,
+) -> Param<Tensor<D>> {
+    let (id, value, mapper) = param.consume();
+    let (shape, strategy) = (value.shape(), value.gradient_checkpointing_strategy());
+    let value: Tensor<D> = change(flat(value.inner())).reshape(shape);
+    let value = match strategy {
+        Some(strategy) => value.autodiff().with_gradient_checkpointing_strategy(strategy).require_grad(),
+        None => value,
+    };
+    Param::from_mapped_value(id, value, mapper)
+}
+
+pub(crate) fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let count = tensor.shape().num_elements();
+    tensor.reshape([count])
+}

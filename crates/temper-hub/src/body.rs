@@ -1,0 +1,210 @@
+//! The card's Markdown: a section for each thing that a reader asks, each left out when there is nothing to say.
+
+use std::fmt::Write as _;
+
+use crate::{
+    Card, Pipeline, Relation,
+    card::{Confusion, Evaluation, hub_id},
+};
+
+/// The whole body, from the heading to the device.
+pub(crate) fn markdown(card: &Card) -> String {
+    let mut sections = vec![format!("# {}", line(&card.title)), about(card)];
+    sections.extend(results(card));
+    sections.extend(data(card));
+    sections.push(usage(card));
+    sections.extend(procedure(card));
+    sections.extend(card.confusion.as_ref().map(confusion));
+    sections.push(limitations(card));
+    sections.extend(license(card));
+    sections.extend(environment(card));
+    sections.join("\n\n") + "\n"
+}
+
+fn about(card: &Card) -> String {
+    let kind = match card.relation {
+        Relation::Adapter => "An adapter in PEFT's format for",
+        Relation::Finetune => "Full weights, fine-tuned from",
+    };
+    let base = match hub_id(&card.base_model) {
+        Some(id) => format!("[{id}](https://huggingface.co/{id})"),
+        None if card.base_model.is_empty() => "a base model that the run did not name".into(),
+        None => format!("the local model `{}`", last(&card.base_model)),
+    };
+    let made = format!("{kind} {base}, made with temper (Rust, on burn).");
+    if card.summary.is_empty() { made } else { format!("{}\n\n{made}", card.summary.trim()) }
+}
+
+fn results(card: &Card) -> Option<String> {
+    let mut rows = Vec::new();
+    for evaluation in card.evaluations.iter().filter_map(Evaluation::measured) {
+        let dataset = evaluation.dataset;
+        for metric in evaluation.metrics {
+            let split = dataset.split.clone().unwrap_or_default();
+            let name = if metric.name.is_empty() { metric.kind } else { metric.name };
+            rows.push(vec![dataset.name.clone(), split, name, format!("{:.4}", metric.value)]);
+        }
+    }
+    (!rows.is_empty()).then(|| section("Results", &table(&["data set", "split", "metric", "value"], &rows)))
+}
+
+fn data(card: &Card) -> Option<String> {
+    let row = |file: &crate::DataFile| {
+        vec![file.split.clone(), file.name.clone(), file.rows.to_string(), format!("`{}`", file.sha256)]
+    };
+    let rows: Vec<_> = card.files.iter().map(row).collect();
+    (!rows.is_empty()).then(|| section("Training data", &table(&["split", "file", "rows", "sha256"], &rows)))
+}
+
+fn usage(card: &Card) -> String {
+    let mut text = String::new();
+    if !card.command.is_empty() {
+        let _ = write!(text, "With temper:\n\n{}\n\n", fence("sh", &card.command));
+    }
+    let library = match card.relation {
+        Relation::Adapter => "Transformers and PEFT",
+        Relation::Finetune => "Transformers",
+    };
+    let _ = write!(text, "With {library}, where `here` is this repository or a copy of it:\n\n");
+    text += &fence("python", &python(card));
+    section("How to use it", &text)
+}
+
+fn python(card: &Card) -> String {
+    let class = match card.pipeline {
+        Pipeline::TextClassification => "AutoModelForSequenceClassification",
+        Pipeline::FillMask => "AutoModelForMaskedLM",
+    };
+    let peft = if card.relation == Relation::Adapter { "from peft import PeftModel\n" } else { "" };
+    let names: Vec<_> = card.labels.iter().map(literal).collect();
+    let load = match (card.relation, card.pipeline) {
+        (Relation::Finetune, _) => format!("model = {class}.from_pretrained(here).eval()"),
+        (Relation::Adapter, pipeline) => {
+            let base = literal(hub_id(&card.base_model).unwrap_or("path/to/the/base"));
+            let classes = match pipeline {
+                Pipeline::TextClassification => ", num_labels=len(labels)",
+                Pipeline::FillMask => "",
+            };
+            format!(
+                "base = {class}.from_pretrained({base}{classes})\nmodel = PeftModel.from_pretrained(base, here).eval()"
+            )
+        }
+    };
+    let (before, after) = match card.pipeline {
+        Pipeline::TextClassification => (
+            format!("labels = [{}]\n", names.join(", ")),
+            "inputs = tokenizer(\"Your text here\", return_tensors=\"pt\")\n\
+             with torch.no_grad():\n    logits = model(**inputs).logits\n\
+             print(labels[logits.argmax(-1).item()])",
+        ),
+        Pipeline::FillMask => (
+            String::new(),
+            "inputs = tokenizer(f\"Your {tokenizer.mask_token} here\", return_tensors=\"pt\")\n\
+             with torch.no_grad():\n    logits = model(**inputs).logits\n\
+             masked = inputs.input_ids == tokenizer.mask_token_id\n\
+             print(tokenizer.convert_ids_to_tokens(logits[masked].argmax(-1)))",
+        ),
+    };
+    format!(
+        "import torch\n{peft}from transformers import {class}, AutoTokenizer\n\n\
+         here = \".\"\n{before}tokenizer = AutoTokenizer.from_pretrained(here)\n{load}\n\n{after}"
+    )
+}
+
+fn procedure(card: &Card) -> Option<String> {
+    let mut parts = Vec::new();
+    if !card.hyperparameters.is_empty() {
+        parts.push(pairs(&["hyper-parameter", "value"], &card.hyperparameters));
+    }
+    if !card.recipe.trim().is_empty() {
+        parts.push(format!("The recipe:\n\n{}", fence("toml", card.recipe.trim_end())));
+    }
+    (!parts.is_empty()).then(|| section("Training procedure", &parts.join("\n\n")))
+}
+
+fn confusion(confusion: &Confusion) -> String {
+    let mut header = vec![String::from("actual \\ predicted")];
+    header.extend(confusion.labels.iter().cloned());
+    let row = |(label, counts): (&String, &Vec<usize>)| {
+        std::iter::once(label.clone()).chain(counts.iter().map(usize::to_string)).collect()
+    };
+    let rows: Vec<Vec<String>> = confusion.labels.iter().zip(&confusion.counts).map(row).collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    section("Evaluation", &format!("Examples of the evaluation data by class:\n\n{}", table(&header, &rows)))
+}
+
+fn limitations(card: &Card) -> String {
+    let mut evaluated: Vec<String> = Vec::new();
+    for evaluation in card.evaluations.iter().filter_map(Evaluation::measured) {
+        let metrics: Vec<_> = evaluation.metrics.iter().map(|metric| metric.kind.as_str()).collect();
+        let split = evaluation.dataset.split.map(|split| format!(" ({split})")).unwrap_or_default();
+        evaluated.push(format!("{} on {}{split}.", metrics.join(", "), evaluation.dataset.name));
+    }
+    evaluated.extend(card.evaluated.iter().cloned());
+    if evaluated.is_empty() {
+        evaluated.push("Nothing.".into());
+    }
+    let mut missing = card.not_evaluated.clone();
+    missing.push("Any other data, language or domain than those named above.".into());
+    missing.push("Bias, fairness, robustness to hostile input, and calibration.".into());
+    let text = format!("Evaluated:\n\n{}\n\nNot evaluated:\n\n{}", list(&evaluated), list(&missing));
+    section("Limitations", &text)
+}
+
+fn license(card: &Card) -> Option<String> {
+    let text = "No licence is given: neither the author nor the base model's card stated one. Ask the author before use.";
+    card.license.is_none().then(|| section("Licence", text))
+}
+
+fn environment(card: &Card) -> Option<String> {
+    let mut rows = card.versions.clone();
+    if !card.device.is_empty() {
+        rows.push(("device".into(), card.device.clone()));
+    }
+    (!rows.is_empty()).then(|| section("Versions and device", &pairs(&["what", "which"], &rows)))
+}
+
+fn section(heading: &str, text: &str) -> String {
+    format!("## {heading}\n\n{text}")
+}
+
+fn pairs(header: &[&str], rows: &[(String, String)]) -> String {
+    table(header, &rows.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect::<Vec<_>>())
+}
+
+fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let row = |cells: &mut dyn Iterator<Item = String>| format!("| {} |", cells.collect::<Vec<_>>().join(" | "));
+    let mut lines = vec![row(&mut header.iter().map(|text| cell(text))), row(&mut header.iter().map(|_| "---".into()))];
+    lines.extend(rows.iter().map(|cells| row(&mut cells.iter().map(|text| cell(text)))));
+    lines.join("\n")
+}
+
+fn list(items: &[String]) -> String {
+    items.iter().map(|item| format!("- {}", line(item))).collect::<Vec<_>>().join("\n")
+}
+
+/// A table's cell: one line, its bars escaped.
+fn cell(text: &str) -> String {
+    line(text).replace('|', "\\|")
+}
+
+fn line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A code block whose fence is longer than any run of backticks in it.
+fn fence(language: &str, text: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let ticks = "`".repeat(3.max(longest + 1));
+    format!("{ticks}{language}\n{text}\n{ticks}")
+}
+
+/// JSON strings are Python literals too.
+fn literal(text: impl AsRef<str>) -> String {
+    serde_json::Value::from(text.as_ref()).to_string()
+}
+
+/// The last component of a path, whichever way its slashes lean.
+fn last(path: &str) -> &str {
+    path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default()
+}

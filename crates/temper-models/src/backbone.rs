@@ -1,0 +1,139 @@
+//! The networks behind one door.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor};
+use temper_nn::{Linear, Pass};
+use temper_peft::targets::Match;
+use temper_peft::{Adapter, AdapterConfig, Method, Spec};
+
+use crate::bert::{Bert, Pooler};
+use crate::distilbert::DistilBert;
+use crate::roberta::Roberta;
+use crate::{Config, Error, Model};
+
+/// A batch of token rows, filled up on the right.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// Token ids `[B, S]`.
+    pub ids: Tensor<2, Int>,
+    /// Segment ids `[B, S]`; absent means all zero. Ignored where the architecture has none.
+    pub type_ids: Option<Tensor<2, Int>>,
+    /// The true length of each row, B of them.
+    pub lengths: Vec<usize>,
+}
+
+/// A network without a head.
+#[allow(clippy::large_enum_variant)]
+#[derive(Module, Debug)]
+pub enum Backbone {
+    /// `bert`.
+    Bert(Bert),
+    /// `distilbert`.
+    DistilBert(DistilBert),
+    /// `roberta` and `xlm-roberta`.
+    Roberta(Roberta),
+}
+
+impl Backbone {
+    /// The network of `config` on `device`. Nothing is allocated before values are loaded or used, so that this also
+    /// serves to list names and shapes.
+    pub fn new(config: &Config, device: &Device) -> Self {
+        match &config.model {
+            Model::Bert(config) => Self::Bert(Bert::new(config, device)),
+            Model::DistilBert(config) => Self::DistilBert(DistilBert::new(config, device)),
+            Model::Roberta(config) => Self::Roberta(Roberta::new(config, device)),
+        }
+    }
+
+    /// Drops the pooler, for tasks that do not use it.
+    #[must_use]
+    pub fn without_pooler(mut self) -> Self {
+        if let Self::Bert(bert) = &mut self {
+            bert.pooler = None;
+        }
+        self
+    }
+
+    /// The last layer's states.
+    ///
+    /// # Shapes
+    ///
+    /// - result: `[B, S, D]`; rows beyond their length hold no meaning
+    pub fn forward(&self, input: &Input, pass: &Pass) -> Tensor<3> {
+        match self {
+            Self::Bert(model) => model.forward(input, pass),
+            Self::DistilBert(model) => model.forward(input, pass),
+            Self::Roberta(model) => model.forward(input, pass),
+        }
+    }
+
+    /// The pooler, in an architecture and checkpoint that has one.
+    pub fn pooler(&self) -> Option<&Pooler> {
+        match self {
+            Self::Bert(model) => model.pooler.as_ref(),
+            Self::DistilBert(_) | Self::Roberta(_) => None,
+        }
+    }
+
+    /// The vector of each row: the pooler's, or else the first token's state.
+    ///
+    /// # Shapes
+    ///
+    /// - hidden: `[B, S, D]`
+    /// - result: `[B, D]`
+    pub fn pool(&self, hidden: Tensor<3>, pass: &Pass) -> Tensor<2> {
+        match self.pooler() {
+            Some(pooler) => pooler.forward(hidden, pass),
+            None => {
+                let [batch, _, model] = hidden.dims();
+                hidden.narrow(1, 0, 1).reshape([batch, model])
+            }
+        }
+    }
+
+    /// Every linear layer with its path.
+    pub fn linears(&mut self) -> Vec<(String, &mut Linear)> {
+        match self {
+            Self::Bert(Bert { encoder, pooler, .. }) => {
+                let pooler = pooler.iter_mut().map(|pooler| ("pooler.dense".to_owned(), &mut pooler.dense));
+                encoder.linears().into_iter().chain(pooler).collect()
+            }
+            Self::DistilBert(model) => model.linears(),
+            Self::Roberta(model) => model.encoder.linears(),
+        }
+    }
+
+    /// Puts a new adapter on each matched layer. `prefix` is that of the matches' paths (see [`Config::prefix`]), `seed`
+    /// that of the factors. Weights must be loaded before, because DoRA begins from them.
+    ///
+    /// # Errors
+    ///
+    /// When a match is not a linear layer of this network.
+    pub fn adapt(
+        &mut self,
+        matches: &[Match],
+        config: &AdapterConfig,
+        prefix: &str,
+        seed: u64,
+    ) -> Result<(), Error> {
+        let mut linears = self.linears();
+        for found in matches {
+            let layer = linears.iter_mut().find(|(path, _)| found.path == format!("{prefix}.{path}"));
+            let Some((path, linear)) = layer else { return Err(Error::NoSuchLayer(found.path.clone())) };
+            let spec = Spec {
+                rank: found.rank,
+                scaling: found.scaling(config.rslora),
+                dropout: config.dropout,
+                dora: config.method == Method::Dora,
+                seed,
+            };
+            linear.adapter = Some(Adapter::new(&spec, &format!("{path}.adapter"), &linear.weight));
+        }
+        Ok(())
+    }
+
+    /// Puts every adapter's update into its weight and drops the adapters.
+    pub fn merge(&mut self) {
+        self.linears().into_iter().for_each(|(_, linear)| linear.merge());
+    }
+}

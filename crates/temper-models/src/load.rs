@@ -1,0 +1,174 @@
+//! From a checkpoint's tensors to a module's parameters, by name.
+
+use std::collections::BTreeSet;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use temper_peft::init::normal;
+use temper_peft::parameters::{Entry, Mapper, assign, list, map};
+
+use crate::{Error, Weights};
+
+/// What fits and what does not, sorted by path.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoadReport {
+    /// Parameter path and tensor name.
+    pub loaded: Vec<(String, String)>,
+    /// Parameters that the checkpoint does not hold.
+    pub missing: Vec<String>,
+    /// Tensors that the model does not use.
+    pub unexpected: Vec<String>,
+    /// Parameters whose tensor has another shape.
+    pub wrong_shape: Vec<WrongShape>,
+}
+
+/// A tensor that does not fit its parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrongShape {
+    /// The parameter.
+    pub path: String,
+    /// The tensor.
+    pub name: String,
+    /// The parameter's shape.
+    pub expected: Vec<usize>,
+    /// The tensor's shape.
+    pub found: Vec<usize>,
+}
+
+/// How missing parameters begin: zeros for biases, ones for norms, else a normal distribution with mean 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Init {
+    /// A parameter's values depend on this and on its path alone.
+    pub seed: u64,
+    /// The standard deviation; see [`Config::initializer_range`](crate::Config::initializer_range).
+    pub range: f64,
+}
+
+/// The names under which checkpoints hold the backbone's parameter at `path`: with the class prefix or without, and with
+/// the norms' names of TensorFlow's time (`gamma`, `beta`).
+pub fn candidates(prefix: &str, path: &str) -> Vec<String> {
+    let old = match path.strip_suffix("LayerNorm.weight") {
+        Some(module) => Some(format!("{module}LayerNorm.gamma")),
+        None => path.strip_suffix("LayerNorm.bias").map(|module| format!("{module}LayerNorm.beta")),
+    };
+    let names = [Some(path.to_owned()), old].into_iter().flatten();
+    names.flat_map(|name| [format!("{prefix}.{name}"), name]).collect()
+}
+
+/// Compares parameters with a checkpoint by its headers; reads no values. `names` gives the names of a parameter, the
+/// first that exists is taken; with no names it counts as missing. Adapters are left out.
+pub fn check(entries: &[Entry], weights: &Weights, names: impl Fn(&str) -> Vec<String>) -> LoadReport {
+    let mut report = LoadReport::default();
+    let mut used = BTreeSet::new();
+    for entry in entries.iter().filter(|entry| !is_adapter(&entry.path)) {
+        let path = entry.path.clone();
+        let found = names(&path).into_iter().find_map(|name| weights.shape(&name).map(|shape| (name, shape.to_vec())));
+        match found {
+            None => report.missing.push(path),
+            Some((name, shape)) => {
+                used.insert(name.clone());
+                match shape == entry.shape {
+                    true => report.loaded.push((path, name)),
+                    false => {
+                        let expected = entry.shape.clone();
+                        report.wrong_shape.push(WrongShape { path, name, expected, found: shape });
+                    }
+                }
+            }
+        }
+    }
+    report.unexpected = weights.names().filter(|name| !used.contains(*name)).map(str::to_owned).collect();
+    report.missing.sort();
+    report.loaded.sort();
+    report
+}
+
+/// Fills a module's parameters from a checkpoint, as [`check`] matches them, and the missing ones by `init`. Each
+/// parameter keeps its device and whether it trains. Adapters are left as they are.
+///
+/// # Errors
+///
+/// When a tensor has another shape than its parameter, or a dtype that is not read.
+pub fn load<M: Module>(
+    module: M,
+    weights: &Weights,
+    names: impl Fn(&str) -> Vec<String>,
+    init: &Init,
+) -> Result<(M, LoadReport), Error> {
+    let report = check(&list(&module), weights, names);
+    if !report.wrong_shape.is_empty() {
+        return Err(Error::Shapes { path: weights.directory().into(), tensors: report.wrong_shape });
+    }
+    let mut fill = Fill { weights, report: &report, init, error: None };
+    let module = map(module, &mut fill);
+    match fill.error {
+        Some(error) => Err(error),
+        None => Ok((module, report)),
+    }
+}
+
+struct Fill<'a> {
+    weights: &'a Weights,
+    report: &'a LoadReport,
+    init: &'a Init,
+    error: Option<Error>,
+}
+
+impl Mapper for Fill<'_> {
+    fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if is_adapter(path) || self.error.is_some() {
+            return param;
+        }
+        let loaded = &self.report.loaded;
+        match loaded.binary_search_by(|(other, _)| other.as_str().cmp(path)) {
+            Err(_) => {
+                let values = self.init.values(path, param.lazy_shape().num_elements());
+                assign(param, values)
+            }
+            Ok(found) => match self.weights.read(&loaded[found].1) {
+                Ok(values) => assign(param, values),
+                Err(error) => {
+                    self.error = Some(error);
+                    param
+                }
+            },
+        }
+    }
+}
+
+impl Init {
+    fn values(&self, path: &str, count: usize) -> Vec<f32> {
+        let norm = path.rsplit('.').nth(1).is_some_and(|module| module.to_lowercase().replace('_', "").ends_with("norm"));
+        match path {
+            _ if path.ends_with(".bias") => vec![0.0; count],
+            _ if norm => vec![1.0; count],
+            _ => normal(self.seed, path, count, self.range),
+        }
+    }
+}
+
+fn is_adapter(path: &str) -> bool {
+    path.contains(".adapter.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candidates_cover_prefix_and_old_names() {
+        assert_eq!(candidates("bert", "pooler.dense.bias"), ["bert.pooler.dense.bias", "pooler.dense.bias"]);
+        let names = candidates("bert", "embeddings.LayerNorm.weight");
+        assert!(names.contains(&"bert.embeddings.LayerNorm.gamma".to_owned()), "{names:?}");
+    }
+
+    #[test]
+    fn missing_parameters_begin_by_their_kind() {
+        let init = Init { seed: 1, range: 0.02 };
+        assert_eq!(init.values("a.dense.bias", 2), [0.0, 0.0]);
+        assert_eq!(init.values("a.LayerNorm.weight", 2), [1.0, 1.0]);
+        assert_eq!(init.values("a.sa_layer_norm.weight", 2), [1.0, 1.0]);
+        let weight = init.values("a.dense.weight", 1000);
+        assert!(weight.iter().any(|v| *v != 0.0) && weight.iter().all(|v| v.abs() < 0.1));
+    }
+}

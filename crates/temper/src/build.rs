@@ -1,0 +1,123 @@
+//! From the plan to a model: architecture, weights, adapter, what trains.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Device;
+use temper_models::{Config, Init, Weights};
+use temper_peft::file::{self, AdapterFile};
+use temper_peft::parameters;
+use temper_peft::targets::{Match, Trainable};
+use temper_peft::{AdapterConfig, Method};
+use temper_tasks::sequence_classification::Objectives;
+use temper_tasks::{SequenceClassifier, Task, checkpoint_names, hugging_face_name};
+
+use crate::failure::{Context, Failure, Kind};
+use crate::plan::{Plan, TaskPlan};
+use crate::resolve::Inputs;
+
+/// A classifier without values.
+pub fn classifier(config: &Config, task: &TaskPlan, device: &Device) -> SequenceClassifier {
+    let TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, .. } = task else {
+        unreachable!("the caller matched on the task")
+    };
+    let objective = Objectives {
+        problem: *problem,
+        class_weights: class_weights.clone(),
+        label_smoothing: *label_smoothing,
+        metrics: metrics.clone(),
+    };
+    SequenceClassifier::new(config, labels.len(), objective, device)
+}
+
+/// Where a parameter may be found in the checkpoint. A classification head is found only if its labels are the task's:
+/// the head of another task would be a wrong start that looks like a right one.
+pub fn names(config: &Config, task: &TaskPlan, path: &str) -> Vec<String> {
+    let foreign = matches!(task, TaskPlan::SequenceClassification { labels, .. } if config.labels() != *labels);
+    if foreign && path.starts_with("head.") { Vec::new() } else { checkpoint_names(config.prefix(), path) }
+}
+
+/// Gives a model to be trained its weights and its adapter, and says what trains.
+pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Failure> {
+    let Inputs { config, weights, adapter, .. } = inputs;
+    let init = Init { seed: plan.train.config.seed, range: config.initializer_range() };
+    let names = |path: &str| names(config, &plan.task, path);
+    let (mut model, report) = temper_models::load(model, weights.as_ref(), names, &init)
+        .context(Kind::Data, "failed to load the weights")?;
+    tracing::info!(loaded = report.loaded.len(), new = report.missing.len(), "weights are loaded");
+
+    let chosen = &plan.adapter.config;
+    let modules = plan.adapter.modules.iter();
+    let matches: Vec<Match> =
+        modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
+    let adapted = model.backbone_mut().adapt(&matches, chosen, config.prefix(), init.seed);
+    adapted.context(Kind::Recipe, "failed to add the adapter")?;
+    let name = |path: &str| hugging_face_name(config.prefix(), path);
+    let paths: Vec<String> = parameters::list(&model).iter().map(|entry| name(&entry.path)).collect();
+    let trainable = Trainable::new(chosen, &matches, &paths).context(Kind::Recipe, "failed to choose what trains")?;
+    let model = parameters::set_trainable(model, |path| trainable.trains(&name(path)));
+    match adapter {
+        None => Ok(model),
+        Some(adapter) => fill(model, config, adapter),
+    }
+}
+
+/// Gives a model to be used the weights of its base and the tensors of its adapter. Nothing may be missing.
+pub fn restore<T: Task>(
+    model: T,
+    config: &Config,
+    task: &TaskPlan,
+    weights: &Weights,
+    adapter: Option<&AdapterFile>,
+) -> Result<T, Failure> {
+    let in_adapter = |path: &str| {
+        let key = file::to_peft("", &hugging_face_name(config.prefix(), path), false);
+        adapter.is_some_and(|adapter| adapter.tensors.contains_key(&key))
+    };
+    let names = |path: &str| if in_adapter(path) { Vec::new() } else { names(config, task, path) };
+    let init = Init { seed: 0, range: 0.0 };
+    let (mut model, report) =
+        temper_models::load(model, Some(weights), names, &init).context(Kind::Data, "failed to load the weights")?;
+    if let Some(lost) = report.missing.iter().find(|path| !in_adapter(path)) {
+        let name = hugging_face_name(config.prefix(), lost);
+        return Err(Failure::new(Kind::Data, format!("error: neither weights nor adapter have `{name}`")));
+    }
+    let Some(adapter) = adapter else { return Ok(model) };
+    let mut settings = AdapterConfig::default();
+    adopt(&mut settings, adapter);
+    let adapted = model.backbone_mut().adapt(&adapter.modules, &settings, config.prefix(), 0);
+    adapted.context(Kind::Data, "failed to add the adapter")?;
+    fill(model, config, adapter)
+}
+
+/// The settings of an adapter file become those of the run.
+pub fn adopt(settings: &mut AdapterConfig, adapter: &AdapterFile) {
+    let peft = &adapter.config;
+    settings.method = if peft.use_dora { Method::Dora } else { Method::Lora };
+    (settings.rank, settings.alpha, settings.rslora) = (peft.r, peft.lora_alpha, peft.use_rslora);
+    settings.targets = temper_peft::Targets::Names(adapter.modules.iter().map(|m| m.path.clone()).collect());
+    let whole_path = |path: &str| path.replace('.', r"\.");
+    let differing = adapter.modules.iter().filter(|m| m.rank != peft.r);
+    settings.rank_pattern = differing.map(|m| (whole_path(&m.path), m.rank)).collect();
+    let differing = adapter.modules.iter().filter(|m| m.alpha != peft.lora_alpha);
+    settings.alpha_pattern = differing.map(|m| (whole_path(&m.path), m.alpha)).collect();
+    for name in peft.modules_to_save.iter().flatten() {
+        if !settings.modules_to_save.contains(name) {
+            settings.modules_to_save.push(name.clone());
+        }
+    }
+}
+
+/// Writes the tensors of `adapter` into the model, which has a place for each of them.
+fn fill<T: Task>(model: T, config: &Config, adapter: &AdapterFile) -> Result<T, Failure> {
+    let ours: BTreeMap<String, String> = parameters::list(&model)
+        .into_iter()
+        .map(|entry| (hugging_face_name(config.prefix(), &entry.path), entry.path))
+        .collect();
+    let values = adapter.tensors.iter().map(|(key, values)| {
+        let path = file::from_peft("", key).and_then(|theirs| ours.get(&theirs).cloned());
+        let lost = || Failure::new(Kind::Data, format!("error: the adapter's tensor `{key}` has no place in the model"));
+        Ok((path.ok_or_else(lost)?, values.clone()))
+    });
+    let values = values.collect::<Result<_, Failure>>()?;
+    parameters::write(model, values).context(Kind::Data, "failed to load the adapter")
+}

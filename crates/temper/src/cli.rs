@@ -1,0 +1,314 @@
+//! The command line.
+
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+use temper_engine::Stop;
+
+use crate::failure::{Context, Failure, Kind};
+use crate::inference::{Trained, whole_file};
+use crate::recipe::{Recipe, schema};
+use crate::resolve::resolve;
+use crate::{device, logs, signals, train};
+
+/// Fine-tune and train models from a TOML recipe.
+#[derive(Debug, Parser)]
+#[command(name = "temper", version, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    logs: LogArgs,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Fine-tune and train models from a TOML recipe: short for `temper train`.
+#[derive(Debug, Parser)]
+#[command(name = "train", version, max_term_width = 110)]
+pub struct TrainCli {
+    #[command(flatten)]
+    logs: LogArgs,
+    #[command(flatten)]
+    train: TrainArgs,
+}
+
+#[derive(Debug, Args)]
+struct LogArgs {
+    /// What to log: error, warn, info, debug or trace.
+    #[arg(long, global = true, default_value = "warn", value_name = "LEVEL")]
+    log_level: tracing::Level,
+    /// How the log on stderr looks.
+    #[arg(long, global = true, default_value = "text", value_name = "FORMAT")]
+    log_format: LogFormat,
+}
+
+/// How the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a recipe; the same command again goes on where the last one stopped.
+    Train(TrainArgs),
+    /// Say what a recipe would do, and do nothing.
+    Plan(PlanArgs),
+    /// Print the JSON Schema of recipes, for editors.
+    Schema,
+    /// Measure a trained classifier on labelled rows.
+    Eval(EvalArgs),
+    /// Classify texts: arguments, a file, or lines of stdin. Prints JSON lines.
+    Predict(PredictArgs),
+    /// Add a trained adapter into the weights of its base, and prove that nothing changed.
+    Merge(MergeArgs),
+}
+
+#[derive(Debug, Args)]
+struct RecipeArgs {
+    /// The recipe.
+    #[arg(long, value_name = "FILE")]
+    recipe: PathBuf,
+    /// Put a value in place of what the recipe says, such as `train.lr=1e-4`. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct TrainArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Start over: remove what an earlier run of this recipe left in its directory.
+    #[arg(long)]
+    fresh: bool,
+}
+
+#[derive(Debug, Args)]
+struct PlanArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Print which rows each optimizer step would see: one JSON array of row numbers (from 0) a step.
+    #[arg(long, conflicts_with = "json")]
+    order: bool,
+}
+
+#[derive(Debug, Args)]
+struct EvalArgs {
+    /// A run directory or an export.
+    model: PathBuf,
+    /// The labelled rows.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    /// The column of the label.
+    #[arg(long, default_value = "label", value_name = "COLUMN")]
+    label: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ColumnArgs {
+    /// The column of the text.
+    #[arg(long, default_value = "text", value_name = "COLUMN")]
+    text: String,
+    /// The column of the second text, for pairs.
+    #[arg(long, value_name = "COLUMN")]
+    text_pair: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct PredictArgs {
+    /// A run directory or an export.
+    model: PathBuf,
+    /// Texts to classify. Without any: lines of FILE or of stdin, each a text or a JSON object.
+    texts: Vec<String>,
+    /// A file of lines.
+    #[arg(long, value_name = "FILE", conflicts_with = "texts")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    columns: ColumnArgs,
+}
+
+#[derive(Debug, Args)]
+struct MergeArgs {
+    /// A run directory or an exported adapter.
+    model: PathBuf,
+    /// Where the merged model goes. Default: `merged` beside the adapter.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// A file of lines to prove the merge on, beside the built-in ones.
+    #[arg(long, value_name = "FILE")]
+    probe: Option<PathBuf>,
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// See [`Kind`].
+    pub fn run(self) -> Result<(), Failure> {
+        logs::install(self.logs.log_level, self.logs.log_format);
+        match self.verb {
+            Verb::Train(args) => args.run(),
+            Verb::Plan(args) => args.run(),
+            Verb::Schema => print(&schema()),
+            Verb::Eval(args) => args.run(),
+            Verb::Predict(args) => args.run(),
+            Verb::Merge(args) => args.run(),
+        }
+    }
+}
+
+impl TrainCli {
+    /// Runs the recipe.
+    ///
+    /// # Errors
+    /// See [`Kind`].
+    pub fn run(self) -> Result<(), Failure> {
+        logs::install(self.logs.log_level, self.logs.log_format);
+        self.train.run()
+    }
+}
+
+impl RecipeArgs {
+    fn load(&self) -> Result<Recipe, Failure> {
+        Recipe::load(&self.recipe, &self.overrides).map_err(|diagnostics| Failure::new(Kind::Recipe, diagnostics))
+    }
+}
+
+impl TrainArgs {
+    fn run(self) -> Result<(), Failure> {
+        let stop = Stop::default();
+        signals::install(&stop)?;
+        train::train(&self.recipe.load()?, self.fresh, &stop)
+    }
+}
+
+impl PlanArgs {
+    fn run(self) -> Result<(), Failure> {
+        let recipe = self.recipe.load()?;
+        let (plan, inputs) = resolve(&recipe)?;
+        if self.order {
+            let order = train::order(&plan, &inputs.dataset.train);
+            for step in 0..plan.train.steps {
+                writeln(&serde_json::json!(order.micro_batches(step).concat()).to_string())?;
+            }
+            return Ok(());
+        }
+        if self.json {
+            return print(&serde_json::to_value(&plan).context(Kind::Other, "failed to print the plan")?);
+        }
+        writeln(plan.to_string().trim_end())
+    }
+}
+
+impl EvalArgs {
+    fn run(self) -> Result<(), Failure> {
+        let model = Trained::open(&self.model, &device::inference())?;
+        let columns = &self.columns;
+        let data = whole_file(&self.data, &columns.text, columns.text_pair.as_deref(), &self.label);
+        let examples = model.examples(&data)?;
+        let scores = model.evaluate(&examples).scores;
+        if self.json {
+            return print(&serde_json::json!({ "rows": examples.len(), "scores": scores }));
+        }
+        writeln(&format!("{} rows of {}", examples.len(), self.data.display()))?;
+        scores.iter().try_for_each(|(name, value)| writeln(&format!("{name:<12} {value:.4}")))
+    }
+}
+
+impl PredictArgs {
+    fn run(self) -> Result<(), Failure> {
+        let model = Trained::open(&self.model, &device::inference())?;
+        let pair = self.columns.text_pair.as_deref();
+        if !self.texts.is_empty() {
+            let texts: Vec<_> = self.texts.into_iter().map(|text| (text, None)).collect();
+            return predict(&model, &texts);
+        }
+        let lines: Box<dyn BufRead> = match &self.file {
+            Some(path) => Box::new(open(path)?),
+            None => Box::new(std::io::stdin().lock()),
+        };
+        let mut texts = Vec::new();
+        for (number, line) in lines.lines().enumerate() {
+            let line = line.context(Kind::Data, format!("failed to read line {}", number + 1))?;
+            texts.push(text_of(&line, &self.columns.text, pair, number + 1)?);
+            if texts.len() == 256 {
+                predict(&model, &std::mem::take(&mut texts))?;
+            }
+        }
+        predict(&model, &texts)
+    }
+}
+
+impl MergeArgs {
+    fn run(self) -> Result<(), Failure> {
+        let model = Trained::open(&self.model, &device::inference())?;
+        let out = self.out.unwrap_or_else(|| model.dir.with_file_name("merged"));
+        let mut probe: Vec<(String, Option<String>)> = PROBE.iter().map(|text| ((*text).to_owned(), None)).collect();
+        if let Some(path) = &self.probe {
+            for (number, line) in open(path)?.lines().enumerate() {
+                let line = line.context(Kind::Data, format!("failed to read {}", path.display()))?;
+                probe.push(text_of(&line, "text", None, number + 1)?);
+            }
+        }
+        let difference = model.merge(&out, &probe)?;
+        writeln(&format!(
+            "{}: largest difference of logits on {} probe texts {difference:.1e}",
+            out.display(),
+            probe.len()
+        ))
+    }
+}
+
+/// Texts of different lengths and alphabets, to prove a merge on.
+const PROBE: [&str; 6] = [
+    "yes",
+    "The second half is better than the first, though not by much.",
+    "Never again!!! 3 of 5 parts were missing; the rest did not fit...",
+    "Æsthetically, a naïve café façade — 100 % über.",
+    "Es war nicht schlecht. 悪くない。 Не плохо.",
+    "I had been told that it would be short, that it would be simple, and that nobody would be asked to read a long \
+     sentence with many clauses, which turned out, as one may have guessed by now, to be wrong on every count.",
+];
+
+fn open(path: &Path) -> Result<std::io::BufReader<std::fs::File>, Failure> {
+    let file = std::fs::File::open(path).context(Kind::Data, format!("failed to open {}", path.display()))?;
+    Ok(std::io::BufReader::new(file))
+}
+
+/// A line is a JSON object with the columns, or else the text itself.
+fn text_of(line: &str, text: &str, pair: Option<&str>, number: usize) -> Result<(String, Option<String>), Failure> {
+    let Ok(Value::Object(object)) = serde_json::from_str(line) else { return Ok((line.to_owned(), None)) };
+    let column = |name: &str| {
+        let lost = || Failure::new(Kind::Data, format!("error: line {number} has no text called `{name}`"));
+        object.get(name).and_then(Value::as_str).map(str::to_owned).ok_or_else(lost)
+    };
+    Ok((column(text)?, pair.map(column).transpose()?))
+}
+
+fn predict(model: &Trained, texts: &[(String, Option<String>)]) -> Result<(), Failure> {
+    model.predict(texts)?.iter().try_for_each(|prediction| writeln(&prediction.to_string()))
+}
+
+fn print(value: &Value) -> Result<(), Failure> {
+    writeln(&serde_json::to_string_pretty(value).context(Kind::Other, "failed to print JSON")?)
+}
+
+/// A line on stdout. A reader that went away (`| head`) ends the process quietly.
+fn writeln(line: &str) -> Result<(), Failure> {
+    match std::io::stdout().lock().write_all(format!("{line}\n").as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context(Kind::Other, "failed to write to stdout"),
+    }
+}

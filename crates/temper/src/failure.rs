@@ -1,0 +1,73 @@
+//! Why a command ended: every error of the floors below, with the exit code that the README documents.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// A failure with its exit code. `Display` is what the user reads.
+#[derive(Debug)]
+pub struct Failure {
+    /// What kind it is.
+    pub kind: Kind,
+    message: String,
+}
+
+/// Exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Anything else: a file that cannot be written, a checkpoint that cannot be read.
+    Other = 1,
+    /// The recipe or the command line is wrong.
+    Recipe = 2,
+    /// Data or weights are wrong.
+    Data = 3,
+    /// It does not fit in memory.
+    Memory = 4,
+    /// Stopped on request; the same command goes on.
+    Interrupted = 5,
+    /// Loss or gradient is not finite.
+    Diverged = 6,
+}
+
+impl Failure {
+    /// A failure of that kind.
+    pub fn new(kind: Kind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string() }
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.kind as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Turns an error into a failure of a kind, with what was being done.
+pub trait Context<T> {
+    /// `error: {what}: {error}`, with every cause.
+    fn context(self, kind: Kind, what: impl fmt::Display) -> Result<T, Failure>;
+}
+
+impl<T, E: std::error::Error> Context<T> for Result<T, E> {
+    fn context(self, kind: Kind, what: impl fmt::Display) -> Result<T, Failure> {
+        self.map_err(|error| {
+            let mut message = format!("error: {what}: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !message.contains(&cause_text) {
+                    message.push_str(&format!(": {cause_text}"));
+                }
+                source = cause.source();
+            }
+            Failure::new(kind, message)
+        })
+    }
+}

@@ -1,0 +1,206 @@
+//! A trained classifier, loaded from what a run exported: for `eval`, `predict` and `merge`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use serde_json::{Map, Value, json};
+use temper_data::{DataConfig, Examples, Files, LabelKind, Tokenizer};
+use temper_models::{Config, Weights};
+use temper_peft::file;
+use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
+
+use crate::{build, export};
+use crate::failure::{Context, Failure, Kind};
+use crate::plan::TaskPlan;
+
+/// Rows per forward pass.
+const ROWS: usize = 32;
+/// The largest difference of logits that a merge may make, relative to the largest logit. Sums are rounded in another
+/// order, nothing else differs.
+const TOLERANCE: f32 = 1e-4;
+
+/// A trained classifier.
+pub struct Trained {
+    /// Where it was read.
+    pub dir: PathBuf,
+    config: Config,
+    task: TaskPlan,
+    model: SequenceClassifier,
+    tokenizer: Tokenizer,
+    max_length: usize,
+}
+
+impl Trained {
+    /// Reads a run directory or an export: full weights, or an adapter with the base that it names.
+    ///
+    /// # Errors
+    /// When something is missing, is not a classifier, or does not belong together.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
+        let dir = if path.join("export").is_dir() { path.join("export") } else { path.to_path_buf() };
+        let shown = dir.display().to_string();
+        if !dir.join("config.json").is_file() {
+            return Err(Failure::new(Kind::Data, format!("error: {shown} is neither a finished run nor an export")));
+        }
+        let at = |what: &str| format!("failed to load {what} of {shown}");
+        let config = Config::read(&dir).context(Kind::Data, at("the configuration"))?;
+        let task = task_of(&config, &shown)?;
+        let tokenizer = Tokenizer::from_dir(&dir).context(Kind::Data, at("the tokenizer"))?;
+        let adapter = dir.join("adapter_config.json").is_file().then(|| file::open(&dir)).transpose();
+        let adapter = adapter.context(Kind::Data, at("the adapter"))?;
+        let weights_dir = match &adapter {
+            None => dir.clone(),
+            Some(adapter) => PathBuf::from(adapter.config.base_model_name_or_path.clone().unwrap_or_default()),
+        };
+        let weights = Weights::open(&weights_dir).context(Kind::Data, at("the weights"))?;
+        let model = build::classifier(&config, &task, device);
+        let model = build::restore(model, &config, &task, &weights, adapter.as_ref())?;
+        let max_length = model_max_length(&dir).unwrap_or_else(|| config.max_positions().min(512));
+        Ok(Self { dir, config, task, model, tokenizer, max_length })
+    }
+
+    /// The label names.
+    pub fn labels(&self) -> &[String] {
+        self.task.labels()
+    }
+
+    /// Whether it carries an adapter.
+    pub fn is_adapted(&self) -> bool {
+        self.dir.join("adapter_config.json").is_file()
+    }
+
+    /// Reads the rows of a labelled file.
+    pub fn examples(&self, data: &DataConfig) -> Result<Examples, Failure> {
+        let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else { unreachable!("checked in open") };
+        let kind = match problem {
+            Problem::SingleLabel => LabelKind::Class(Some(labels.clone())),
+            Problem::MultiLabel => LabelKind::Multi(Some(labels.clone())),
+            Problem::Regression => LabelKind::Score,
+        };
+        let dataset = temper_data::load(data, Path::new(""), kind, &self.tokenizer, self.max_length, 0)
+            .context(Kind::Data, "failed to read the data")?;
+        Ok(dataset.train)
+    }
+
+    /// Measures the model on labelled rows.
+    pub fn evaluate(&self, examples: &Examples) -> Evaluation {
+        self.model.evaluate(&self.tokenizer.pad_id(), examples, ROWS)
+    }
+
+    /// One JSON object for each text or pair: `label` and `scores` by label name.
+    pub fn predict(&self, texts: &[(String, Option<String>)]) -> Result<Vec<Value>, Failure> {
+        let examples = Examples::from_texts(texts, &self.tokenizer, self.max_length)
+            .context(Kind::Data, "failed to read the texts")?;
+        let logits = self.model.predict(&examples, self.tokenizer.pad_id(), ROWS);
+        Ok(texts.iter().zip(logits).map(|((text, pair), logits)| self.prediction(text, pair.as_deref(), &logits)).collect())
+    }
+
+    fn prediction(&self, text: &str, pair: Option<&str>, logits: &[f32]) -> Value {
+        let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else { unreachable!("checked in open") };
+        let by_label = |values: Vec<f64>| -> Value {
+            Value::Object(labels.iter().cloned().zip(values.into_iter().map(Value::from)).collect::<Map<_, _>>())
+        };
+        let mut out = json!({ "text": text });
+        if let Some(pair) = pair {
+            out["text_pair"] = json!(pair);
+        }
+        match problem {
+            Problem::SingleLabel => {
+                out["label"] = json!(labels[metrics::argmax(logits)]);
+                out["scores"] = by_label(metrics::softmax(logits));
+            }
+            Problem::MultiLabel => {
+                let present = labels.iter().zip(logits).filter(|(_, logit)| **logit > 0.0);
+                out["labels"] = json!(present.map(|(label, _)| label).collect::<Vec<_>>());
+                out["scores"] = by_label(logits.iter().map(|&logit| metrics::sigmoid(logit)).collect());
+            }
+            Problem::Regression => out["score"] = json!(logits[0]),
+        }
+        out
+    }
+
+    /// Adds the adapter into the weights, proves that nothing changed on `probe` texts, and writes the model into `out`.
+    /// Returns the largest difference of logits.
+    pub fn merge(&self, out: &Path, probe: &[(String, Option<String>)]) -> Result<f32, Failure> {
+        if !self.is_adapted() {
+            let dir = self.dir.display();
+            return Err(Failure::new(Kind::Recipe, format!("error: {dir} has full weights: there is nothing to merge")));
+        }
+        let examples = Examples::from_texts(probe, &self.tokenizer, self.max_length)
+            .context(Kind::Data, "failed to read the probe texts")?;
+        let mut merged = self.model.clone();
+        merged.backbone_mut().merge();
+        let difference = prove(&self.model, &merged, &examples, self.tokenizer.pad_id())?;
+        export::replace(out, |dir| {
+            export::write_weights(&merged, &self.config, dir)?;
+            export::write_config(&merged.class(), &self.task, &self.config, dir)?;
+            export::write_tokenizer(&self.tokenizer, self.max_length, dir)?;
+            let card = self.dir.join("README.md");
+            if card.is_file() {
+                fs::copy(&card, dir.join("README.md")).context(Kind::Other, "failed to copy the card")?;
+            }
+            Ok(())
+        })?;
+        Ok(difference)
+    }
+}
+
+/// The largest difference of logits between two models; an error above [`TOLERANCE`].
+pub fn prove(
+    adapted: &SequenceClassifier,
+    merged: &SequenceClassifier,
+    probe: &Examples,
+    pad_id: u32,
+) -> Result<f32, Failure> {
+    let [before, after] = [adapted, merged].map(|model| model.predict(probe, pad_id, ROWS).concat());
+    let largest = before.iter().map(|x| x.abs()).fold(1.0, f32::max);
+    let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    if difference.is_nan() || difference > TOLERANCE * largest {
+        let message = format!(
+            "error: the merged model differs by {difference:e} in a logit (largest {largest}); nothing was written"
+        );
+        return Err(Failure::new(Kind::Other, message));
+    }
+    Ok(difference)
+}
+
+/// What a `config.json` of ours, or of Transformers, says about the head.
+fn task_of(config: &Config, shown: &str) -> Result<TaskPlan, Failure> {
+    let class = config.raw["architectures"][0].as_str().unwrap_or_default();
+    if !class.ends_with("ForSequenceClassification") {
+        let message = format!("error: {shown} holds a {class}, and this command is for sequence classification");
+        return Err(Failure::new(Kind::Data, message));
+    }
+    let problem = match config.raw["problem_type"].as_str() {
+        Some("multi_label_classification") => Problem::MultiLabel,
+        Some("regression") => Problem::Regression,
+        _ => Problem::SingleLabel,
+    };
+    let labels = config.labels();
+    Ok(TaskPlan::SequenceClassification {
+        problem,
+        class_weights: vec![1.0; labels.len()],
+        labels,
+        label_smoothing: 0.0,
+        metrics: problem.possible_metrics().to_vec(),
+        best_by: Metric::Loss,
+    })
+}
+
+fn model_max_length(dir: &Path) -> Option<usize> {
+    let text = fs::read_to_string(dir.join("tokenizer_config.json")).ok()?;
+    let settings: Value = serde_json::from_str(&text).ok()?;
+    settings["model_max_length"].as_u64().map(|length| length as usize).filter(|&length| length <= 1 << 20)
+}
+
+/// `[data]` for one labelled file that is read whole.
+pub fn whole_file(path: &Path, text: &str, text_pair: Option<&str>, label: &str) -> DataConfig {
+    DataConfig {
+        train: Files::One(path.display().to_string()),
+        eval_fraction: Some(0.0),
+        text: text.into(),
+        text_pair: text_pair.map(str::to_owned),
+        label: temper_data::LabelColumns::One(label.into()),
+        ..DataConfig::default()
+    }
+}

@@ -1,0 +1,53 @@
+//! Structured logs, to stderr and, once a run has a directory, to its `train.log` as JSON lines.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock};
+
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::cli::LogFormat;
+use crate::failure::{Context, Failure, Kind};
+
+static FILE: OnceLock<Mutex<File>> = OnceLock::new();
+
+/// Installs the subscriber, once in a process: stderr from `level` on, the file from `info` on.
+pub fn install(level: tracing::Level, format: LogFormat) {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    let ours = |level: LevelFilter| Targets::new().with_target("temper", level).with_default(LevelFilter::WARN.min(level));
+    let level = LevelFilter::from_level(level);
+    let stderr = match format {
+        LogFormat::Text => fmt::layer().with_writer(io::stderr).with_target(false).boxed(),
+        LogFormat::Json => fmt::layer().json().with_writer(io::stderr).boxed(),
+    };
+    let file = fmt::layer().json().with_writer(|| RunLog).with_filter(ours(LevelFilter::INFO.max(level)));
+    // A second call, in one test process say, keeps the first subscriber.
+    let _ = tracing_subscriber::registry().with(stderr.with_filter(ours(level))).with(file).try_init();
+}
+
+/// From now on the log also goes to `path`.
+pub fn to_file(path: &Path) -> Result<(), Failure> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = file.context(Kind::Other, format!("failed to open {}", path.display()))?;
+    let _ = FILE.set(Mutex::new(file));
+    Ok(())
+}
+
+/// The log file of the run, or nothing before there is one.
+struct RunLog;
+
+impl Write for RunLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match FILE.get().map(Mutex::lock) {
+            Some(Ok(mut file)) => file.write(bytes),
+            _ => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

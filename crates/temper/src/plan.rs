@@ -1,0 +1,377 @@
+//! What will happen: every default filled in, every input pinned by its hash, every step counted.
+//!
+//! Two machines given the same plan run the same steps. `fingerprint` covers all that decides a number; a run directory
+//! goes on only with a plan of the same fingerprint.
+
+use std::fmt;
+
+use serde::Serialize;
+use temper_data::DataReport;
+use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
+use temper_peft::AdapterConfig;
+use temper_tasks::{Metric, Problem};
+
+use crate::memory::Memory;
+
+/// What will happen.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// Hash of everything below that decides a number.
+    pub fingerprint: String,
+    /// Where the run goes.
+    pub run: RunPlan,
+    /// The network.
+    pub model: ModelPlan,
+    /// What is taught.
+    pub task: TaskPlan,
+    /// From which rows.
+    pub data: DataPlan,
+    /// What trains.
+    pub adapter: AdapterPlan,
+    /// For how long.
+    pub train: TrainPlan,
+    /// On what.
+    pub device: DevicePlan,
+    /// What it will take.
+    pub memory: Memory,
+}
+
+/// Where the run goes.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunPlan {
+    /// Its name, in cards and reports.
+    pub name: String,
+    /// Its directory.
+    pub dir: String,
+    /// Whether TensorBoard files are written.
+    pub tensorboard: bool,
+}
+
+/// A file, pinned.
+#[derive(Debug, Clone, Serialize)]
+pub struct PinnedFile {
+    /// The path, as the recipe has it.
+    pub path: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// SHA-256 of its content.
+    pub sha256: String,
+}
+
+/// The network.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelPlan {
+    /// The directory of the pretrained weights; absent when trained from random weights.
+    pub base: Option<String>,
+    /// `model_type` of config.json.
+    pub architecture: String,
+    /// The class of Transformers that loads the result.
+    pub class: String,
+    /// Configuration, weights and tokenizer.
+    pub files: Vec<PinnedFile>,
+    /// Parameters that get new, random values.
+    pub new_parameters: Vec<String>,
+    /// Tensors of the checkpoint that the model has no place for.
+    pub unused_tensors: Vec<String>,
+    /// The longest input that the model can hold, in tokens.
+    pub max_positions: usize,
+}
+
+/// What is taught.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum TaskPlan {
+    /// See [`temper_tasks::sequence_classification`].
+    SequenceClassification {
+        /// What a label is.
+        problem: Problem,
+        /// The outputs of the head, in order.
+        labels: Vec<String>,
+        /// The weight of each output in the loss.
+        class_weights: Vec<f32>,
+        /// Label smoothing.
+        label_smoothing: f32,
+        /// What is measured.
+        metrics: Vec<Metric>,
+        /// What decides which checkpoint is best.
+        best_by: Metric,
+    },
+    /// See [`temper_tasks::masked_lm`].
+    MaskedLm {
+        /// Share of the tokens that are hidden.
+        mask_probability: f64,
+        /// What decides which checkpoint is best.
+        best_by: Metric,
+    },
+}
+
+impl TaskPlan {
+    /// What decides which checkpoint is best.
+    pub fn best_by(&self) -> Metric {
+        match self {
+            Self::SequenceClassification { best_by, .. } | Self::MaskedLm { best_by, .. } => *best_by,
+        }
+    }
+
+    /// The names of the labels; empty where there are none.
+    pub fn labels(&self) -> &[String] {
+        match self {
+            Self::SequenceClassification { labels, .. } => labels,
+            Self::MaskedLm { .. } => &[],
+        }
+    }
+}
+
+/// From which rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct DataPlan {
+    /// Every file, with its hash.
+    pub files: Vec<PinnedFile>,
+    /// Longest input, in tokens with the special ones.
+    pub max_length: usize,
+    /// Whether batches hold rows of similar length.
+    pub bucket: bool,
+    /// Threads that prepare batches.
+    pub workers: usize,
+    /// Counts, lengths and what the audit found.
+    pub report: DataReport,
+}
+
+/// A module with an adapter.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdaptedModule {
+    /// Its path.
+    pub path: String,
+    /// The rank of its adapter.
+    pub rank: usize,
+    /// Its alpha.
+    pub alpha: f64,
+}
+
+/// Parameters of one part of the model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Group {
+    /// `backbone`, `head` or `adapter`.
+    pub name: String,
+    /// All of them.
+    pub total: usize,
+    /// Those that train.
+    pub trainable: usize,
+}
+
+/// What trains.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterPlan {
+    /// The table of the recipe, with `modules_to_save` completed by the new modules.
+    pub config: AdapterConfig,
+    /// The modules with an adapter.
+    pub modules: Vec<AdaptedModule>,
+    /// Parameters by part.
+    pub groups: Vec<Group>,
+}
+
+impl AdapterPlan {
+    /// Parameters in all.
+    pub fn total(&self) -> usize {
+        self.groups.iter().map(|group| group.total).sum()
+    }
+
+    /// Parameters that train.
+    pub fn trainable(&self) -> usize {
+        self.groups.iter().map(|group| group.trainable).sum()
+    }
+}
+
+/// For how long.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrainPlan {
+    /// The table of the recipe.
+    pub config: TrainConfig,
+    /// The optimizer.
+    pub optim: OptimConfig,
+    /// The learning rate's shape.
+    pub schedule: ScheduleConfig,
+    /// When to evaluate.
+    pub eval: EvalConfig,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Optimizer steps in a pass over the training rows.
+    pub steps_per_epoch: u64,
+    /// Steps of warmup.
+    pub warmup_steps: u64,
+    /// Rows per forward pass.
+    pub micro_batch: usize,
+    /// Steps between evaluations; absent: none.
+    pub eval_every: Option<u64>,
+    /// Rows per forward pass in evaluation.
+    pub eval_batch: usize,
+}
+
+/// On what.
+#[derive(Debug, Clone, Serialize)]
+pub struct DevicePlan {
+    /// The device's name.
+    pub name: String,
+    /// Threads that compute.
+    pub threads: usize,
+    /// The type that numbers have in the computation.
+    pub precision: String,
+}
+
+impl Plan {
+    /// The plan as titled tables of (name, value), for people.
+    pub fn sections(&self) -> Vec<(&'static str, Vec<(String, String)>)> {
+        let row = |name: &str, value: String| (name.to_owned(), value);
+        let mut model = vec![
+            row("base", self.model.base.clone().unwrap_or_else(|| "none: random weights".into())),
+            row("class", format!("{} ({})", self.model.class, self.model.architecture)),
+        ];
+        model.extend(self.model.files.iter().map(pinned));
+        if !self.model.new_parameters.is_empty() {
+            model.push(row("new parameters", listed(&self.model.new_parameters)));
+        }
+        if !self.model.unused_tensors.is_empty() {
+            model.push(row("not used", listed(&self.model.unused_tensors)));
+        }
+        vec![("model", model), ("task", self.task_rows()), ("data", self.data_rows()), ("adapter", self.adapter_rows())]
+            .into_iter()
+            .chain([("train", self.train_rows()), ("memory", self.memory.rows())])
+            .collect()
+    }
+
+    fn task_rows(&self) -> Vec<(String, String)> {
+        let row = |name: &str, value: String| (name.to_owned(), value);
+        match &self.task {
+            TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, best_by } => {
+                let mut rows = vec![
+                    row("kind", format!("sequence-classification, {}", problem.hugging_face().replace('_', " "))),
+                    row("labels", format!("{}: {}", labels.len(), listed(labels))),
+                    row("metrics", metrics.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ")),
+                    row("best by", best_by.name().into()),
+                ];
+                if class_weights.iter().any(|&w| w != 1.0) {
+                    let weights: Vec<String> = class_weights.iter().map(|w| format!("{w:.3}")).collect();
+                    rows.push(row("class weights", listed(&weights)));
+                }
+                if *label_smoothing > 0.0 {
+                    rows.push(row("label smoothing", label_smoothing.to_string()));
+                }
+                rows
+            }
+            TaskPlan::MaskedLm { mask_probability, best_by } => vec![
+                row("kind", "masked-lm".into()),
+                row("masked", format!("{} % of the tokens", mask_probability * 100.0)),
+                row("best by", best_by.name().into()),
+            ],
+        }
+    }
+
+    fn data_rows(&self) -> Vec<(String, String)> {
+        let mut rows: Vec<(String, String)> = self.data.files.iter().map(pinned).collect();
+        for (name, split) in [("train", &self.data.report.train), ("eval", &self.data.report.eval)] {
+            let counts: Vec<String> = split.labels.iter().map(|l| format!("{} {}", l.rows, l.label)).collect();
+            let labels = if counts.is_empty() { String::new() } else { format!(" ({})", listed(&counts)) };
+            rows.push((name.into(), format!("{} rows{labels}", split.rows)));
+            let l = &split.lengths;
+            let lengths = format!("min {}, mean {:.1}, p50 {}, p95 {}, max {}", l.min, l.mean, l.p50, l.p95, l.max);
+            rows.push(("  tokens".into(), format!("{lengths}; {} rows truncated at {}", split.truncated_rows, self.data.max_length)));
+        }
+        rows.extend(self.data.report.findings.iter().map(|f| (format!("{:?}", f.severity).to_lowercase(), f.message.clone())));
+        rows
+    }
+
+    fn adapter_rows(&self) -> Vec<(String, String)> {
+        let method = format!("{:?}", self.adapter.config.method).to_lowercase();
+        let mut rows = vec![("method".to_owned(), method)];
+        if let Some(first) = self.adapter.modules.first() {
+            let same = self.adapter.modules.iter().all(|m| (m.rank, m.alpha) == (first.rank, first.alpha));
+            let numbers = |m: &AdaptedModule| format!("rank {}, alpha {}", m.rank, m.alpha);
+            let each = |m: &AdaptedModule| if same { m.path.clone() } else { format!("{} ({})", m.path, numbers(m)) };
+            let paths: Vec<String> = self.adapter.modules.iter().map(each).collect();
+            let head = if same { format!(", {}", numbers(first)) } else { String::new() };
+            rows.push(("modules".into(), format!("{}{head}: {}", paths.len(), listed(&paths))));
+        }
+        if !self.adapter.config.modules_to_save.is_empty() {
+            rows.push(("trained whole".into(), self.adapter.config.modules_to_save.join(", ")));
+        }
+        rows.extend(self.adapter.groups.iter().map(|group| {
+            (group.name.clone(), format!("{} parameters, {} trainable", grouped(group.total), grouped(group.trainable)))
+        }));
+        let (total, trainable) = (self.adapter.total(), self.adapter.trainable());
+        let share = 100.0 * trainable as f64 / total as f64;
+        let all = format!("{} parameters, {} trainable ({share:.2} %)", grouped(total), grouped(trainable));
+        rows.push(("in all".into(), all));
+        rows
+    }
+
+    fn train_rows(&self) -> Vec<(String, String)> {
+        let train = &self.train;
+        let row = |name: &str, value: String| (name.to_owned(), value);
+        let epochs = train.steps as f64 / train.steps_per_epoch as f64;
+        let accumulation = train.config.global_batch.div_ceil(train.micro_batch);
+        let eval = match train.eval_every {
+            Some(steps) => format!("every {steps} steps, {} rows at a time", train.eval_batch),
+            None => "never".into(),
+        };
+        let optim = format!("{:?}, weight decay {}", train.optim.kind, train.optim.weight_decay).to_lowercase();
+        let schedule = format!("{:?}", train.schedule.kind).to_lowercase();
+        vec![
+            row("steps", format!("{} ({epochs:.2} epochs of {})", train.steps, train.steps_per_epoch)),
+            row("batch", format!("{} rows ({accumulation} × {})", train.config.global_batch, train.micro_batch)),
+            row("optimizer", format!("{optim}, gradient norm at most {}", train.config.max_grad_norm)),
+            row("learning rate", format!("{}, {schedule}, {} steps of warmup", train.config.lr, train.warmup_steps)),
+            row("evaluation", eval),
+            row("device", format!("{}, {} threads, {}", self.device.name, self.device.threads, self.device.precision)),
+            row("seed", train.config.seed.to_string()),
+        ]
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} -> {}", self.run.name, self.run.dir)?;
+        for (title, rows) in self.sections() {
+            writeln!(f, "\n[{title}]")?;
+            for (name, value) in rows {
+                writeln!(f, "  {name:<15} {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `12345678` as `12,345,678`.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn pinned(file: &PinnedFile) -> (String, String) {
+    let size = grouped(file.bytes as usize);
+    ("file".into(), format!("{} ({size} bytes, sha256 {}…)", file.path, &file.sha256[..12.min(file.sha256.len())]))
+}
+
+fn listed(names: &[String]) -> String {
+    match names {
+        [head @ .., last] if names.len() > 8 => format!("{}, … {last}", head[..6].join(", ")),
+        _ => names.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!(super::grouped(0), "0");
+        assert_eq!(super::grouped(999), "999");
+        assert_eq!(super::grouped(1000), "1,000");
+        assert_eq!(super::grouped(22_713_216), "22,713,216");
+    }
+}

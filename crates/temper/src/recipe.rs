@@ -1,0 +1,118 @@
+//! What the user wrote: one TOML file, checked as a whole before anything else happens.
+//!
+//! Each table is a struct of the crate whose work it describes. [`Recipe::load`] reads the file and the `--set` overrides,
+//! holds them against the schema of those structs (unknown keys, missing keys, types), then against rules about values
+//! (ranges, contradictions, keys that have no effect), and reports everything that it found in one go.
+
+mod check;
+mod hints;
+mod overrides;
+mod read;
+mod schema;
+mod source;
+mod tables;
+mod validate;
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use temper_data::DataConfig;
+use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
+use temper_peft::AdapterConfig;
+use temper_tasks::TaskConfig;
+
+use crate::diagnostic::Diagnostics;
+
+pub use hints::{list, nearest};
+pub use schema::schema;
+pub use source::Source;
+pub use tables::{DeviceConfig, DeviceKind, ExportConfig, ModelConfig, Precision, RunConfig};
+pub use validate::parse_duration;
+
+/// A recipe for `train`: one run, from a model and data to a trained model.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The network to start from.
+    pub model: ModelConfig,
+    /// What to teach it.
+    pub task: TaskConfig,
+    /// What to teach it with.
+    pub data: DataConfig,
+    /// Which parameters train, and how.
+    #[serde(default)]
+    pub adapter: AdapterConfig,
+    /// How long, how fast, how much at a time.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// The optimizer.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// The learning rate over the steps.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    /// When to evaluate, which checkpoint is best, when to stop early.
+    #[serde(default)]
+    pub eval: EvalConfig,
+    /// Where to compute.
+    #[serde(default)]
+    pub device: DeviceConfig,
+    /// The model that the run leaves behind.
+    #[serde(default)]
+    pub export: ExportConfig,
+    /// Where the run keeps its files and what it reports.
+    #[serde(default)]
+    pub run: RunConfig,
+    /// The text, to point at.
+    #[serde(skip)]
+    pub source: Source,
+}
+
+impl Recipe {
+    /// Reads the recipe at `path` with `overrides` such as `train.lr=1e-4` put in place of what it says.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file and the overrides, each mistake with its place.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, Diagnostics> {
+        let text = read::text(path)?;
+        let (mut recipe, source) = read::parse::<Self>(&path.display().to_string(), text, overrides)?;
+        recipe.source = source;
+        validate::validate(&recipe).into_result()?;
+        Ok(recipe)
+    }
+
+    /// The name of the run: `[run].name`, else the name of the recipe file without its ending.
+    pub fn name(&self) -> String {
+        let stem = || Path::new(self.source.name()).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        self.run.name.clone().or_else(stem).unwrap_or_else(|| "run".into())
+    }
+
+    /// The directory of the run: `[run].dir`, else `runs/` and the name of the run.
+    pub fn run_dir(&self) -> PathBuf {
+        self.run.dir.as_ref().map_or_else(|| Path::new("runs").join(self.name()), PathBuf::from)
+    }
+
+    /// The file or directory that the recipe calls `path`: relative paths begin at the directory of the recipe.
+    pub fn resolve(&self, path: &str) -> PathBuf {
+        Path::new(self.source.name()).parent().unwrap_or(Path::new("")).join(path)
+    }
+}
+
+/// The key `path` in a sentence: `lr` in [train], item 2 of `targets` in [adapter].
+fn name(path: &str) -> String {
+    let (table, key) = source::split(path);
+    match (table, key.parse::<usize>()) {
+        ("", _) => format!("[{key}]"),
+        (list, Ok(index)) => format!("item {} of {}", index + 1, name(list)),
+        (table, Err(_)) => format!("`{key}` in {}", table_name(table)),
+    }
+}
+
+/// The table `path` in a sentence: [train], item 2 of `train` in [data].
+fn table_name(path: &str) -> String {
+    match source::split(path).1.parse::<usize>() {
+        Ok(_) => name(path),
+        Err(_) => format!("[{path}]"),
+    }
+}

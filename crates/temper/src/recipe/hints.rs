@@ -1,0 +1,157 @@
+//! What the user may have meant.
+
+use strsim::{damerau_levenshtein, jaro_winkler};
+
+/// The candidate that is most like `name`, if any is like it.
+pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    let plain = |text: &str| text.to_lowercase().replace(['-', ' '], "_");
+    let name = plain(name);
+    let alike = |candidate: &str| {
+        let candidate = plain(candidate);
+        let likeness = jaro_winkler(&name, &candidate);
+        let near = likeness >= 0.84 || damerau_levenshtein(&name, &candidate) <= 1 && candidate.len() > 2;
+        near.then_some(likeness)
+    };
+    candidates
+        .into_iter()
+        .filter_map(|candidate| Some((alike(candidate)?, candidate)))
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, candidate)| candidate)
+}
+
+/// What a key of another tool (Transformers, PEFT, Axolotl, LLaMA-Factory) is called here.
+pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "learning_rate" => "the learning rate is `lr` in [train]",
+        "num_train_epochs" | "num_epochs" | "n_epochs" => "the number of epochs is `epochs` in [train]",
+        "steps" | "total_steps" | "num_steps" => "the number of optimizer steps is `max_steps` in [train]",
+        "batch_size" | "train_batch_size" | "per_device_train_batch_size" | "micro_batch_size" => {
+            "rows per optimizer step are `global_batch`, rows per forward pass are `micro_batch`, both in [train]"
+        }
+        "gradient_accumulation_steps" | "gradient_accumulation" | "grad_accum" => {
+            "gradients accumulate by themselves when `micro_batch` is below `global_batch` in [train]"
+        }
+        "eval_batch_size" | "per_device_eval_batch_size" => "rows per forward pass in evaluation are `batch` in [eval]",
+        "grad_clip" | "clip_grad_norm" | "gradient_clipping" | "clip" => {
+            "the norm at which gradients are clipped is `max_grad_norm` in [train]"
+        }
+        "lora_r" | "r" | "lora_rank" => "the rank is `rank` in [adapter]",
+        "lora_alpha" => "alpha is `alpha` in [adapter]",
+        "lora_dropout" => "the adapter's dropout is `dropout` in [adapter]",
+        "target_modules" | "lora_target_modules" | "lora_target" => "the adapted modules are `targets` in [adapter]",
+        "use_rslora" => "rank-stabilised scaling is `rslora` in [adapter]",
+        "use_dora" => "DoRA is `method = \"dora\"` in [adapter]",
+        "optimizer" | "optim_type" => "the optimizer is `kind` in [optim]",
+        "lr_scheduler" | "lr_scheduler_type" | "scheduler" => "the schedule is `kind` in [schedule]",
+        "model_name_or_path" | "base_model" | "model_id" | "pretrained_model_name_or_path" => {
+            "the model is `base` in [model]"
+        }
+        "max_seq_length" | "max_seq_len" | "sequence_len" | "cutoff_len" | "max_len" => {
+            "the longest sequence is `max_length` in [data]"
+        }
+        "val_set_size" | "validation_split" => "the part kept for evaluation is `eval_fraction` in [data]",
+        "output_dir" => "the run's directory is `dir` in [run]",
+        "logging_steps" => "steps between reports are `log_every` in [train]",
+        "save_steps" => "steps between checkpoints are `save_every` in [train]",
+        "eval_steps" | "evaluation_strategy" | "eval_strategy" => "how often to evaluate is `every` in [eval]",
+        "early_stopping_patience" | "early_stopping" => "early stopping is `patience` in [eval]",
+        "metric_for_best_model" => "the metric is `metric` in [eval]",
+        "fp16" | "bf16" | "dtype" | "mixed_precision" => "the precision is `precision` in [device]",
+        _ => return None,
+    })
+}
+
+/// Why a value that other tools, or later builds, know is refused at `path`.
+pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
+    Some(match (path, value) {
+        ("device.use", _) => "this build has: cpu",
+        ("device.precision", "bf16" | "f16" | "fp16" | "float16" | "bfloat16" | "half" | "f64") => {
+            "this build computes in f32 only"
+        }
+        ("device.precision", "fp32" | "float32" | "float") => "did you mean `f32`?",
+        ("optim.kind", "adam" | "adamw_torch" | "adamw_8bit" | "adamw_hf" | "adamw_torch_fused") => {
+            "did you mean `adamw`?"
+        }
+        ("schedule.kind", "cosine_with_min_lr") => "write `cosine` and set `min_ratio`",
+        ("schedule.kind", "constant_with_warmup") => "write `constant`; warmup is `warmup_steps` or `warmup_ratio`",
+        ("schedule.kind", "warmup_stable_decay") => "did you mean `wsd`?",
+        ("adapter.method", "none" | "sft" | "fft") => "did you mean `full`?",
+        ("adapter.method", "freeze" | "linear-probe") => "did you mean `frozen`?",
+        ("adapter.method", "rslora") => "write `lora` and `rslora = true`",
+        ("task.kind", "classification" | "text-classification" | "text_classification" | "sentiment") => {
+            "did you mean `sequence-classification`?"
+        }
+        ("task.kind", "mlm" | "fill-mask") => "did you mean `masked-lm`?",
+        ("eval.every", "no" | "none" | "off") => "did you mean `never`?",
+        ("eval.every", "steps") => "write the number of steps, such as `every = 100`",
+        ("eval.every", "epochs") => "did you mean `epoch`?",
+        _ => return None,
+    })
+}
+
+/// How to write, as a string, the number or date `written` at `path`.
+pub(super) fn as_string(path: &str, written: &str) -> String {
+    match path {
+        "train.max_wall" => format!("write `\"{written}s\"` for seconds"),
+        _ => format!("write `\"{written}\"`"),
+    }
+}
+
+/// What to write where the required `path` is missing.
+pub(super) fn example(path: &str) -> Option<&'static str> {
+    Some(match path {
+        "model" => "[model]\nbase = \"path/to/model\"",
+        "model.base" => "base = \"path/to/model\"",
+        "task" => "[task]\nkind = \"sequence-classification\"",
+        "task.kind" => "kind = \"sequence-classification\"",
+        "data" => "[data]\ntrain = \"train.csv\"",
+        "data.train" => "train = \"train.csv\"",
+        _ => return None,
+    })
+}
+
+/// `a`, `b` or `c`, each in backticks; `last` is the word before the last.
+pub fn list<'n>(names: impl IntoIterator<Item = &'n str>, last: &str) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    match names.split_last() {
+        Some((end, rest)) if !rest.is_empty() => format!("{} {last} {end}", rest.join(", ")),
+        _ => names.join(""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADAPTER: [&str; 7] = ["method", "rank", "alpha", "dropout", "rslora", "targets", "rank_pattern"];
+
+    #[test]
+    fn slips_of_the_hand_find_their_name() {
+        for (wrong, right) in [
+            ("rnak", "rank"),
+            ("rnk", "rank"),
+            ("aplha", "alpha"),
+            ("dropuot", "dropout"),
+            ("target", "targets"),
+            ("Rank", "rank"),
+            ("rank-pattern", "rank_pattern"),
+            ("methd", "method"),
+            ("rs_lora", "rslora"),
+        ] {
+            assert_eq!(nearest(wrong, ADAPTER), Some(right), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_name_like_no_other_finds_none() {
+        for wrong in ["foo", "x", "bias_correction", "quantization", ""] {
+            assert_eq!(nearest(wrong, ADAPTER), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn lists_read_as_english() {
+        assert_eq!(list(["a"], "or"), "`a`");
+        assert_eq!(list(["a", "b", "c"], "or"), "`a`, `b` or `c`");
+    }
+}

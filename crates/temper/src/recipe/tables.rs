@@ -1,0 +1,84 @@
+//! The tables that belong to the whole run: `[model]`, `[device]`, `[export]` and `[run]`.
+//!
+//! The other tables belong to the crates whose work they describe.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[model]`: the network to start from. Exactly one of `base` and `config` is written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("oneOf" = [{"required": ["base"]}, {"required": ["config"]}]))]
+pub struct ModelConfig {
+    /// Directory of a pretrained model in Hugging Face's layout: `config.json`, `*.safetensors`, `tokenizer.json`.
+    pub base: Option<String>,
+    /// A `config.json` whose network starts from random weights, instead of `base`. Needs `tokenizer`.
+    pub config: Option<String>,
+    /// A `tokenizer.json` or a directory that holds one. Default: the one in `base`.
+    pub tokenizer: Option<String>,
+}
+
+/// `[device]`: where to compute.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeviceConfig {
+    /// Which device. Default `auto`.
+    #[serde(rename = "use")]
+    pub use_: DeviceKind,
+    /// Threads of the CPU. Default: one for each core. Raising it above the number of cores slows the run down.
+    pub threads: Option<usize>,
+    /// Type of weights, activations and gradients. Default `f32`.
+    pub precision: Precision,
+}
+
+/// A device that this build can compute on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceKind {
+    /// The fastest device of this build and this machine.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// Type of weights, activations and gradients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// IEEE single precision, 4 bytes a number.
+    #[default]
+    F32,
+}
+
+/// `[export]`: the model that the run leaves behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportConfig {
+    /// Also write the model with the adapter added into its weights, as large as the base. Default false.
+    pub merge: bool,
+    /// Name of the model on its card. Default: the name of the run.
+    pub name: Option<String>,
+    /// Licence on the card, an SPDX identifier in lower case such as `"apache-2.0"`. Default: none is stated.
+    pub license: Option<String>,
+    /// Language on the card, an ISO 639 code such as `"en"`. Default: none is stated.
+    pub language: Option<String>,
+}
+
+/// `[run]`: where the run keeps its files and what it reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Directory of the run. Default: `runs/` and the name of the run.
+    pub dir: Option<String>,
+    /// Name of the run. Default: the name of the recipe file without `.toml`.
+    pub name: Option<String>,
+    /// Write event files for TensorBoard. Default true.
+    pub tensorboard: bool,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self { dir: None, name: None, tensorboard: true }
+    }
+}

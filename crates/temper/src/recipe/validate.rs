@@ -1,0 +1,341 @@
+//! Rules about values that need neither data nor model: ranges, contradictions, and keys that would have no effect.
+//!
+//! A default never breaks a rule, so each mistake lies in a key that the user wrote.
+
+use std::time::Duration;
+
+use temper_data::DataConfig;
+use temper_engine::{Every, EveryName, OptimKind, ScheduleKind};
+use temper_peft::Method;
+use temper_tasks::TaskConfig;
+
+use super::source::join_key;
+use super::{Recipe, Source, check};
+use crate::diagnostic::{Diagnostic, Diagnostics};
+
+/// Keys of which only one can be written.
+pub(super) const RIVALS: [(&str, &str); 4] = [
+    ("model.base", "model.config"),
+    ("data.eval", "data.eval_fraction"),
+    ("train.epochs", "train.max_steps"),
+    ("schedule.warmup_steps", "schedule.warmup_ratio"),
+];
+
+/// Everything that is wrong with the values of `recipe`, in the order in which it was written.
+pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
+    let mut rules = Rules { source: &recipe.source, broken: Vec::new() };
+    for (a, b) in RIVALS {
+        if rules.source.wrote(a) && rules.source.wrote(b) {
+            rules.push(b, check::contradiction(rules.source, a, b));
+        }
+    }
+    model(&mut rules, recipe);
+    task(&mut rules, &recipe.task);
+    data(&mut rules, &recipe.data);
+    adapter(&mut rules, recipe);
+    train(&mut rules, recipe);
+    optim(&mut rules, recipe);
+    schedule(&mut rules, recipe);
+    eval(&mut rules, recipe);
+    rules.must("device.threads", recipe.device.threads != Some(0), "at least 1");
+    if matches!(recipe.adapter.method, Method::Full | Method::Frozen) {
+        rules.idle(&["export.merge"], "there is no adapter to merge", "adapter.method");
+    }
+    for path in ["export.name", "export.license", "export.language", "run.dir", "run.name"] {
+        rules.not_empty(path);
+    }
+    rules.broken.sort_by_key(|(place, _)| *place);
+    Diagnostics(rules.broken.into_iter().map(|(_, diagnostic)| diagnostic).collect())
+}
+
+struct Rules<'a> {
+    source: &'a Source,
+    /// With the place in the source by which they are sorted.
+    broken: Vec<(usize, Diagnostic)>,
+}
+
+impl Rules<'_> {
+    fn push(&mut self, path: &str, diagnostic: Diagnostic) {
+        self.broken.push((self.source.order(path), diagnostic));
+    }
+
+    /// The value of `path` must be `range`, such as "above 0".
+    fn must(&mut self, path: &str, holds: bool, range: &str) {
+        if !holds {
+            let found = self.source.written(path).unwrap_or("none");
+            let range = match found.trim_start_matches(['+', '-']) {
+                "nan" | "inf" => "finite",
+                _ => range,
+            };
+            let message = format!("{} must be {range}, found {found}", super::name(path));
+            self.wrong(path, &message, "");
+        }
+    }
+
+    /// The text at `path`, if the user wrote it, must hold something.
+    fn not_empty(&mut self, path: &str) {
+        if self.source.written(path).is_some_and(|text| text.trim_matches(['"', '\'', ' ']).is_empty()) {
+            self.wrong(path, &format!("{} is empty", super::name(path)), "");
+        }
+    }
+
+    /// Those of `paths` that are written have no effect `because` of the value of `cause`.
+    fn idle(&mut self, paths: &[&str], because: &str, cause: &str) {
+        for path in paths.iter().filter(|path| self.source.wrote(path)) {
+            let message = format!("{} has no effect because {because}", super::name(path));
+            let diagnostic = Diagnostic::new(message).at(self.source.key(path), "remove it");
+            let diagnostic = match self.source.wrote(cause) {
+                true => diagnostic.at(self.source.at(cause), "because of this"),
+                false => diagnostic,
+            };
+            self.push(path, diagnostic);
+        }
+    }
+
+    fn wrong(&mut self, path: &str, message: &str, label: &str) {
+        self.push(path, Diagnostic::new(message).at(self.source.at(path), label));
+    }
+}
+
+fn model(rules: &mut Rules<'_>, recipe: &Recipe) {
+    let model = &recipe.model;
+    if let Some(base) = &model.base
+        && !recipe.resolve(base).is_dir()
+    {
+        let message = format!("there is no directory `{}`", recipe.resolve(base).display());
+        let mut diagnostic = Diagnostic::new(message).at(rules.source.at("model.base"), "");
+        if !base.starts_with(['.', '/', '~']) && base.matches('/').count() <= 1 && !base.contains('\\') {
+            diagnostic = diagnostic.help(
+                "loading from the hub is not supported yet: download the model and write its directory,\n\
+                 one that holds `config.json`, `model.safetensors` and `tokenizer.json`",
+            );
+        }
+        rules.push("model.base", diagnostic);
+    }
+    if let Some(config) = &model.config {
+        if !recipe.resolve(config).is_file() {
+            let message = format!("there is no file `{}`", recipe.resolve(config).display());
+            rules.wrong("model.config", &message, "the `config.json` of a model");
+        }
+        if model.tokenizer.is_none() {
+            let message = "missing key `tokenizer` in [model]: a network that starts from random weights brings none";
+            rules.wrong("model.tokenizer", message, "write `tokenizer = \"path/to/tokenizer.json\"`");
+        }
+        if recipe.adapter.method != Method::Full {
+            let message =
+                "random weights would stay random: `config` in [model] needs `method = \"full\"` in [adapter]";
+            rules.wrong("adapter.method", message, "write `method = \"full\"`");
+        }
+    }
+    if let Some(tokenizer) = &model.tokenizer
+        && !recipe.resolve(tokenizer).exists()
+    {
+        let message = format!("there is no file or directory `{}`", recipe.resolve(tokenizer).display());
+        rules.wrong("model.tokenizer", &message, "");
+    }
+}
+
+fn task(rules: &mut Rules<'_>, task: &TaskConfig) {
+    match task {
+        TaskConfig::SequenceClassification(task) => {
+            rules.must("task.label_smoothing", (0.0..1.0).contains(&task.label_smoothing), "in [0, 1)");
+        }
+        TaskConfig::MaskedLm(task) => {
+            let p = task.mask_probability;
+            rules.must("task.mask_probability", p > 0.0 && p < 1.0, "in (0, 1)");
+        }
+    }
+}
+
+fn data(rules: &mut Rules<'_>, data: &DataConfig) {
+    rules.must("data.eval_fraction", data.eval_fraction.is_none_or(|f| (0.0..1.0).contains(&f)), "in [0, 1)");
+    rules.must("data.max_length", data.max_length != Some(0), "at least 1");
+    for (path, files) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
+        let entries = files.map(|files| files.entries()).unwrap_or_default();
+        if files.is_some() && entries.is_empty() {
+            rules.wrong(path, &format!("{} names no file", super::name(path)), "");
+        }
+        for (i, (_, weight)) in entries.iter().enumerate() {
+            rules.must(&format!("{path}.{i}.weight"), *weight > 0.0 && weight.is_finite(), "above 0");
+        }
+    }
+    for path in ["data.train", "data.eval", "data.text", "data.text_pair", "data.label"] {
+        rules.not_empty(path);
+    }
+}
+
+fn adapter(rules: &mut Rules<'_>, recipe: &Recipe) {
+    /// What an existing adapter's own configuration says.
+    const SHAPE: [&str; 6] = [
+        "adapter.rank",
+        "adapter.alpha",
+        "adapter.rslora",
+        "adapter.targets",
+        "adapter.rank_pattern",
+        "adapter.alpha_pattern",
+    ];
+    const TRAINING: [&str; 3] = ["adapter.dropout", "adapter.bias", "adapter.from"];
+    let adapter = &recipe.adapter;
+    match (adapter.method, &adapter.from) {
+        (Method::Full, _) => {
+            let because = "with `method = \"full\"` every parameter trains and there is no adapter";
+            rules.idle(&SHAPE, because, "adapter.method");
+            rules.idle(&TRAINING, because, "adapter.method");
+            rules.idle(&["adapter.modules_to_save"], because, "adapter.method");
+        }
+        (Method::Frozen, _) => {
+            let because = "with `method = \"frozen\"` there is no adapter";
+            rules.idle(&SHAPE, because, "adapter.method");
+            rules.idle(&TRAINING, because, "adapter.method");
+        }
+        (Method::Lora | Method::Dora, Some(from)) => {
+            rules.idle(&SHAPE, "the adapter in `from` has its own", "adapter.from");
+            if !recipe.resolve(from).is_dir() {
+                let message = format!("there is no directory `{}`", recipe.resolve(from).display());
+                rules.wrong("adapter.from", &message, "");
+            }
+        }
+        (Method::Lora | Method::Dora, None) => {}
+    }
+    if adapter.method != Method::Full {
+        rules.idle(&["adapter.freeze"], "the whole backbone is frozen unless `method = \"full\"`", "adapter.method");
+    }
+    rules.must("adapter.rank", adapter.rank >= 1, "at least 1");
+    rules.must("adapter.alpha", adapter.alpha > 0.0 && adapter.alpha.is_finite(), "above 0");
+    rules.must("adapter.dropout", (0.0..1.0).contains(&adapter.dropout), "in [0, 1)");
+    for (name, rank) in &adapter.rank_pattern {
+        rules.must(&join_key("adapter.rank_pattern", name), *rank >= 1, "at least 1");
+    }
+    for (name, alpha) in &adapter.alpha_pattern {
+        rules.must(&join_key("adapter.alpha_pattern", name), *alpha > 0.0 && alpha.is_finite(), "above 0");
+    }
+    if matches!(&adapter.targets, temper_peft::Targets::Names(names) if names.is_empty()) {
+        rules.wrong("adapter.targets", "`targets` in [adapter] names no module", "");
+    }
+}
+
+fn train(rules: &mut Rules<'_>, recipe: &Recipe) {
+    let train = &recipe.train;
+    rules.must("train.lr", train.lr > 0.0 && train.lr.is_finite(), "above 0");
+    rules.must("train.epochs", train.epochs.is_none_or(|epochs| epochs > 0.0 && epochs.is_finite()), "above 0");
+    rules.must("train.max_steps", train.max_steps != Some(0), "at least 1");
+    rules.must("train.global_batch", train.global_batch >= 1, "at least 1");
+    rules.must("train.micro_batch", train.micro_batch != Some(0), "at least 1");
+    if let Some(micro) = train.micro_batch
+        && micro > train.global_batch
+        && train.global_batch > 0
+    {
+        let at_most = format!("at most `global_batch`, which is {}", train.global_batch);
+        rules.must("train.micro_batch", false, &at_most);
+    }
+    rules.must("train.max_grad_norm", train.max_grad_norm >= 0.0 && train.max_grad_norm.is_finite(), "at least 0");
+    rules.must("train.log_every", train.log_every >= 1, "at least 1");
+    rules.must("train.save_every", train.save_every != Some(0), "at least 1");
+    rules.must("train.keep_last", train.keep_last >= 1, "at least 1");
+    let wall = train.max_wall.as_deref();
+    rules.must(
+        "train.max_wall",
+        wall.is_none_or(|wall| parse_duration(wall).is_some()),
+        "a time such as `90s`, `15m` or `2h30m`",
+    );
+}
+
+fn optim(rules: &mut Rules<'_>, recipe: &Recipe) {
+    let optim = &recipe.optim;
+    let because = match optim.kind {
+        OptimKind::Adamw => "the optimizer is AdamW",
+        OptimKind::Sgd => "the optimizer is SGD",
+        OptimKind::Lion => "the optimizer is Lion",
+    };
+    let idle: &[&str] = match optim.kind {
+        OptimKind::Adamw => &["optim.momentum"],
+        OptimKind::Sgd => &["optim.betas", "optim.eps"],
+        OptimKind::Lion => &["optim.momentum", "optim.eps"],
+    };
+    rules.idle(idle, because, "optim.kind");
+    rules.must("optim.weight_decay", optim.weight_decay >= 0.0 && optim.weight_decay.is_finite(), "at least 0");
+    for (i, beta) in optim.betas.iter().flatten().enumerate() {
+        rules.must(&format!("optim.betas.{i}"), (0.0..1.0).contains(beta), "in [0, 1)");
+    }
+    rules.must("optim.eps", optim.eps > 0.0 && optim.eps.is_finite(), "above 0");
+    rules.must("optim.momentum", (0.0..1.0).contains(&optim.momentum), "in [0, 1)");
+}
+
+fn schedule(rules: &mut Rules<'_>, recipe: &Recipe) {
+    let schedule = &recipe.schedule;
+    if schedule.kind != ScheduleKind::Wsd {
+        let because = "only `kind = \"wsd\"` has a decay of its own";
+        rules.idle(&["schedule.decay_ratio", "schedule.decay"], because, "schedule.kind");
+    }
+    if schedule.kind == ScheduleKind::Constant {
+        rules.idle(&["schedule.min_ratio"], "a constant rate never falls", "schedule.kind");
+    }
+    rules.must(
+        "schedule.warmup_ratio",
+        schedule.warmup_ratio.is_none_or(|ratio| (0.0..1.0).contains(&ratio)),
+        "in [0, 1)",
+    );
+    rules.must("schedule.min_ratio", (0.0..=1.0).contains(&schedule.min_ratio), "in [0, 1]");
+    rules.must("schedule.decay_ratio", schedule.decay_ratio > 0.0 && schedule.decay_ratio <= 1.0, "in (0, 1]");
+    if let (Some(warmup), Some(steps)) = (schedule.warmup_steps, recipe.train.max_steps) {
+        let below = format!("below `max_steps` in [train], which is {steps}");
+        rules.must("schedule.warmup_steps", warmup < steps || steps == 0, &below);
+    }
+}
+
+fn eval(rules: &mut Rules<'_>, recipe: &Recipe) {
+    const KEYS: [&str; 4] = ["eval.metric", "eval.patience", "eval.min_delta", "eval.batch"];
+    let eval = &recipe.eval;
+    rules.must("eval.every", !matches!(eval.every, Every::Steps(0)), "at least 1");
+    rules.must("eval.batch", eval.batch != Some(0), "at least 1");
+    rules.must("eval.min_delta", eval.min_delta >= 0.0 && eval.min_delta.is_finite(), "at least 0");
+    rules.not_empty("eval.metric");
+    if matches!(eval.every, Every::Named(EveryName::Never)) {
+        rules.idle(&KEYS, "nothing is evaluated with `every = \"never\"`", "eval.every");
+    } else if recipe.data.eval_fraction == Some(0.0) {
+        rules.idle(&["eval.every"], "`eval_fraction = 0` leaves nothing to evaluate on", "data.eval_fraction");
+        rules.idle(&KEYS, "`eval_fraction = 0` leaves nothing to evaluate on", "data.eval_fraction");
+    } else if eval.patience == 0 {
+        rules.idle(&["eval.min_delta"], "training never stops early while `patience` is 0", "eval.patience");
+    }
+}
+
+/// The time that a text such as `90s`, `15m` or `2h30m` says: hours, minutes, seconds in this order, each a whole number.
+/// `None` if it says none, or no time at all.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let mut seconds: u64 = 0;
+    let mut rest = text.trim();
+    let mut last = u64::MAX;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let unit = match rest.as_bytes()[digits] {
+            b'h' => 3600,
+            b'm' => 60,
+            b's' => 1,
+            _ => return None,
+        };
+        if unit >= last {
+            return None;
+        }
+        last = unit;
+        seconds = seconds.checked_add(rest[..digits].parse::<u64>().ok()?.checked_mul(unit)?)?;
+        rest = &rest[digits + 1..];
+    }
+    (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("2h30m", 9000), ("1h0m1s", 3601), (" 8h ", 28800)] {
+            assert_eq!(parse_duration(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "90", "h", "1.5h", "30m2h", "2h2h", "0s", "-5m", "5 m", "5min", "99999999999999999999s", "5é"]
+        {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+}

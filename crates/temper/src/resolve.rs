@@ -1,0 +1,497 @@
+//! From what the user wrote to what will happen: reads configuration, tensor headers and data, and allocates no tensor.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use sha2::{Digest, Sha256};
+use temper_data::{Dataset, LabelColumns, LabelKind, Tokenizer};
+use temper_engine::{Every, EveryName, Schedule};
+use temper_models::{Config, LoadReport, Weights};
+use temper_peft::file::{self, AdapterFile};
+use temper_peft::parameters::{self, Entry};
+use temper_peft::targets::{self, Match, Trainable};
+use temper_peft::{AdapterConfig, Method};
+use temper_tasks::sequence_classification::{Balanced, ClassWeights};
+use temper_tasks::{
+    MaskedLm, Metric, Problem, SequenceClassificationConfig, SequenceClassifier, TaskConfig, checkpoint_names,
+    hugging_face_name, new_modules,
+};
+
+use crate::build;
+use crate::diagnostic::Diagnostic;
+use crate::failure::{Context, Failure, Kind};
+use crate::memory::{Memory, Shape};
+use crate::plan::{
+    AdaptedModule, AdapterPlan, DataPlan, DevicePlan, Group, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan,
+};
+use crate::recipe::{Recipe, nearest};
+
+/// What the plan was made from, ready to be built from.
+pub struct Inputs {
+    /// The architecture.
+    pub config: Config,
+    /// The pretrained weights; absent when training starts from random ones.
+    pub weights: Option<Weights>,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The rows.
+    pub dataset: Dataset,
+    /// The adapter that training goes on from.
+    pub adapter: Option<AdapterFile>,
+}
+
+/// Decides everything.
+///
+/// # Errors
+/// Whatever is wrong with the recipe, the weights or the data, pointing into the recipe.
+pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
+    let (config, weights) = read_model(recipe)?;
+    let tokenizer = read_tokenizer(recipe, &config)?;
+    let max_length = max_length(recipe, &config)?;
+    let dataset = read_data(recipe, &tokenizer, max_length)?;
+    let task = resolve_task(recipe, &dataset, &tokenizer)?;
+    let adapter = match &recipe.adapter.from {
+        Some(from) => Some(file::open(&recipe.resolve(from)).map_err(|e| point(recipe, Kind::Data, "adapter.from", e))?),
+        None => None,
+    };
+
+    let lazy = LazyModel::new(&config, &task);
+    let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
+    let adapter_plan = resolve_adapter(recipe, &config, &lazy, checked.as_ref(), adapter.as_ref())?;
+    let train = resolve_train(recipe, &dataset)?;
+    let memory = estimate(&config, &task, &dataset, &adapter_plan, &train);
+    let device = DevicePlan {
+        name: "cpu".into(),
+        threads: recipe.device.threads.unwrap_or_else(crate::device::cores),
+        precision: "f32".into(),
+    };
+    let model = ModelPlan {
+        base: recipe.model.base.clone(),
+        architecture: config.model_type().into(),
+        class: lazy.class.clone(),
+        files: pin(model_files(recipe, weights.as_ref(), &tokenizer))?,
+        new_parameters: match &checked {
+            Some(report) => report.missing.iter().map(|path| hugging_face_name(config.prefix(), path)).collect(),
+            None => Vec::new(),
+        },
+        unused_tensors: checked.map(|report| report.unexpected).unwrap_or_default(),
+        max_positions: config.max_positions(),
+    };
+    let data = DataPlan {
+        files: pin(data_files(recipe))?,
+        max_length,
+        bucket: recipe.data.bucket,
+        workers: recipe.data.workers,
+        report: dataset.report.clone(),
+    };
+    let run = RunPlan {
+        name: recipe.name(),
+        dir: recipe.run_dir().display().to_string(),
+        tensorboard: recipe.run.tensorboard,
+    };
+    let mut plan = Plan { fingerprint: String::new(), run, model, task, data, adapter: adapter_plan, train, device, memory };
+    plan.fingerprint = fingerprint(&plan)?;
+    Ok((plan, Inputs { config, weights, tokenizer, dataset, adapter }))
+}
+
+/// An error of the floors below, with the place in the recipe that it is about.
+pub fn point(recipe: &Recipe, kind: Kind, key: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::new(kind, Diagnostic::new(error.to_string()).at(recipe.source.at(key), ""))
+}
+
+/// The model without a value in it, to ask for names and shapes.
+struct LazyModel {
+    class: String,
+    entries: Vec<Entry>,
+    linears: Vec<String>,
+    targets: Vec<&'static str>,
+}
+
+impl LazyModel {
+    fn new(config: &Config, task: &TaskPlan) -> Self {
+        fn of<T: temper_tasks::Task>(mut model: T, config: &Config) -> LazyModel {
+            let entries = parameters::list(&model);
+            let prefixed = |path: String| format!("{}.{path}", config.prefix());
+            let linears = model.backbone_mut().linears().into_iter().map(|(path, _)| prefixed(path)).collect();
+            LazyModel { class: model.class(), entries, linears, targets: config.default_targets().to_vec() }
+        }
+        let device = Device::flex();
+        match task {
+            TaskPlan::SequenceClassification { .. } => of(build::classifier(config, task, &device), config),
+            TaskPlan::MaskedLm { .. } => of(MaskedLm::new(config, &device), config),
+        }
+    }
+}
+
+fn read_model(recipe: &Recipe) -> Result<(Config, Option<Weights>), Failure> {
+    if let Some(path) = &recipe.model.config {
+        let config = Config::read_file(&recipe.resolve(path)).map_err(|e| point(recipe, Kind::Data, "model.config", e))?;
+        return Ok((config, None));
+    }
+    let base = base_dir(recipe).unwrap_or_default();
+    let at_base = |error: temper_models::Error| point(recipe, Kind::Data, "model.base", error);
+    Ok((Config::read(&base).map_err(at_base)?, Some(Weights::open(&base).map_err(at_base)?)))
+}
+
+fn base_dir(recipe: &Recipe) -> Option<PathBuf> {
+    recipe.model.base.as_ref().map(|base| recipe.resolve(base))
+}
+
+fn read_tokenizer(recipe: &Recipe, config: &Config) -> Result<Tokenizer, Failure> {
+    let (key, dir) = match (&recipe.model.tokenizer, base_dir(recipe)) {
+        (Some(tokenizer), _) => ("model.tokenizer", recipe.resolve(tokenizer)),
+        (None, Some(base)) => ("model.base", base),
+        (None, None) => return Err(point(recipe, Kind::Recipe, "model.config", "a model from a config needs `tokenizer`")),
+    };
+    let tokenizer = Tokenizer::from_dir(&dir).map_err(|e| point(recipe, Kind::Data, key, e))?;
+    if tokenizer.vocab_size() > config.vocab_size() {
+        let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size());
+        let message = format!("the tokenizer has {tokens} tokens, the model embeds {rows}: they do not belong together");
+        return Err(point(recipe, Kind::Data, key, message));
+    }
+    Ok(tokenizer)
+}
+
+fn max_length(recipe: &Recipe, config: &Config) -> Result<usize, Failure> {
+    let most = config.max_positions();
+    match recipe.data.max_length {
+        Some(length) if length > most => {
+            let message = format!("`max_length` is {length}, the model holds {most} tokens");
+            Err(point(recipe, Kind::Recipe, "data.max_length", message))
+        }
+        Some(length) => Ok(length),
+        None => Ok(most.min(512)),
+    }
+}
+
+fn read_data(recipe: &Recipe, tokenizer: &Tokenizer, max_length: usize) -> Result<Dataset, Failure> {
+    let kind = match &recipe.task {
+        TaskConfig::SequenceClassification(task) => match task.problem {
+            Problem::SingleLabel => LabelKind::Class(task.labels.clone()),
+            Problem::MultiLabel => LabelKind::Multi(task.labels.clone()),
+            Problem::Regression => LabelKind::Score,
+        },
+        TaskConfig::MaskedLm(_) => LabelKind::None,
+    };
+    let dir = recipe.resolve("");
+    let dataset = temper_data::load(&recipe.data, &dir, kind, tokenizer, max_length, recipe.train.seed)
+        .map_err(|error| data_failure(recipe, error))?;
+    let errors: Vec<&str> = dataset.report.errors().map(|finding| finding.message.as_str()).collect();
+    if errors.is_empty() { Ok(dataset) } else { Err(point(recipe, Kind::Data, "data.train", errors.join("; "))) }
+}
+
+/// Points at the key that an error of the data layer is about.
+fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
+    use temper_data::Error;
+    let names_file = |path: &Path, files: &temper_data::Files| {
+        files.entries().iter().any(|(file, _)| recipe.resolve(file) == path)
+    };
+    let file_key = |path: &Path| match &recipe.data.eval {
+        Some(files) if names_file(path, files) && !names_file(path, &recipe.data.train) => "data.eval",
+        _ => "data.train",
+    };
+    let (kind, key) = match &error {
+        Error::Config { field, .. } => (Kind::Recipe, format!("data.{field}")),
+        Error::Column { column, .. } => {
+            let key = match &recipe.data.label {
+                _ if *column == recipe.data.text => "data.text",
+                _ if recipe.data.text_pair.as_ref() == Some(column) => "data.text_pair",
+                LabelColumns::One(_) | LabelColumns::Many(_) => "data.label",
+            };
+            (Kind::Recipe, key.into())
+        }
+        Error::File { path, .. } | Error::Row { path, .. } => (Kind::Data, file_key(path).into()),
+        _ => (Kind::Data, "data.train".into()),
+    };
+    point(recipe, kind, &key, error)
+}
+
+fn resolve_task(recipe: &Recipe, dataset: &Dataset, tokenizer: &Tokenizer) -> Result<TaskPlan, Failure> {
+    let named = |default: Metric, possible: &[Metric]| match &recipe.eval.metric {
+        None => Ok(default),
+        Some(name) => Metric::from_name(name).filter(|metric| possible.contains(metric)).ok_or_else(|| {
+            let names: Vec<&str> = possible.iter().map(|metric| metric.name()).collect();
+            let near = nearest(name, names.iter().copied()).map(|near| format!("; did you mean `{near}`?"));
+            let message = format!(
+                "this task does not measure `{name}` (it can measure {}){}",
+                names.join(", "),
+                near.unwrap_or_default()
+            );
+            point(recipe, Kind::Recipe, "eval.metric", message)
+        }),
+    };
+    match &recipe.task {
+        TaskConfig::MaskedLm(task) => {
+            if tokenizer.mask_id().is_none() {
+                let message = "masked-lm needs a mask token, and the tokenizer has none";
+                return Err(point(recipe, Kind::Data, "task.kind", message));
+            }
+            let best_by = named(Metric::Loss, &[Metric::Loss, Metric::Perplexity])?;
+            Ok(TaskPlan::MaskedLm { mask_probability: task.mask_probability, best_by })
+        }
+        TaskConfig::SequenceClassification(task) => {
+            let problem = task.problem;
+            let labels = match problem {
+                Problem::Regression => vec!["score".to_owned()],
+                _ => dataset.train.label_names().to_vec(),
+            };
+            let possible = problem.possible_metrics();
+            let mut metrics = task.metrics.clone().unwrap_or_else(|| problem.default_metrics().to_vec());
+            if let Some(i) = metrics.iter().position(|metric| !possible.contains(metric)) {
+                let name = metrics[i].name();
+                let message = format!("`{name}` is not a metric of {} problems", problem.hugging_face());
+                return Err(point(recipe, Kind::Recipe, &format!("task.metrics.{i}"), message));
+            }
+            let best_by = named(*metrics.first().unwrap_or(&Metric::Loss), possible)?;
+            if !metrics.contains(&best_by) && best_by != Metric::Loss {
+                metrics.push(best_by);
+            }
+            let class_weights = class_weights(recipe, task, dataset, &labels)?;
+            let label_smoothing = task.label_smoothing as f32;
+            Ok(TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, best_by })
+        }
+    }
+}
+
+fn class_weights(
+    recipe: &Recipe,
+    task: &SequenceClassificationConfig,
+    dataset: &Dataset,
+    labels: &[String],
+) -> Result<Vec<f32>, Failure> {
+    let rows = dataset.report.train.rows as f64;
+    match &task.class_weights {
+        None => Ok(vec![1.0; labels.len()]),
+        Some(ClassWeights::Named(Balanced::Balanced)) => Ok(dataset
+            .report
+            .train
+            .labels
+            .iter()
+            .map(|label| (rows / (labels.len() as f64 * label.rows.max(1) as f64)) as f32)
+            .collect()),
+        Some(ClassWeights::Table(table)) => {
+            if let Some(unknown) = table.keys().find(|name| !labels.contains(name)) {
+                let near = nearest(unknown, labels.iter().map(String::as_str));
+                let near = near.map_or_else(String::new, |near| format!(", did you mean `{near}`?"));
+                let message = format!("no label is called `{unknown}`{near}");
+                return Err(point(recipe, Kind::Recipe, &format!("task.class_weights.{unknown}"), message));
+            }
+            Ok(labels.iter().map(|label| table.get(label).map_or(1.0, |&weight| weight as f32)).collect())
+        }
+    }
+}
+
+/// Holds the checkpoint against the model. A head for other labels is not used; anything else that differs is an error.
+fn check_weights(
+    recipe: &Recipe,
+    weights: &Weights,
+    config: &Config,
+    task: &TaskPlan,
+    lazy: &LazyModel,
+) -> Result<LoadReport, Failure> {
+    let report = temper_models::check(&lazy.entries, weights, |path| build::names(config, task, path));
+    let missing: Vec<&String> = report.missing.iter().filter(|path| path.starts_with("backbone.")).collect();
+    let optional = |path: &str| path.starts_with("backbone.pooler.");
+    if let Some(path) = missing.iter().find(|path| !optional(path)) {
+        let names = checkpoint_names(config.prefix(), path).join("` or `");
+        let message = format!(
+            "the weights lack `{names}` (and {} more tensors of {})",
+            missing.len() - 1,
+            config.model_type()
+        );
+        return Err(point(recipe, Kind::Data, "model.base", message));
+    }
+    if let Some(wrong) = report.wrong_shape.first() {
+        return Err(point(recipe, Kind::Data, "model.base", wrong));
+    }
+    Ok(report)
+}
+
+fn resolve_adapter(
+    recipe: &Recipe,
+    config: &Config,
+    lazy: &LazyModel,
+    checked: Option<&LoadReport>,
+    from: Option<&AdapterFile>,
+) -> Result<AdapterPlan, Failure> {
+    let prefix = config.prefix();
+    let mut adapter = recipe.adapter.clone();
+    if let Some(from) = from {
+        build::adopt(&mut adapter, from);
+    }
+    let fail = |error: temper_peft::Error| {
+        let key = match &error {
+            temper_peft::Error::NoSuchKey { field, .. } | temper_peft::Error::Pattern { field, .. } => {
+                format!("adapter.{field}")
+            }
+            temper_peft::Error::Range { field, .. } => format!("adapter.{field}"),
+            _ => "adapter.targets".into(),
+        };
+        point(recipe, Kind::Recipe, &key, error)
+    };
+    let matches = targets::find(&adapter, &lazy.targets, &lazy.linears).map_err(fail)?;
+    // Whatever starts from random values trains whole and is saved: a head or pooler that did neither would be noise.
+    let mut whole: Vec<String> = adapter.modules_to_save.clone();
+    if adapter.method != Method::Full {
+        let missing = checked.map(|report| report.missing.as_slice()).unwrap_or_default();
+        let pooler = missing.iter().any(|path| path.starts_with("backbone.pooler.")).then_some("pooler");
+        let head = new_modules(config).iter().copied().filter(|name| {
+            lazy.entries.iter().any(|entry| entry.path.starts_with(&format!("head.{name}.")))
+        });
+        for name in head.chain(pooler) {
+            if !whole.iter().any(|known| known == name) {
+                whole.push(name.into());
+            }
+        }
+    }
+    adapter.modules_to_save = whole;
+    let paths: Vec<String> = lazy.entries.iter().map(|entry| hugging_face_name(prefix, &entry.path)).collect();
+    let trainable = Trainable::new(&adapter, &matches, &paths).map_err(fail)?;
+    let groups = groups(lazy, &paths, &adapter, &matches, &trainable);
+    let modules = matches.into_iter().map(|Match { path, rank, alpha }| AdaptedModule { path, rank, alpha }).collect();
+    Ok(AdapterPlan { config: adapter, modules, groups })
+}
+
+fn groups(
+    lazy: &LazyModel,
+    paths: &[String],
+    adapter: &AdapterConfig,
+    matches: &[Match],
+    trainable: &Trainable,
+) -> Vec<Group> {
+    let group = |name: &str, prefix: &str| {
+        let entries = || lazy.entries.iter().zip(paths).filter(|(entry, _)| entry.path.starts_with(prefix));
+        let trains = entries().filter(|(_, path)| trainable.trains(path));
+        Group {
+            name: name.into(),
+            total: entries().map(|(entry, _)| entry.count()).sum(),
+            trainable: trains.map(|(entry, _)| entry.count()).sum(),
+        }
+    };
+    let factors: usize = matches
+        .iter()
+        .filter_map(|found| {
+            let weight = format!("{}.weight", found.path);
+            let shape = &lazy.entries[paths.iter().position(|path| *path == weight)?].shape;
+            Some(found.parameters([shape[0], shape[1]], adapter.method == Method::Dora))
+        })
+        .sum();
+    let mut groups = vec![group("backbone", "backbone."), group("head", "head.")];
+    if factors > 0 {
+        groups.push(Group { name: "adapter".into(), total: factors, trainable: factors });
+    }
+    groups
+}
+
+fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failure> {
+    let config = recipe.train.clone();
+    let micro_batch = config.micro_batch.unwrap_or(config.global_batch);
+    let order =
+        temper_data::Order::new(&dataset.train, config.seed, config.global_batch, micro_batch, recipe.data.bucket);
+    let steps_per_epoch = order.steps_per_epoch();
+    let steps = match (config.max_steps, config.epochs) {
+        (Some(steps), _) => steps,
+        (None, epochs) => (epochs.unwrap_or(3.0) * steps_per_epoch as f64).ceil() as u64,
+    };
+    let schedule = Schedule::new(&recipe.schedule, steps);
+    let eval_every = match recipe.eval.every {
+        Every::Steps(steps) => Some(steps),
+        Every::Named(EveryName::Epoch) => Some(steps_per_epoch),
+        Every::Named(EveryName::Never) => None,
+    };
+    if eval_every.is_some() && dataset.eval.is_empty() {
+        return Err(point(recipe, Kind::Recipe, "eval.every", "there are no evaluation rows, and evaluation is on"));
+    }
+    Ok(TrainPlan {
+        optim: recipe.optim.clone(),
+        schedule: recipe.schedule.clone(),
+        eval: recipe.eval.clone(),
+        steps,
+        steps_per_epoch,
+        warmup_steps: schedule.warmup_steps,
+        micro_batch,
+        eval_every,
+        eval_batch: recipe.eval.batch.unwrap_or(2 * micro_batch),
+        config,
+    })
+}
+
+fn estimate(
+    config: &Config,
+    task: &TaskPlan,
+    dataset: &Dataset,
+    adapter: &AdapterPlan,
+    train: &TrainPlan,
+) -> Memory {
+    use temper_engine::OptimKind;
+    let (rows, length) = (train.micro_batch as u64, dataset.report.train.lengths.max as u64);
+    let logits = match task {
+        TaskPlan::SequenceClassification { labels, .. } => rows * labels.len() as u64,
+        TaskPlan::MaskedLm { mask_probability, .. } => {
+            (rows as f64 * length as f64 * mask_probability) as u64 * config.vocab_size() as u64
+        }
+    };
+    let states = match train.optim.kind {
+        OptimKind::Adamw => 2,
+        OptimKind::Lion => 1,
+        OptimKind::Sgd => u64::from(train.optim.momentum > 0.0),
+    };
+    let shape = Shape {
+        layers: config.layers() as u64,
+        hidden: config.hidden_size() as u64,
+        feed_forward: config.intermediate_size() as u64,
+        heads: config.heads() as u64,
+        rows,
+        length,
+        logits,
+    };
+    let tokens = dataset.report.train.tokens + dataset.report.eval.tokens;
+    Memory::estimate(adapter.total() as u64, adapter.trainable() as u64, states, tokens, shape)
+}
+
+fn model_files(recipe: &Recipe, weights: Option<&Weights>, tokenizer: &Tokenizer) -> Vec<PathBuf> {
+    let config = match (&recipe.model.config, base_dir(recipe)) {
+        (Some(config), _) => recipe.resolve(config),
+        (None, base) => base.unwrap_or_default().join("config.json"),
+    };
+    let weights = weights.map(|weights| weights.files().to_vec()).unwrap_or_default();
+    std::iter::once(config).chain(weights).chain(tokenizer.files().to_vec()).collect()
+}
+
+fn data_files(recipe: &Recipe) -> Vec<PathBuf> {
+    let files = recipe.data.train.entries().into_iter();
+    let eval = recipe.data.eval.iter().flat_map(temper_data::Files::entries);
+    files.chain(eval).map(|(path, _)| recipe.resolve(path)).collect()
+}
+
+fn pin(paths: Vec<PathBuf>) -> Result<Vec<PinnedFile>, Failure> {
+    let pinned = paths.iter().map(|path| {
+        let shown = path.display().to_string();
+        let mut hash = Sha256::new();
+        let bytes = std::fs::File::open(path)
+            .and_then(|mut file| std::io::copy(&mut file, &mut hash))
+            .context(Kind::Data, format!("failed to read {shown}"))?;
+        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(PinnedFile { path: shown, bytes, sha256 })
+    });
+    pinned.collect()
+}
+
+/// Hash of what decides a number: not where the run goes, how often it reports or saves, nor what memory there is.
+fn fingerprint(plan: &Plan) -> Result<String, Failure> {
+    let mut value = serde_json::to_value(plan).context(Kind::Other, "failed to hash the plan")?;
+    for table in ["run", "memory", "device", "fingerprint"] {
+        value.as_object_mut().map(|plan| plan.remove(table));
+    }
+    for key in ["log_every", "save_every", "keep_last", "max_wall"] {
+        value["train"]["config"].as_object_mut().map(|train| train.remove(key));
+    }
+    value["data"].as_object_mut().map(|data| data.remove("workers"));
+    for table in ["model", "data"] {
+        for file in value[table]["files"].as_array_mut().into_iter().flatten() {
+            file.as_object_mut().map(|file| file.remove("path"));
+        }
+    }
+    let hash = Sha256::digest(value.to_string().as_bytes());
+    Ok(hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+}

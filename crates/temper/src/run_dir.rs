@@ -1,0 +1,128 @@
+//! The run directory: `recipe.toml`, `plan.json`, `events.jsonl`, `train.log`, `checkpoints/`, `tensorboard/`, `export/`,
+//! `report.html`. One process at a time; the same command again goes on where the last one stopped.
+
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::failure::{Context, Failure, Kind};
+use crate::plan::Plan;
+
+/// A run directory that this process has locked.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunDir {
+    /// Opens or creates the directory of `plan`. A directory that holds another plan is refused, unless `fresh` empties it.
+    pub fn open(plan: &Plan, recipe: &str, fresh: bool) -> Result<Self, Failure> {
+        let path = PathBuf::from(&plan.run.dir);
+        let shown = path.display().to_string();
+        fs::create_dir_all(&path).context(Kind::Other, format!("failed to create {shown}"))?;
+        let lock = File::create(path.join(".lock")).context(Kind::Other, format!("failed to lock {shown}"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Failure::new(Kind::Other, format!("error: another process is running in {shown}")));
+            }
+            Err(TryLockError::Error(error)) => Err(error).context(Kind::Other, format!("failed to lock {shown}"))?,
+        }
+        let dir = Self { path, _lock: lock };
+        if fresh {
+            dir.clear()?;
+        }
+        dir.refuse_another_plan(plan)?;
+        dir.write("recipe.toml", recipe.as_bytes())?;
+        let json = serde_json::to_vec_pretty(plan).context(Kind::Other, "failed to write the plan")?;
+        dir.write("plan.json", &json)?;
+        Ok(dir)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of a file in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Writes a file whole or not at all.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
+        write_atomically(&self.join(name), bytes)
+    }
+
+    fn refuse_another_plan(&self, plan: &Plan) -> Result<(), Failure> {
+        let Ok(text) = fs::read_to_string(self.join("plan.json")) else { return Ok(()) };
+        let old: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let checkpoints = fs::read_dir(self.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some());
+        if !checkpoints || old["fingerprint"] == plan.fingerprint.as_str() {
+            return Ok(());
+        }
+        let new = serde_json::to_value(plan).context(Kind::Other, "failed to compare plans")?;
+        let changed = differences(&old, &new).join(", ");
+        Err(Failure::new(
+            Kind::Recipe,
+            format!(
+                "error: {} holds a run of another plan (different: {changed})\n  = help: start over with `--fresh`, or \
+                 give this run its own directory with `--set run.dir=...`",
+                self.path.display()
+            ),
+        ))
+    }
+
+    /// Removes what runs write, and nothing else.
+    fn clear(&self) -> Result<(), Failure> {
+        for name in ["checkpoints", "tensorboard", "export"] {
+            remove(fs::remove_dir_all(self.join(name)), &self.join(name))?;
+        }
+        for name in ["events.jsonl", "plan.json", "recipe.toml", "report.html", "train.log"] {
+            remove(fs::remove_file(self.join(name)), &self.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file whole or not at all: a temporary beside it, flushed to disk, then renamed.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let temporary = path.with_extension("tmp");
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written.context(Kind::Other, format!("failed to write {}", path.display()))
+}
+
+fn remove(result: std::io::Result<()>, path: &Path) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context(Kind::Other, format!("failed to remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The dotted names of the leaves that differ between two plans, at most six.
+fn differences(old: &serde_json::Value, new: &serde_json::Value) -> Vec<String> {
+    fn walk(path: &str, old: &serde_json::Value, new: &serde_json::Value, out: &mut Vec<String>) {
+        match (old, new) {
+            (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
+                for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
+                    let null = serde_json::Value::Null;
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    walk(&path, a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null), out);
+                }
+            }
+            _ if old != new && path != "fingerprint" && out.len() < 6 => out.push(path.to_owned()),
+            _ => {}
+        }
+    }
+    let mut out = Vec::new();
+    walk("", old, new, &mut out);
+    out
+}

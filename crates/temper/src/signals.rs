@@ -1,0 +1,18 @@
+//! SIGINT, SIGTERM and SIGHUP ask the loop to stop after the step at hand; a second one ends the process at once.
+
+use temper_engine::Stop;
+
+use crate::failure::{Context, Failure, Kind};
+
+/// Installs the handler. Called once in a process.
+pub fn install(stop: &Stop) -> Result<(), Failure> {
+    let stop = stop.clone();
+    ctrlc::set_handler(move || {
+        if stop.is_requested() {
+            std::process::exit(Kind::Interrupted as i32);
+        }
+        eprintln!("stopping after this step; once more to stop at once");
+        stop.request();
+    })
+    .context(Kind::Other, "failed to install the signal handler")
+}

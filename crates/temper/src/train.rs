@@ -1,0 +1,169 @@
+//! The corridor: recipe → plan → run directory → model → loop → export → report.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use temper_data::{Examples, Order, prefetch};
+use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
+use temper_tasks::masked_lm::Masking;
+use temper_tasks::{Evaluation, MaskedLm, Task};
+
+use crate::failure::{Context, Failure, Kind};
+use crate::plan::{Plan, TaskPlan};
+use crate::recipe::{Recipe, parse_duration};
+use crate::reporters::Reporters;
+use crate::resolve::{Inputs, resolve};
+use crate::run_dir::RunDir;
+use crate::{build, device, export, finish, memory};
+
+/// Batches that wait for the loop.
+const PREFETCH: usize = 4;
+
+/// What a run came to.
+pub struct Finished {
+    /// The plan that was run.
+    pub plan: Plan,
+    /// Why it ended.
+    pub reason: StopReason,
+    /// The best evaluation: after which step, and what it measured.
+    pub best: Option<(u64, Scores)>,
+}
+
+/// Runs `recipe`. The same recipe again goes on where the last run stopped; `fresh` starts over.
+///
+/// # Errors
+/// Whatever is wrong with the recipe, the data, the weights, the disk, or the numbers.
+pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Failure> {
+    let started = Instant::now();
+    let (plan, inputs) = resolve(recipe)?;
+    refuse_what_cannot_fit(&plan)?;
+    let run = RunDir::open(&plan, &recipe.source.text(), fresh)?;
+    let device = device::open(&plan.device);
+    let pad_id = inputs.tokenizer.pad_id();
+    match &plan.task {
+        TaskPlan::SequenceClassification { .. } => {
+            let model = build::classifier(&inputs.config, &plan.task, &device);
+            teach(model, pad_id, &plan, inputs, recipe, &run, stop, started)
+        }
+        TaskPlan::MaskedLm { mask_probability, .. } => {
+            let masking = Masking {
+                pad_id,
+                mask_id: inputs.tokenizer.mask_id().unwrap_or_default(),
+                special_ids: inputs.tokenizer.special_ids(),
+                vocab_size: inputs.tokenizer.vocab_size() as u32,
+                probability: *mask_probability,
+            };
+            teach(MaskedLm::new(&inputs.config, &device), masking, &plan, inputs, recipe, &run, stop, started)
+        }
+    }
+    .map(|(reason, best)| Finished { plan, reason, best })
+}
+
+type Best = Option<(u64, Scores)>;
+
+#[allow(clippy::too_many_arguments)]
+fn teach<T: Task>(
+    model: T,
+    collator: T::Collator,
+    plan: &Plan,
+    inputs: Inputs,
+    recipe: &Recipe,
+    run: &RunDir,
+    stop: &Stop,
+    started: Instant,
+) -> Result<(StopReason, Best), Failure> {
+    let mut reporters = Reporters::open(plan, run)?;
+    let model = build::prepare(model, plan, &inputs)?;
+    let Inputs { config, tokenizer, dataset, .. } = inputs;
+    let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
+
+    let batches = |first: u64| batches::<T>(plan, &train, &collator, first);
+    let mut evaluate = |model: &T| -> Result<Scores, BoxError> {
+        let Evaluation { scores, .. } = model.evaluate(&collator, &eval, plan.train.eval_batch);
+        Ok(Scores(scores))
+    };
+    let mut observe = |event: &Event| reporters.observe(event, started);
+    let outcome = fit(model, &fit_plan(plan)?, run.path(), batches, &mut evaluate, &mut observe, stop)
+        .map_err(engine_failure)?;
+
+    let Outcome { model, reason, best, .. } = outcome;
+    if reason == StopReason::Interrupted {
+        return Err(Failure::new(Kind::Interrupted, "stopped; the same command goes on from here"));
+    }
+    let model = model.valid();
+    let measured = (!eval.is_empty()).then(|| model.evaluate(&collator, &eval, plan.train.eval_batch));
+    let shipped = export::Shipped { plan, config: &config, tokenizer: &tokenizer, recipe, scores: measured.as_ref() };
+    export::export(model, &shipped, run)?;
+    finish::finish(&shipped, &eval, run, reporters, started)?;
+    tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
+    Ok((reason, best))
+}
+
+/// The micro-batches of each step from `first` on, prepared ahead on other threads.
+fn batches<T: Task>(
+    plan: &Plan,
+    examples: &Arc<Examples>,
+    collator: &Arc<T::Collator>,
+    first: u64,
+) -> impl Iterator<Item = Result<Vec<T::Batch>, BoxError>> + use<T>
+where
+    T::Batch: 'static,
+{
+    let (train, bucket) = (&plan.train, plan.data.bucket);
+    let seed = train.config.seed;
+    let order = Order::new(examples, seed, train.config.global_batch, train.micro_batch, bucket);
+    let (examples, collator) = (examples.clone(), collator.clone());
+    prefetch(plan.data.workers, PREFETCH, first, train.steps, move |step| {
+        let micro = order.micro_batches(step).into_iter();
+        micro.map(|rows| T::collate(&collator, &examples, &rows, seed.wrapping_add(step))).collect()
+    })
+    .map(|batches| batches.map_err(BoxError::from))
+}
+
+/// The part of the plan that the loop needs.
+fn fit_plan(plan: &Plan) -> Result<FitPlan, Failure> {
+    let (train, config) = (&plan.train, &plan.train.config);
+    let max_wall = config.max_wall.as_deref().map(parse_duration).transpose().context(Kind::Recipe, "max_wall")?;
+    let best_by = plan.task.best_by();
+    Ok(FitPlan {
+        steps: train.steps,
+        steps_per_epoch: train.steps_per_epoch,
+        schedule: Schedule::new(&train.schedule, train.steps),
+        lr: config.lr,
+        optim: train.optim.clone(),
+        max_grad_norm: config.max_grad_norm,
+        seed: config.seed,
+        log_every: config.log_every,
+        eval_every: train.eval_every,
+        save_every: config.save_every,
+        keep_last: config.keep_last,
+        metric: Metric { name: best_by.name().into(), higher_is_better: best_by.higher_is_better() },
+        patience: train.eval.patience,
+        min_delta: train.eval.min_delta,
+        max_wall,
+        fingerprint: plan.fingerprint.clone(),
+    })
+}
+
+fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), Failure> {
+    let (needed, Some(available)) = (plan.memory.total(), plan.memory.available) else { return Ok(()) };
+    if needed <= available {
+        return Ok(());
+    }
+    let [needed, available] = [needed, available].map(memory::megabytes);
+    let message = format!(
+        "error: the run needs about {needed}, and {available} can be had\n  = help: lower train.micro_batch (now {}) or \
+         data.max_length (now {})",
+        plan.train.micro_batch, plan.data.max_length
+    );
+    Err(Failure::new(Kind::Memory, message))
+}
+
+fn engine_failure(error: temper_engine::Error) -> Failure {
+    let kind = match &error {
+        temper_engine::Error::Diverged { .. } => Kind::Diverged,
+        temper_engine::Error::NoTargets { .. } | temper_engine::Error::Data { .. } => Kind::Data,
+        _ => Kind::Other,
+    };
+    Failure::new(kind, format!("error: {error}"))
+}
