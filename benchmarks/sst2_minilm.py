@@ -86,29 +86,31 @@ def without_dropout(base, out):
     return out
 
 
-def first_step_watch(events, began, result, process):
-    """Notes when the first `step` line stands in the file, and its step (asked every 5 ms)."""
-    while process.poll() is None:
+def note_first_step(events, began, result, done):
+    """Notes when the first `step` line stands in the file (looked at every 5 ms)."""
+    while not done.wait(0.005):
         if events.exists() and '"event":"step"' in events.read_text().replace(" ", ""):
             result["first_step_s"] = time.perf_counter() - began
             return
-        time.sleep(0.005)
 
 
-def measured(command, log, events):
-    """Runs a command. Returns its wall time, seconds to its first step, and peak resident memory (wait4)."""
-    result = {}
-    began = time.perf_counter()
-    with log.open("w") as stderr, (events if command[0] == sys.executable else log.with_suffix(".out")).open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=stderr)
-        watch = threading.Thread(target=first_step_watch, args=(events, began, result, process))
+def measured(command, out, log, events):
+    """Runs a command, its stdout into `out`. Returns wall time, seconds to the first step, peak resident memory."""
+    events.unlink(missing_ok=True)
+    result, done = {}, threading.Event()
+    with out.open("w") as stdout, log.open("w") as stderr:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+        watch = threading.Thread(target=note_first_step, args=(events, began, result, done))
         watch.start()
         _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        result["wall_s"] = time.perf_counter() - began
+        done.set()
         watch.join()
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit(f"{command[0]} ended with status {process.returncode}; see {log}")
-    return result | {"wall_s": time.perf_counter() - began, "max_rss_mib": usage.ru_maxrss / 1024}
+    return result | {"max_rss_mib": usage.ru_maxrss / 1024}
 
 
 def told(events):
@@ -137,7 +139,7 @@ def run_temper(args, base, seed, out):
     )
     recipe.write_text(text)
     command = [str(pathlib.Path(args.temper).resolve()), "--recipe", str(recipe), "--fresh", "--trace"]
-    cost = measured(command, out / "temper.log", run / "events.jsonl")
+    cost = measured(command, out / "temper.out", out / "temper.log", run / "events.jsonl")
     steps, scores = told(run / "events.jsonl")
     # temper counts tokens from the start of the run.
     totals = [0] + [step["tokens"] for step in steps]
@@ -149,7 +151,7 @@ def run_peer(args, base, seed, out, name, *flags):
     command = [sys.executable, str(HERE / "peer_classification.py"), "--model", str(base), "--data", args.data]
     command += ["--order", str(out / "run/order.jsonl"), "--init", str(out / "run/init"), "--seed", str(seed)]
     command += ["--lr", str(args.lr), "--threads", str(args.threads), *flags]
-    cost = measured(command, out / f"{name}.log", events)
+    cost = measured(command, events, out / f"{name}.log", events)
     steps, scores = told(events)
     return summary(steps, [step["tokens"] for step in steps], scores, cost)
 

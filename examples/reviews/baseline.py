@@ -1,6 +1,6 @@
 """How far words alone get: linear models on the reviews, for comparison with a fine-tuned encoder.
 
-    python baseline.py        # needs scikit-learn (measured with 1.9.1); a few seconds
+    python baseline.py        # needs scikit-learn (measured with 1.9.1); a minute or two
 
 Each model's C is chosen by five-fold cross-validation on the training rows alone; the evaluation rows are used once.
 """

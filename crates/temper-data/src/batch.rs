@@ -1,6 +1,6 @@
 //! Rows side by side.
 
-use crate::examples::Examples;
+use crate::{examples::Examples, tokenizer::Encoded};
 
 /// Rows side by side, right-padded to the longest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,29 @@ pub struct TokenBatch {
 }
 
 impl TokenBatch {
+    /// Texts that are no rows of a data set, in their order.
+    #[must_use]
+    pub fn from_encoded(texts: &[Encoded], pad_id: u32) -> Self {
+        let seq = texts.iter().map(|text| text.ids.len()).max().unwrap_or(0);
+        let pad = |values: Vec<i32>, fill: i32| {
+            values.into_iter().chain(std::iter::repeat(fill)).take(seq).collect::<Vec<_>>()
+        };
+        Self {
+            rows: (0..texts.len() as u32).collect(),
+            batch: texts.len(),
+            seq,
+            ids: texts
+                .iter()
+                .flat_map(|text| pad(text.ids.iter().map(|&id| id as i32).collect(), pad_id as i32))
+                .collect(),
+            type_ids: texts
+                .iter()
+                .flat_map(|text| pad(text.type_ids.iter().map(|&id| i32::from(id)).collect(), 0))
+                .collect(),
+            lengths: texts.iter().map(|text| text.ids.len() as u32).collect(),
+        }
+    }
+
     pub(crate) fn new(examples: &Examples, rows: &[u32], pad_id: u32) -> Self {
         let lengths: Vec<u32> = rows.iter().map(|&row| examples.length(row as usize) as u32).collect();
         let seq = lengths.iter().copied().max().unwrap_or(0) as usize;

@@ -29,29 +29,32 @@ pub(crate) fn read(
         .from_reader(Watched { inner: BufReader::with_capacity(1 << 18, file), watch: quotes.clone() });
     let header = reader.headers().cloned();
     refuse_utf16(path, &quotes.get().start)?;
-    let header = header.map_err(|e| failure(path, e))?;
+    // The csv crate takes the line feed of a CRLF for part of the next record.
+    let shift = u64::from(quotes.get().crlf);
+    let header = header.map_err(|e| failure(path, e, 0))?;
     let there: Vec<&str> = header.iter().collect();
     let at = columns.locate(path, &there)?;
     let mut record = csv::StringRecord::new();
-    let mut last = 1;
-    while reader.read_record(&mut record).map_err(|e| failure(path, e))? {
-        last = record.position().map_or(last, csv::Position::line);
+    let (mut last, mut several_lines) = (1, false);
+    while reader.read_record(&mut record).map_err(|e| failure(path, e, shift))? {
+        last = record.position().map_or(last, |position| position.line() + shift);
+        several_lines = record.as_slice().contains('\n');
         let cells = at.iter().map(|&i| Raw::Text(record.get(i).unwrap_or_default().to_owned())).collect();
         sink(columns.record(&Place { path, unit: "line", line: last }, cells)?)?;
     }
     // A quote that is never closed swallows the rest of the file into one cell without any error.
-    if quoted && quotes.get().odd && reader.position().line() > last + 1 && record.iter().any(|c| c.contains('\n')) {
+    if quoted && quotes.get().odd && several_lines {
         let place = Place { path, unit: "line", line: last };
         return Err(place.error("a quote opened in this record is never closed"));
     }
     Ok(())
 }
 
-fn failure(path: &Path, error: csv::Error) -> Error {
+fn failure(path: &Path, error: csv::Error, shift: u64) -> Error {
     let place = |position: &Option<csv::Position>| Place {
         path,
         unit: "line",
-        line: position.as_ref().map_or(1, csv::Position::line),
+        line: position.as_ref().map_or(1, |position| position.line() + shift),
     };
     match error.kind() {
         csv::ErrorKind::UnequalLengths { pos, expected_len, len } => place(pos).error(format!(
@@ -62,11 +65,12 @@ fn failure(path: &Path, error: csv::Error) -> Error {
     }
 }
 
-/// What went by: the first bytes, and whether the count of quotes is odd.
+/// What went by: the first bytes, how the first line ends, and whether the count of quotes is odd.
 #[derive(Clone, Copy, Default)]
 struct Watch {
     seen: bool,
     start: [u8; 2],
+    crlf: bool,
     odd: bool,
 }
 
@@ -78,12 +82,14 @@ struct Watched<R> {
 impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(buffer)?;
+        let buffer = &buffer[..n];
         let mut watch = self.watch.get();
         if !watch.seen && n >= 2 {
             watch.seen = true;
             watch.start = [buffer[0], buffer[1]];
+            watch.crlf = buffer.split(|b| *b == b'\n').next().is_some_and(|line| line.ends_with(b"\r"));
         }
-        watch.odd ^= buffer[..n].iter().filter(|b| **b == b'"').count() % 2 == 1;
+        watch.odd ^= buffer.iter().filter(|b| **b == b'"').count() % 2 == 1;
         self.watch.set(watch);
         Ok(n)
     }

@@ -1,9 +1,9 @@
 //! Checkpoints: what a run needs to go on as if it had never stopped.
 //!
 //! `checkpoints/step-000123/` holds `trainable.safetensors` (the trainable parameters by path), `optimizer.safetensors`
-//! (`<path>.<slot>`) and `state.json` (the rest, and a checksum of the two files). A checkpoint is written beside its place,
-//! flushed to the disk and then renamed: whatever happens, a directory of that name is whole, or damaged by something else,
-//! which the checksums show. It resumes training; it is not what one ships.
+//! (`<path>.<slot>`) and `state.json` (the rest, and a checksum of the two files). A checkpoint is written beside its
+//! place, flushed to the disk and then renamed: whatever happens, a directory of that name is whole, or damaged by
+//! something else, which the checksums show. It resumes training; it is not what one ships.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -79,7 +79,8 @@ impl Store {
         Ok(Self { root, fingerprint: fingerprint.into(), keep_last: keep_last.max(1) })
     }
 
-    /// Restores the newest usable checkpoint into the model and the optimizer. Damaged newer ones are set aside, with an event.
+    /// Restores the newest usable checkpoint into the model and the optimizer. Damaged newer ones are set aside, with
+    /// an event.
     pub fn resume<M: Module>(
         &self,
         model: M,
@@ -100,8 +101,7 @@ impl Store {
             };
             let mismatch = |reason| Error::Mismatch { path: path.clone(), reason };
             fits(&trainable, &held).map_err(mismatch)?;
-            let device = model.devices().into_iter().next().unwrap_or_default().inner();
-            optimizer.write(slots, &held, &device).map_err(mismatch)?;
+            optimizer.write(slots, &held).map_err(mismatch)?;
             for (path, reason) in damaged {
                 let path = self.set_aside(&path)?;
                 observe(&Event::Refused { path, reason });
@@ -206,7 +206,8 @@ impl Store {
         Ok(steps)
     }
 
-    /// Takes a checkpoint out of the way before deleting it, so that a half deleted one never bears the name of a whole one.
+    /// Takes a checkpoint out of the way before deleting it, so that a half deleted one never bears the name of a whole
+    /// one.
     fn remove(&self, path: &Path) -> Result<(), Error> {
         let temporary = self.root.join(format!(".tmp-old-{}", name_of(path)));
         fs::rename(path, &temporary).map_err(Error::io("remove", path))?;
@@ -244,20 +245,15 @@ fn fits(values: &Values, held: &BTreeMap<String, Held>) -> Result<(), String> {
         return Err(format!("it lacks the trainable parameter `{path}`"));
     }
     for (path, data) in values {
-        let found = Held { shape: data.shape().to_vec(), dtype: data.dtype() };
-        match held.get(path) {
+        let text = |shape: &[usize], dtype| format!("{dtype:?} of shape {shape:?}");
+        let found = text(data.shape().as_slice(), data.dtype());
+        match held.get(path).map(|held| text(&held.shape, held.dtype)) {
             None => return Err(format!("it has `{path}`, which is no trainable parameter of the model")),
-            Some(wanted) if *wanted != found => return Err(format!("`{path}` is {found}, and the model's is {wanted}")),
+            Some(wanted) if wanted != found => return Err(format!("`{path}` is {found}, and the model's is {wanted}")),
             Some(_) => {}
         }
     }
     Ok(())
-}
-
-impl std::fmt::Display for Held {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} of shape {:?}", self.dtype, self.shape)
-    }
 }
 
 const DTYPES: [(DType, Dtype); 4] =
@@ -306,7 +302,8 @@ fn read_file(dir: &Path, name: &str) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// Length and checksum of what can be read: words of 8 bytes, each xored into the state, which is then multiplied and rotated.
+/// Length and checksum of what can be read: words of 8 bytes, each xored into the state, which is then multiplied and
+/// rotated.
 fn sum(reader: &mut impl Read) -> io::Result<Sum> {
     let (mut bytes, mut state, mut buffer) = (0, 0xcbf2_9ce4_8422_2325_u64, vec![0; 1 << 20]);
     loop {

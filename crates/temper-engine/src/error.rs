@@ -20,7 +20,10 @@ pub enum Error {
         dtype: String,
     },
     /// The loss of a batch does not depend on any trainable parameter.
-    #[error("failed to differentiate the loss at step {step}: it depends on no trainable parameter (rows {})", rows_text(rows))]
+    #[error(
+        "failed to differentiate the loss at step {step}: it depends on no trainable parameter (rows {})",
+        rows_text(rows)
+    )]
     Untracked {
         /// The step, counted from 1.
         step: u64,
@@ -30,7 +33,8 @@ pub enum Error {
     /// All labels of a step are ignored.
     #[error(
         "nothing to learn from at step {step}: none of its rows has a target (rows {}); \
-         were the answers cut off by data.max_length?", rows_text(rows)
+         were the answers cut off by data.max_length?",
+        rows_text(rows)
     )]
     NoTargets {
         /// The step, counted from 1.
@@ -79,7 +83,9 @@ pub enum Error {
         source: BoxError,
     },
     /// The evaluation did not measure what decides which checkpoint is best.
-    #[error("failed to find the metric `{wanted}` that decides which checkpoint is best: the evaluation measured {measured}")]
+    #[error(
+        "failed to find the metric `{wanted}` that decides which checkpoint is best: the evaluation measured {measured}"
+    )]
     NoMetric {
         /// The metric of the plan.
         wanted: String,
@@ -187,8 +193,11 @@ mod tests {
 
     #[test]
     fn divergence_names_step_rows_and_tensor() {
-        let error = Error::Diverged { step: 7, what: "the loss", rows: vec![41], tensor: Some("encoder.weight".into()) };
+        let error =
+            Error::Diverged { step: 7, what: "the loss", rows: vec![41], tensor: Some("encoder.weight".into()) };
         let text = error.to_string();
-        assert!(text.starts_with("training diverged at step 7: the loss is not finite, first in the gradient of `encoder.weight` (rows 41)"));
+        assert!(text.starts_with(
+            "training diverged at step 7: the loss is not finite, first in the gradient of `encoder.weight` (rows 41)"
+        ));
     }
 }

@@ -33,12 +33,14 @@ pub struct Outcome<M> {
 
 /// Trains `model` as `plan` says, going on from the newest checkpoint in `run_dir/checkpoints` if there is one.
 ///
-/// `data` is asked once for the optimizer steps from a step on, counted from 0; each is its micro-batches. Which rows a step has must
-/// depend on nothing but the step, or a resumed run is another run. `evaluate` gets the model without autodiff. `observe` hears of
-/// everything in order. A `stop` request is honoured after the current step: a checkpoint is written first.
+/// `data` is asked once for the optimizer steps from a step on, counted from 0; each is its micro-batches. Which rows a
+/// step has must depend on nothing but the step, or a resumed run is another run. `evaluate` gets the model without
+/// autodiff. `observe` hears of everything in order. A `stop` request is honoured after the current step: a checkpoint
+/// is written first.
 ///
 /// # Errors
-/// Of the data, the evaluation, the device or the disk; divergence, found before the weights move; a checkpoint of another plan.
+/// Of the data, the evaluation, the device or the disk; divergence, found before the weights move; a checkpoint of
+/// another plan.
 pub fn fit<M: Objective, I>(
     mut model: M,
     plan: &FitPlan,

@@ -7,12 +7,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use serde::Deserialize;
 
 use crate::config::{OptimConfig, OptimKind, ScheduleConfig, ScheduleKind};
 use crate::weights;
-use crate::{BoxError, Error, Event, FitPlan, Loss, Metric, Objective, Outcome, Schedule, Scores, Stop, StopReason, fit};
+use crate::{
+    BoxError, Error, Event, FitPlan, Loss, Metric, Objective, Outcome, Schedule, Scores, Stop, StopReason, fit,
+};
 
 /// `out · tanh(inner · x + bias) + offset`, where `offset` is frozen.
 #[derive(Module, Debug)]
@@ -153,7 +155,7 @@ fn listing(dir: &Path) -> Vec<String> {
 
 #[test]
 fn one_micro_batch_of_eight_equals_eight_of_one() {
-    let fit_micro = |micro| {
+    let fit_micro = |micro: usize| {
         let dir = tempfile::tempdir().unwrap();
         let mut events = Vec::new();
         // Rows below 900 take no noise from the seed, which differs between micro-batches.
@@ -166,16 +168,24 @@ fn one_micro_batch_of_eight_equals_eight_of_one() {
         };
         let mut evaluate = |_: &Net| Ok(Scores::default());
         let mut observe = |event: &Event| events.push(event.clone());
-        let outcome = fit(Net::new(), &plan(10), dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap();
-        let values: Vec<f32> =
-            weights::read(&outcome.model).unwrap().iter().flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()).collect();
-        let losses: Vec<f64> = events.iter().filter_map(|e| if let Event::Step { loss, .. } = e { Some(*loss) } else { None }).collect();
+        let outcome =
+            fit(Net::new(), &plan(10), dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap();
+        let values: Vec<f32> = weights::read(&outcome.model)
+            .unwrap()
+            .iter()
+            .flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>())
+            .collect();
+        let losses: Vec<f64> =
+            events.iter().filter_map(|e| if let Event::Step { loss, .. } = e { Some(*loss) } else { None }).collect();
         (values, losses)
     };
     let ((one, one_losses), (eight, eight_losses)) = (fit_micro(1), fit_micro(8));
     assert_eq!(one_losses.len(), 10);
     assert!(one.iter().zip(&eight).all(|(a, b)| (a - b).abs() < 2e-6), "{one:?}\n{eight:?}");
-    assert!(one_losses.iter().zip(&eight_losses).all(|(a, b)| (a - b).abs() < 1e-5 * a), "{one_losses:?}\n{eight_losses:?}");
+    assert!(
+        one_losses.iter().zip(&eight_losses).all(|(a, b)| (a - b).abs() < 1e-5 * a),
+        "{one_losses:?}\n{eight_losses:?}"
+    );
     assert!(one_losses[9] < one_losses[0], "{one_losses:?}");
 }
 
@@ -209,7 +219,8 @@ fn a_stop_request_saves_and_the_resumed_run_equals_the_uninterrupted() {
         }
     };
     let mut evaluate = |_: &Net| Ok(Scores::default());
-    let outcome = fit(Net::new(), &plan, parts.path(), |from| steps(from, 2), &mut evaluate, &mut observe, &stop).unwrap();
+    let outcome =
+        fit(Net::new(), &plan, parts.path(), |from| steps(from, 2), &mut evaluate, &mut observe, &stop).unwrap();
     assert_eq!((outcome.reason, outcome.step, outcome.tokens), (StopReason::Interrupted, 4, 32));
     assert_eq!(listing(parts.path()), ["step-000004"]);
     let resumed = run(&plan, parts.path(), 2, &[0.0]).0.unwrap();
@@ -283,7 +294,11 @@ fn a_damaged_newest_checkpoint_is_set_aside_with_an_event() {
         train(&FitPlan { steps: 6, ..plan.clone() }, hurt.path());
         let mut bytes = file(hurt.path(), 6, name);
         let middle = bytes.len() - 9;
-        if cut { bytes.truncate(middle) } else { bytes[middle] ^= 4 };
+        if cut {
+            bytes.truncate(middle)
+        } else {
+            bytes[middle] ^= 4
+        };
         fs::write(hurt.path().join("checkpoints/step-000006").join(name), bytes).unwrap();
         fs::create_dir(hurt.path().join("checkpoints/.tmp-step-000008")).unwrap();
 
@@ -324,7 +339,8 @@ fn early_stopping_returns_the_best_and_stays_stopped() {
     assert_eq!((outcome.reason, outcome.step), (StopReason::EarlyStopped, 8));
     let (step, best) = outcome.best.clone().unwrap();
     assert_eq!((step, best.get("loss"), outcome.last.unwrap().get("loss")), (4, Some(0.5), Some(0.7)));
-    let bests: Vec<bool> = events.iter().filter_map(|e| if let Event::Evaluated { best, .. } = e { Some(*best) } else { None }).collect();
+    let bests: Vec<bool> =
+        events.iter().filter_map(|e| if let Event::Evaluated { best, .. } = e { Some(*best) } else { None }).collect();
     assert_eq!(bests, [true, true, false, false]);
     assert_eq!(listing(dir.path()), ["step-000004", "step-000008"]);
     assert_eq!(outcome.model.bits(), train(&FitPlan { steps: 4, eval_every: None, ..plan.clone() }, two.path()).bits());
@@ -353,7 +369,8 @@ fn at_the_wall_clock_the_run_evaluates_and_saves() {
     let (outcome, events) = run(&plan, dir.path(), 2, &[0.3]);
     let outcome = outcome.unwrap();
     assert_eq!((outcome.reason, outcome.step, outcome.best.unwrap().0), (StopReason::WallClock, 1, 1));
-    let kinds: Vec<String> = events.iter().map(|e| serde_json::to_value(e).unwrap()["event"].as_str().unwrap().into()).collect();
+    let kinds: Vec<String> =
+        events.iter().map(|e| serde_json::to_value(e).unwrap()["event"].as_str().unwrap().into()).collect();
     assert_eq!(kinds, ["step", "evaluated", "saved", "stopped"]);
 }
 
@@ -369,7 +386,8 @@ fn when_the_disk_fails_the_old_checkpoint_is_intact() {
         }
     };
     let mut evaluate = |_: &Net| Ok(Scores::default());
-    let error = fit(Net::new(), &plan(4), dir.path(), |from| steps(from, 2), &mut evaluate, &mut block, &Stop::default());
+    let error =
+        fit(Net::new(), &plan(4), dir.path(), |from| steps(from, 2), &mut evaluate, &mut block, &Stop::default());
     assert!(error.unwrap_err().to_string().starts_with("failed to create "));
     assert_eq!(before, file(dir.path(), 2, "state.json"));
 }
@@ -399,7 +417,8 @@ impl Objective for Linear {
         let device = self.a.device();
         let a = Tensor::<2>::from_data(TensorData::new(a.clone(), [3, 4]), &device);
         let b = Tensor::<1>::from_data(TensorData::new(b.clone(), [4]), &device);
-        Loss { sum: (self.a.val() * a).sum() + (self.b.val() * b).sum(), targets: 1.0 }
+        let a = (self.a.val() * a.cast(self.a.dtype())).sum().cast(FloatDType::F32);
+        Loss { sum: a + (self.b.val() * b).sum(), targets: 1.0 }
     }
 
     fn rows(_: &[Vec<f32>; 2]) -> Vec<u32> {
@@ -437,14 +456,21 @@ fn optimizers_and_clipping_equal_torch_over_ten_steps() {
             };
             let data = |_| trace.grads.iter().map(|grads| Ok(vec![grads.clone()]));
             let mut norms = Vec::new();
-            let mut observe = |event: &Event| norms.extend(if let Event::Step { grad_norm, .. } = event { Some(*grad_norm) } else { None });
+            let mut observe = |event: &Event| {
+                norms.extend(if let Event::Step { grad_norm, .. } = event { Some(*grad_norm) } else { None })
+            };
             let mut evaluate = |_: &Linear| Ok(Scores::default());
-            let model = fit(model, &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap().model;
+            let model =
+                fit(model, &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap().model;
             assert!(norms.iter().zip(&trace.norms).all(|(got, want)| (got / want - 1.0).abs() < 1e-6), "{norms:?}");
             for ((path, got), want) in weights::read(&model).unwrap().iter().zip(&trace.params[done - 1]) {
                 let scale = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                 for (got, want) in got.iter::<f32>().zip(want) {
-                    assert!((got - want).abs() <= 1e-6 * scale, "{:?} step {done} {path}: {got} is not {want}", trace.config);
+                    assert!(
+                        (got - want).abs() <= 1e-6 * scale,
+                        "{:?} step {done} {path}: {got} is not {want}",
+                        trace.config
+                    );
                 }
             }
         }
@@ -453,7 +479,6 @@ fn optimizers_and_clipping_equal_torch_over_ten_steps() {
 
 #[test]
 fn half_precision_parameters_keep_f32_masters() {
-    use burn::tensor::{DType, FloatDType};
     let dir = tempfile::tempdir().unwrap();
     let device = Device::flex().autodiff();
     let fresh = || Linear {

@@ -1,7 +1,7 @@
 //! How does training happen? The loop, optimizers, schedules, clipping, checkpoints.
 //!
-//! Read [`fit`](fit()) first: it is the only training loop. It knows no task and no architecture: a model that can say what
-//! its loss on a batch is ([`Objective`]) and an iterator of batches are all that it needs.
+//! Read [`fit`](fit()) first: it is the only training loop. It knows no task and no architecture: a model that can say
+//! what its loss on a batch is ([`Objective`]) and an iterator of batches are all that it needs.
 
 mod checkpoint;
 mod config;
@@ -16,7 +16,9 @@ mod plan;
 mod schedule;
 mod weights;
 
-pub use config::{Decay, EvalConfig, Every, EveryName, OptimConfig, OptimKind, ScheduleConfig, ScheduleKind, TrainConfig};
+pub use config::{
+    Decay, EvalConfig, Every, EveryName, OptimConfig, OptimKind, ScheduleConfig, ScheduleKind, TrainConfig,
+};
 pub use error::{BoxError, Error};
 pub use event::{Event, StopReason};
 pub use fit::{Outcome, fit};

@@ -18,7 +18,8 @@ pub trait Objective: Module {
     /// One micro-batch.
     type Batch: Send;
 
-    /// The loss on a micro-batch. All randomness (dropout) comes from `seed`, which differs from one micro-batch to the next.
+    /// The loss on a micro-batch. All randomness (dropout) comes from `seed`, which differs from one micro-batch to the
+    /// next.
     fn loss(&self, batch: &Self::Batch, seed: u64) -> Loss;
 
     /// The rows of the data in a micro-batch, to name them in error messages.
@@ -83,7 +84,8 @@ pub struct Metric {
 }
 
 impl Metric {
-    /// Whether `new` is better than `old` by more than `min_delta`. NaN is never better, and anything is better than nothing.
+    /// Whether `new` is better than `old` by more than `min_delta`. NaN is never better, and anything is better than
+    /// nothing.
     pub(crate) fn improves(&self, new: f64, old: Option<f64>, min_delta: f64) -> bool {
         match old {
             _ if new.is_nan() => false,
@@ -120,7 +122,8 @@ impl<'de> Deserialize<'de> for Scores {
     }
 }
 
-/// Asks a running [`fit`](crate::fit()) to save and end after the current step, from a signal handler or another thread.
+/// Asks a running [`fit`](crate::fit()) to save and end after the current step, from a signal handler or another
+/// thread.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 

@@ -23,7 +23,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of a recipe over `steps` steps. A warmup given as a ratio is rounded up to whole steps, as in Transformers.
+    /// The schedule of a recipe over `steps` steps. A warmup given as a ratio is rounded up to whole steps, as in
+    /// Transformers.
     pub fn new(config: &ScheduleConfig, steps: u64) -> Self {
         let ratio = config.warmup_ratio.unwrap_or(WARMUP_RATIO);
         Self {
@@ -38,9 +39,9 @@ impl Schedule {
 
     /// The factor at a step counted from 0, so that the first step of a warmup has the factor 0.
     ///
-    /// With `w` warmup steps, `n` steps, `m` the ratio at the end and `x = (step - w) / (n - w)`: warmup is `step / w`; linear is
-    /// `m + (1 - m)(1 - x)`; cosine is `m + (1 - m)(1 + cos πx) / 2`; WSD stays at 1 until its last `decay_ratio · n` steps, and its
-    /// warmup starts at `m`.
+    /// With `w` warmup steps, `n` steps, `m` the ratio at the end and `x = (step - w) / (n - w)`: warmup is `step / w`;
+    /// linear is `m + (1 - m)(1 - x)`; cosine is `m + (1 - m)(1 + cos πx) / 2`; WSD stays at 1 until its last
+    /// `decay_ratio · n` steps, and its warmup starts at `m`.
     pub fn factor(&self, step: u64) -> f64 {
         let above_min = |factor: f64| factor * (1.0 - self.min_ratio) + self.min_ratio;
         if step < self.warmup_steps {

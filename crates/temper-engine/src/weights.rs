@@ -9,10 +9,10 @@ use temper_peft::parameters::{Mapper, Visitor, map, visit};
 use crate::error::Error;
 
 /// A trainable parameter, without its values.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Held {
     pub shape: Vec<usize>,
     pub dtype: DType,
+    pub device: Device,
 }
 
 /// Lists the trainable parameters by path.
@@ -21,7 +21,8 @@ pub(crate) fn held<M: Module>(model: &M) -> Result<BTreeMap<String, Held>, Error
     impl Visitor for List {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
             if param.is_require_grad() {
-                self.0.insert(path.into(), Held { shape: param.shape().to_vec(), dtype: param.dtype() });
+                let (shape, device) = (param.shape().to_vec(), param.device().inner());
+                self.0.insert(path.into(), Held { shape, dtype: param.dtype(), device });
             }
         }
     }
@@ -76,8 +77,9 @@ pub(crate) fn upload(data: TensorData, device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::from_bytes(data.into_bytes(), [count], dtype), (device, dtype))
 }
 
-/// Replaces the value of a trainable parameter by a function of it, both flat and without a graph. The new value is a leaf of its own:
-/// it keeps the device, the checkpointing strategy and the parameter's identity, and nothing of the old graph.
+/// Replaces the value of a trainable parameter by a function of it, both flat and without a graph. The new value is a
+/// leaf of its own: it keeps the device, the checkpointing strategy and the parameter's identity, and nothing of the
+/// old graph.
 pub(crate) fn replace<const D: usize>(
     param: Param<Tensor<D>>,
     change: impl FnOnce(Tensor<1>) -> Tensor<1>,

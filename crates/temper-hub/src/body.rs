@@ -152,7 +152,8 @@ fn limitations(card: &Card) -> String {
 }
 
 fn license(card: &Card) -> Option<String> {
-    let text = "No licence is given: neither the author nor the base model's card stated one. Ask the author before use.";
+    let text =
+        "No licence is given: neither the author nor the base model's card stated one. Ask the author before use.";
     card.license.is_none().then(|| section("Licence", text))
 }
 

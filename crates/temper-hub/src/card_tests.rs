@@ -8,9 +8,11 @@ fn reviews() -> Card {
     card.license = Some("apache-2.0".into());
     card.base_model = "sentence-transformers/all-MiniLM-L6-v2".into();
     card.tags = vec!["lora".into()];
-    card.files = vec![DataFile { split: "train".into(), name: "train.jsonl".into(), rows: 1310, sha256: "ab".repeat(32) }];
+    card.files =
+        vec![DataFile { split: "train".into(), name: "train.jsonl".into(), rows: 1310, sha256: "ab".repeat(32) }];
     let accuracy = Metric { kind: "accuracy".into(), name: "Accuracy".into(), value: 0.912_345_678 };
-    let dataset = Dataset { kind: "reviews".into(), name: "Reviews".into(), split: Some("eval".into()), revision: None };
+    let dataset =
+        Dataset { kind: "reviews".into(), name: "Reviews".into(), split: Some("eval".into()), revision: None };
     card.evaluations = vec![Evaluation { dataset, metrics: vec![accuracy] }];
     card.labels = vec!["negative".into(), "positive".into()];
     card.confusion = Some(Confusion { labels: card.labels.clone(), counts: vec![vec![150, 14], vec![15, 149]] });
@@ -24,8 +26,20 @@ fn reviews() -> Card {
 }
 
 /// Strings that a YAML writer gets wrong.
-const HOSTILE: [&str; 12] =
-    ["yes", "no", "null", "1.0", "a: b", "it's \"quoted\"", "---", "x\n---\ny", "naïve 日本 🙂", "# no", "~", "c\\d\u{85}e"];
+const HOSTILE: [&str; 12] = [
+    "yes",
+    "no",
+    "null",
+    "1.0",
+    "a: b",
+    "it's \"quoted\"",
+    "---",
+    "x\n---\ny",
+    "naïve 日本 🙂",
+    "# no",
+    "~",
+    "c\\d\u{85}e",
+];
 
 fn hostile() -> Card {
     let mut card = reviews();

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn words_that_yaml_would_convert_are_quoted() {
-        for word in ["no", "Yes", "ON", "null", "1.0", "2026-01-01", "~", "", "1e5", ".inf", "a: b", "a #b", "- a", "---", "a "]
+        for word in
+            ["no", "Yes", "ON", "null", "1.0", "2026-01-01", "~", "", "1e5", ".inf", "a: b", "a #b", "- a", "---", "a "]
         {
             assert!(string(word).starts_with('"'), "{word:?} was written plain");
         }

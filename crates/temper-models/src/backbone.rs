@@ -91,6 +91,15 @@ impl Backbone {
         }
     }
 
+    /// The word embeddings `[V, D]`, to which the decoders of masked language models are tied.
+    pub fn word_embeddings(&self) -> Tensor<2> {
+        match self {
+            Self::Bert(model) => model.embeddings.word_embeddings.weight.val(),
+            Self::DistilBert(model) => model.embeddings.word_embeddings.weight.val(),
+            Self::Roberta(model) => model.embeddings.word_embeddings.weight.val(),
+        }
+    }
+
     /// Every linear layer with its path.
     pub fn linears(&mut self) -> Vec<(String, &mut Linear)> {
         match self {

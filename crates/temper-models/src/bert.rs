@@ -1,5 +1,7 @@
 //! BERT (Devlin et al. 2018, arXiv:1810.04805), as Transformers' `modeling_bert.py`. Post-norm encoder, absolute positions.
 
+#![allow(non_snake_case)] // fields have the tensors' names
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
@@ -119,7 +121,6 @@ impl Bert {
 }
 
 /// Word, position and segment vectors, summed and normalised.
-#[allow(non_snake_case)]
 #[derive(Module, Debug)]
 pub struct Embeddings {
     /// `[V, D]`.
@@ -277,7 +278,6 @@ pub struct Intermediate {
 }
 
 /// The end of a half: project, drop, add to the half's input, normalise.
-#[allow(non_snake_case)]
 #[derive(Module, Debug)]
 pub struct Output {
     /// To `[D]`.

@@ -5,7 +5,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Error, bert::BertConfig, distilbert::DistilBertConfig};
+use temper_nn::Activation;
+
+use crate::{
+    Error,
+    bert::BertConfig,
+    distilbert::{self, DistilBertConfig},
+};
 
 /// The architectures by Hugging Face's `model_type`, with the prefix of their tensors' names.
 pub const MODEL_TYPES: [(&str, &str); 4] =
@@ -38,11 +44,19 @@ impl Config {
     ///
     /// When the file cannot be read, the architecture is not known, or a field is missing or not supported.
     pub fn read(directory: &Path) -> Result<Self, Error> {
-        let path = directory.join("config.json");
-        let text = fs::read_to_string(&path).map_err(|source| Error::Io { action: "read", path: path.clone(), source })?;
+        Self::read_file(&directory.join("config.json"))
+    }
+
+    /// Reads a configuration that may have any name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::read`].
+    pub fn read_file(path: &Path) -> Result<Self, Error> {
+        let text = fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.into(), source })?;
         let raw = serde_json::from_str(&text)
-            .map_err(|error| Error::Malformed { path: path.clone(), reason: error.to_string() })?;
-        Self::parse(raw, &path)
+            .map_err(|error| Error::Malformed { path: path.into(), reason: error.to_string() })?;
+        Self::parse(raw, path)
     }
 
     /// Understands the content of a `config.json`; `path` is for messages.
@@ -94,6 +108,16 @@ impl Config {
     /// The prefix of the backbone's tensors in a checkpoint with a head, as in `bert.encoder…`.
     pub fn prefix(&self) -> &'static str {
         MODEL_TYPES.iter().find(|(name, _)| *name == self.model_type()).map_or("", |(_, prefix)| prefix)
+    }
+
+    /// The stem of the classes that Transformers has for it, as in `BertForMaskedLM`.
+    pub fn class_stem(&self) -> &'static str {
+        match (&self.model, self.model_type()) {
+            (Model::Bert(_), _) => "Bert",
+            (Model::DistilBert(_), _) => "DistilBert",
+            (Model::Roberta(_), "xlm-roberta") => "XLMRoberta",
+            (Model::Roberta(_), _) => "Roberta",
+        }
     }
 
     /// The names that `targets = "default"` stands for, as in PEFT.
@@ -157,6 +181,23 @@ impl Config {
         }
     }
 
+    /// The activation between the layers of a feed-forward, and of a masked-language-model head.
+    pub fn activation(&self) -> Activation {
+        let name = match &self.model {
+            Model::Bert(config) | Model::Roberta(config) => &config.hidden_act,
+            Model::DistilBert(config) => &config.activation,
+        };
+        Activation::named(name).unwrap_or(Activation::Gelu)
+    }
+
+    /// What layer norms add to the variance.
+    pub fn layer_norm_eps(&self) -> f64 {
+        match &self.model {
+            Model::Bert(config) | Model::Roberta(config) => config.layer_norm_eps,
+            Model::DistilBert(_) => distilbert::LAYER_NORM_EPS,
+        }
+    }
+
     /// The standard deviation of new weights.
     pub fn initializer_range(&self) -> f64 {
         match &self.model {
@@ -199,8 +240,8 @@ impl Config {
         if self.max_positions() == 0 {
             return fail("max_position_embeddings", "too small".into(), "a row must have at least one token".into());
         }
-        if temper_nn::Activation::named(sizes.activation).is_none() {
-            let mut names = temper_nn::Activation::NAMES.to_vec();
+        if Activation::named(sizes.activation).is_none() {
+            let mut names = Activation::NAMES.to_vec();
             names.sort_unstable();
             return fail("hidden_act", format!("`{}`", sizes.activation), format!("known are: {}", names.join(", ")));
         }

@@ -1,6 +1,8 @@
 //! DistilBERT (Sanh et al. 2019, arXiv:1910.01108), as Transformers' `modeling_distilbert.py`: BERT without segments and
 //! pooler, under other names.
 
+#![allow(non_snake_case)] // fields have the tensors' names
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
@@ -10,7 +12,7 @@ use crate::Input;
 use crate::config::Sizes;
 
 /// Added to the variance in every norm; not configurable in this architecture.
-const EPS: f64 = 1e-12;
+pub(crate) const LAYER_NORM_EPS: f64 = 1e-12;
 
 /// The fields of `config.json` that matter. Probabilities in [0, 1).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -102,15 +104,13 @@ impl DistilBert {
 
     pub(crate) fn linears(&mut self) -> Vec<(String, &mut Linear)> {
         let layers = self.transformer.layer.iter_mut().enumerate();
-        let named = |(i, layer): (usize, &'_ mut Layer)| {
-            layer.linears().map(|(name, linear)| (format!("transformer.layer.{i}.{name}"), linear))
-        };
-        layers.flat_map(named).collect()
+        layers
+            .flat_map(|(i, layer)| layer.linears().map(|(name, it)| (format!("transformer.layer.{i}.{name}"), it)))
+            .collect()
     }
 }
 
 /// Word and position vectors, summed and normalised.
-#[allow(non_snake_case)]
 #[derive(Module, Debug)]
 pub struct Embeddings {
     /// `[V, D]`.
@@ -128,7 +128,7 @@ impl Embeddings {
         Self {
             word_embeddings: Embedding::new(config.vocab_size, config.dim, device),
             position_embeddings: Embedding::new(config.max_position_embeddings, config.dim, device),
-            LayerNorm: LayerNorm::new(config.dim, EPS, device),
+            LayerNorm: LayerNorm::new(config.dim, LAYER_NORM_EPS, device),
             dropout: config.dropout,
         }
     }
@@ -203,14 +203,14 @@ impl Layer {
                 heads: config.n_heads,
                 dropout: config.attention_dropout,
             },
-            sa_layer_norm: LayerNorm::new(model, EPS, device),
+            sa_layer_norm: LayerNorm::new(model, LAYER_NORM_EPS, device),
             ffn: FeedForward {
                 lin1: Linear::new(model, inner, device),
                 lin2: Linear::new(inner, model, device),
                 dropout: config.dropout,
                 activation: Activation::named(&config.activation).unwrap_or(Activation::Gelu),
             },
-            output_layer_norm: LayerNorm::new(model, EPS, device),
+            output_layer_norm: LayerNorm::new(model, LAYER_NORM_EPS, device),
         }
     }
 

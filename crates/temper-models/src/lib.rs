@@ -15,6 +15,6 @@ mod weights;
 pub use backbone::{Backbone, Input};
 pub use config::{Config, MODEL_TYPES, Model};
 pub use error::Error;
-pub use load::{Init, LoadReport, WrongShape, candidates, check, load};
+pub use load::{Init, LoadReport, WrongShape, candidates, check, initialise, load};
 pub use save::{SaveDtype, save};
 pub use weights::Weights;

@@ -107,6 +107,18 @@ pub fn load<M: Module>(
     }
 }
 
+/// Gives every parameter of `module` a value drawn or set by `init`: training from scratch.
+pub fn initialise<M: Module>(module: M, init: &Init) -> M {
+    struct Fresh<'a>(&'a Init);
+    impl Mapper for Fresh<'_> {
+        fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let values = self.0.values(path, param.lazy_shape().num_elements());
+            assign(param, values)
+        }
+    }
+    map(module, &mut Fresh(init))
+}
+
 struct Fill<'a> {
     weights: &'a Weights,
     report: &'a LoadReport,

@@ -21,7 +21,7 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 
 /// A trainable f32 parameter that is filled with `value` when it is first used, unless it was loaded before.
-pub(crate) fn lazy<const D: usize>(shape: [usize; D], value: f64, device: &Device) -> Param<Tensor<D>> {
+pub fn lazy<const D: usize>(shape: [usize; D], value: f64, device: &Device) -> Param<Tensor<D>> {
     let init = move |device: &Device, require_grad: bool| {
         let tensor = Tensor::full(shape, value, (device, DType::F32));
         if require_grad { tensor.require_grad() } else { tensor }

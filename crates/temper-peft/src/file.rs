@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::parameters::Values;
 use crate::targets::{Match, Patterns};
-use crate::{Bias, Error};
+use crate::{AdapterConfig, Bias, Error, Method, Targets};
 
 /// The version of PEFT whose format is written.
 const PEFT_VERSION: &str = "0.21.2";
@@ -81,8 +81,7 @@ fn none() -> String {
 impl PeftConfig {
     /// The configuration for adapters trained with `config` on the given `targets` (see
     /// [`target_modules`](crate::targets::target_modules)).
-    pub fn new(config: &crate::AdapterConfig, targets: &[String], modules_to_save: &[String]) -> Self {
-        let number = |value: f64| Value::from(value);
+    pub fn new(config: &AdapterConfig, targets: &[String], modules_to_save: &[String]) -> Self {
         Self {
             peft_type: "LORA".into(),
             task_type: None,
@@ -100,11 +99,39 @@ impl PeftConfig {
             },
             fan_in_fan_out: false,
             use_rslora: config.rslora,
-            use_dora: config.method == crate::Method::Dora,
+            use_dora: config.method == Method::Dora,
             rank_pattern: config.rank_pattern.iter().map(|(k, v)| (k.clone(), Value::from(*v))).collect(),
-            alpha_pattern: config.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect(),
+            alpha_pattern: config.alpha_pattern.iter().map(|(k, v)| (k.clone(), Value::from(*v))).collect(),
             inference_mode: true,
             peft_version: Some(PEFT_VERSION.into()),
+        }
+    }
+
+    /// The `[adapter]` table that says the same.
+    pub fn table(&self) -> AdapterConfig {
+        let texts = |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        let numbers = |table: &Map<String, Value>| -> Vec<(String, f64)> {
+            table.iter().filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect()
+        };
+        AdapterConfig {
+            method: if self.use_dora { Method::Dora } else { Method::Lora },
+            rank: self.r,
+            alpha: self.lora_alpha,
+            dropout: self.lora_dropout,
+            rslora: self.use_rslora,
+            targets: match self.target_modules.as_str() {
+                Some(pattern) => Targets::Pattern(pattern.into()),
+                None => Targets::Names(texts(&self.target_modules)),
+            },
+            rank_pattern: numbers(&self.rank_pattern).into_iter().map(|(key, rank)| (key, rank as usize)).collect(),
+            alpha_pattern: numbers(&self.alpha_pattern).into_iter().collect(),
+            modules_to_save: self.modules_to_save.clone().unwrap_or_default(),
+            bias: match self.bias.as_str() {
+                "all" => Bias::All,
+                "lora_only" => Bias::LoraOnly,
+                _ => Bias::None,
+            },
+            ..AdapterConfig::default()
         }
     }
 }
@@ -379,7 +406,6 @@ fn modules(path: &Path, config: &PeftConfig, tensors: &BTreeMap<String, Values>)
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::AdapterConfig;
 
     const QUERY: &str = "encoder.layer.0.attention.self.query";
 
@@ -426,7 +452,7 @@ mod tests {
     #[test]
     fn what_was_saved_is_read() {
         for dora in [false, true] {
-            let method = if dora { crate::Method::Dora } else { crate::Method::Lora };
+            let method = if dora { Method::Dora } else { Method::Lora };
             let config = AdapterConfig { method, rank: 2, ..Default::default() };
             let config = PeftConfig::new(&config, &["query".into()], &["classifier".into()]);
             let directory = tempfile::tempdir().unwrap();

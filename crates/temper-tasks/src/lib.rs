@@ -57,8 +57,8 @@ pub trait Task: Objective {
     /// The network under the head.
     fn backbone_mut(&mut self) -> &mut Backbone;
 
-    /// The name of the class in Transformers that loads what this task saves.
-    fn class(&self) -> String;
+    /// The class in Transformers that loads what this task saves is called after the architecture and this.
+    const CLASS: &'static str;
 }
 
 /// What an evaluation measured.

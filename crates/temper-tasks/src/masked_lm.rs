@@ -167,6 +167,8 @@ impl Objective for MaskedLm {
 }
 
 impl Task for MaskedLm {
+    const CLASS: &'static str = "ForMaskedLM";
+
     type Collator = Masking;
 
     fn collate(masking: &Masking, examples: &Examples, rows: &[u32], seed: u64) -> Self::Batch {
@@ -193,9 +195,5 @@ impl Task for MaskedLm {
 
     fn backbone_mut(&mut self) -> &mut Backbone {
         &mut self.backbone
-    }
-
-    fn class(&self) -> String {
-        format!("{}ForMaskedLM", self.backbone.class())
     }
 }

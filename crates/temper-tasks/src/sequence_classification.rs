@@ -149,14 +149,19 @@ impl SequenceClassifier {
     pub fn predict(&self, examples: &Examples, pad_id: u32, rows: usize) -> Vec<Vec<f32>> {
         let mut all = vec![Vec::new(); examples.len()];
         for rows in by_length(examples, rows) {
-            let logits = self.logits(&examples.batch(&rows, pad_id), &Pass::eval());
-            let [_, outputs] = logits.dims();
-            let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
-            for (row, values) in rows.iter().zip(values.chunks(outputs)) {
-                all[*row as usize] = values.to_vec();
+            for (row, logits) in rows.iter().zip(self.predict_batch(&examples.batch(&rows, pad_id))) {
+                all[*row as usize] = logits;
             }
         }
         all
+    }
+
+    /// Logits of each row of a batch, without dropout.
+    pub fn predict_batch(&self, tokens: &TokenBatch) -> Vec<Vec<f32>> {
+        let logits = self.logits(tokens, &Pass::eval());
+        let [_, outputs] = logits.dims();
+        let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
+        values.chunks(outputs).map(<[f32]>::to_vec).collect()
     }
 
     /// Sum of the losses of the rows, and what to divide it by.
@@ -241,6 +246,8 @@ impl Objective for SequenceClassifier {
 }
 
 impl Task for SequenceClassifier {
+    const CLASS: &'static str = "ForSequenceClassification";
+
     /// The id of the padding token.
     type Collator = u32;
 
@@ -263,9 +270,5 @@ impl Task for SequenceClassifier {
 
     fn backbone_mut(&mut self) -> &mut Backbone {
         &mut self.backbone
-    }
-
-    fn class(&self) -> String {
-        format!("{}ForSequenceClassification", self.backbone.class())
     }
 }

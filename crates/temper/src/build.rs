@@ -7,7 +7,6 @@ use temper_models::{Config, Init, Weights};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters;
 use temper_peft::targets::{Match, Trainable};
-use temper_peft::{AdapterConfig, Method};
 use temper_tasks::sequence_classification::Objectives;
 use temper_tasks::{SequenceClassifier, Task, checkpoint_names, hugging_face_name};
 
@@ -41,9 +40,15 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
     let Inputs { config, weights, adapter, .. } = inputs;
     let init = Init { seed: plan.train.config.seed, range: config.initializer_range() };
     let names = |path: &str| names(config, &plan.task, path);
-    let (mut model, report) = temper_models::load(model, weights.as_ref(), names, &init)
-        .context(Kind::Data, "failed to load the weights")?;
-    tracing::info!(loaded = report.loaded.len(), new = report.missing.len(), "weights are loaded");
+    let mut model = match weights {
+        None => temper_models::initialise(model, &init),
+        Some(weights) => {
+            let loaded = temper_models::load(model, weights, names, &init);
+            let (model, report) = loaded.context(Kind::Data, "failed to load the weights")?;
+            tracing::info!(loaded = report.loaded.len(), new = report.missing.len(), "weights are loaded");
+            model
+        }
+    };
 
     let chosen = &plan.adapter.config;
     let modules = plan.adapter.modules.iter();
@@ -76,35 +81,15 @@ pub fn restore<T: Task>(
     let names = |path: &str| if in_adapter(path) { Vec::new() } else { names(config, task, path) };
     let init = Init { seed: 0, range: 0.0 };
     let (mut model, report) =
-        temper_models::load(model, Some(weights), names, &init).context(Kind::Data, "failed to load the weights")?;
+        temper_models::load(model, weights, names, &init).context(Kind::Data, "failed to load the weights")?;
     if let Some(lost) = report.missing.iter().find(|path| !in_adapter(path)) {
         let name = hugging_face_name(config.prefix(), lost);
         return Err(Failure::new(Kind::Data, format!("error: neither weights nor adapter have `{name}`")));
     }
     let Some(adapter) = adapter else { return Ok(model) };
-    let mut settings = AdapterConfig::default();
-    adopt(&mut settings, adapter);
-    let adapted = model.backbone_mut().adapt(&adapter.modules, &settings, config.prefix(), 0);
+    let adapted = model.backbone_mut().adapt(&adapter.modules, &adapter.config.table(), config.prefix(), 0);
     adapted.context(Kind::Data, "failed to add the adapter")?;
     fill(model, config, adapter)
-}
-
-/// The settings of an adapter file become those of the run.
-pub fn adopt(settings: &mut AdapterConfig, adapter: &AdapterFile) {
-    let peft = &adapter.config;
-    settings.method = if peft.use_dora { Method::Dora } else { Method::Lora };
-    (settings.rank, settings.alpha, settings.rslora) = (peft.r, peft.lora_alpha, peft.use_rslora);
-    settings.targets = temper_peft::Targets::Names(adapter.modules.iter().map(|m| m.path.clone()).collect());
-    let whole_path = |path: &str| path.replace('.', r"\.");
-    let differing = adapter.modules.iter().filter(|m| m.rank != peft.r);
-    settings.rank_pattern = differing.map(|m| (whole_path(&m.path), m.rank)).collect();
-    let differing = adapter.modules.iter().filter(|m| m.alpha != peft.lora_alpha);
-    settings.alpha_pattern = differing.map(|m| (whole_path(&m.path), m.alpha)).collect();
-    for name in peft.modules_to_save.iter().flatten() {
-        if !settings.modules_to_save.contains(name) {
-            settings.modules_to_save.push(name.clone());
-        }
-    }
 }
 
 /// Writes the tensors of `adapter` into the model, which has a place for each of them.

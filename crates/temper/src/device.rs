@@ -17,3 +17,8 @@ pub fn open(plan: &DevicePlan) -> Device {
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
+
+/// The device for using a trained model: no autodiff.
+pub fn inference() -> Device {
+    Device::flex()
+}

@@ -38,7 +38,7 @@ pub fn export<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, dir
         } else {
             write_weights(model, shipped.config, dir)?;
         }
-        write_config(&model.class(), &shipped.plan.task, shipped.config, dir)?;
+        write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dir)?;
         write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)
     })
 }

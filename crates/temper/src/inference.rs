@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde_json::{Map, Value, json};
-use temper_data::{DataConfig, Examples, Files, LabelKind, Tokenizer};
+use temper_data::{DataConfig, Examples, Files, LabelKind, TokenBatch, Tokenizer};
 use temper_models::{Config, Weights};
 use temper_peft::file;
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
@@ -89,10 +89,38 @@ impl Trained {
 
     /// One JSON object for each text or pair: `label` and `scores` by label name.
     pub fn predict(&self, texts: &[(String, Option<String>)]) -> Result<Vec<Value>, Failure> {
-        let examples = Examples::from_texts(texts, &self.tokenizer, self.max_length)
-            .context(Kind::Data, "failed to read the texts")?;
-        let logits = self.model.predict(&examples, self.tokenizer.pad_id(), ROWS);
+        let logits = self.logits(&self.model, texts)?;
         Ok(texts.iter().zip(logits).map(|((text, pair), logits)| self.prediction(text, pair.as_deref(), &logits)).collect())
+    }
+
+    /// The largest difference of logits between this model and the merged one; an error above [`TOLERANCE`].
+    fn prove(&self, merged: &SequenceClassifier, probe: &[(String, Option<String>)]) -> Result<f32, Failure> {
+        let before = self.logits(&self.model, probe)?.concat();
+        let after = self.logits(merged, probe)?.concat();
+        let largest = before.iter().map(|x| x.abs()).fold(1.0, f32::max);
+        let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        if difference.is_nan() || difference > TOLERANCE * largest {
+            let message = format!("error: merging changes a logit by {difference:e} (largest {largest}); nothing was written");
+            return Err(Failure::new(Kind::Other, message));
+        }
+        Ok(difference)
+    }
+
+    fn logits(
+        &self,
+        model: &SequenceClassifier,
+        texts: &[(String, Option<String>)],
+    ) -> Result<Vec<Vec<f32>>, Failure> {
+        let mut all = Vec::with_capacity(texts.len());
+        for texts in texts.chunks(ROWS) {
+            let encode = |(text, pair): &(String, Option<String>)| {
+                self.tokenizer.encode(text, pair.as_deref(), self.max_length)
+            };
+            let encoded: Result<Vec<_>, _> = texts.iter().map(encode).collect();
+            let encoded = encoded.context(Kind::Data, "failed to read a text")?;
+            all.extend(model.predict_batch(&TokenBatch::from_encoded(&encoded, self.tokenizer.pad_id())));
+        }
+        Ok(all)
     }
 
     fn prediction(&self, text: &str, pair: Option<&str>, logits: &[f32]) -> Value {
@@ -126,14 +154,12 @@ impl Trained {
             let dir = self.dir.display();
             return Err(Failure::new(Kind::Recipe, format!("error: {dir} has full weights: there is nothing to merge")));
         }
-        let examples = Examples::from_texts(probe, &self.tokenizer, self.max_length)
-            .context(Kind::Data, "failed to read the probe texts")?;
         let mut merged = self.model.clone();
         merged.backbone_mut().merge();
-        let difference = prove(&self.model, &merged, &examples, self.tokenizer.pad_id())?;
+        let difference = self.prove(&merged, probe)?;
         export::replace(out, |dir| {
             export::write_weights(&merged, &self.config, dir)?;
-            export::write_config(&merged.class(), &self.task, &self.config, dir)?;
+            export::write_config(&class_of(&self.config), &self.task, &self.config, dir)?;
             export::write_tokenizer(&self.tokenizer, self.max_length, dir)?;
             let card = self.dir.join("README.md");
             if card.is_file() {
@@ -145,28 +171,14 @@ impl Trained {
     }
 }
 
-/// The largest difference of logits between two models; an error above [`TOLERANCE`].
-pub fn prove(
-    adapted: &SequenceClassifier,
-    merged: &SequenceClassifier,
-    probe: &Examples,
-    pad_id: u32,
-) -> Result<f32, Failure> {
-    let [before, after] = [adapted, merged].map(|model| model.predict(probe, pad_id, ROWS).concat());
-    let largest = before.iter().map(|x| x.abs()).fold(1.0, f32::max);
-    let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    if difference.is_nan() || difference > TOLERANCE * largest {
-        let message = format!(
-            "error: the merged model differs by {difference:e} in a logit (largest {largest}); nothing was written"
-        );
-        return Err(Failure::new(Kind::Other, message));
-    }
-    Ok(difference)
+/// The class that wrote a `config.json`.
+fn class_of(config: &Config) -> String {
+    config.raw["architectures"][0].as_str().unwrap_or_default().to_owned()
 }
 
 /// What a `config.json` of ours, or of Transformers, says about the head.
 fn task_of(config: &Config, shown: &str) -> Result<TaskPlan, Failure> {
-    let class = config.raw["architectures"][0].as_str().unwrap_or_default();
+    let class = class_of(config);
     if !class.ends_with("ForSequenceClassification") {
         let message = format!("error: {shown} holds a {class}, and this command is for sequence classification");
         return Err(Failure::new(Kind::Data, message));

@@ -6,17 +6,24 @@ pub mod build;
 pub mod cli;
 pub mod device;
 pub mod diagnostic;
+pub mod events;
 pub mod export;
 pub mod failure;
+pub mod finish;
 pub mod inference;
 pub mod logs;
 pub mod memory;
 pub mod plan;
+pub mod progress;
 pub mod recipe;
+pub mod report;
+pub mod reporters;
 pub mod resolve;
 pub mod run_dir;
 pub mod signals;
+pub mod tensorboard;
 pub mod train;
+pub mod units;
 
 use std::process::ExitCode;
 

@@ -123,7 +123,7 @@ impl Status {
             format!("lr {}", units::number(lr)),
             format!("{} tok/s", units::short(tokens_per_second)),
         ];
-        words.extend(memory().map(|memory| units::bytes(memory.resident)));
+        words.extend(resident().map(units::bytes));
         Some(Self { step, steps, words })
     }
 
@@ -190,26 +190,14 @@ fn columns() -> usize {
     asked.or_else(|| std::env::var("COLUMNS").ok()?.parse().ok()).filter(|&columns| columns > 0).unwrap_or(80)
 }
 
-/// Memory of this process, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    /// Resident now.
-    pub resident: u64,
-    /// The most that was ever resident.
-    pub peak: u64,
+/// Bytes of this process in memory now, as Linux says it in `/proc/self/status`; `None` elsewhere.
+fn resident() -> Option<u64> {
+    parse_resident(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
-/// Memory of this process as Linux says it in `/proc/self/status`; `None` elsewhere.
-pub fn memory() -> Option<Memory> {
-    parse_memory(&std::fs::read_to_string("/proc/self/status").ok()?)
-}
-
-fn parse_memory(status: &str) -> Option<Memory> {
-    let kilobytes = |name: &str| {
-        let rest = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-    };
-    Some(Memory { resident: kilobytes("VmRSS")? * 1024, peak: kilobytes("VmHWM")? * 1024 })
+fn parse_resident(status: &str) -> Option<u64> {
+    let rest = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]
@@ -286,7 +274,7 @@ mod tests {
     #[test]
     fn memory_is_read_from_proc() {
         let status = "Name:\tx\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n";
-        assert_eq!(parse_memory(status), Some(Memory { resident: 1 << 20, peak: 2 << 20 }));
-        assert_eq!(parse_memory("Name:\tx\n"), None);
+        assert_eq!(parse_resident(status), Some(1 << 20));
+        assert_eq!(parse_resident("Name:\tx\n"), None);
     }
 }

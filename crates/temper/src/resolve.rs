@@ -113,7 +113,7 @@ impl LazyModel {
             let entries = parameters::list(&model);
             let prefixed = |path: String| format!("{}.{path}", config.prefix());
             let linears = model.backbone_mut().linears().into_iter().map(|(path, _)| prefixed(path)).collect();
-            LazyModel { class: model.class(), entries, linears, targets: config.default_targets().to_vec() }
+            LazyModel { class: format!("{}{}", config.class_stem(), T::CLASS), entries, linears, targets: config.default_targets().to_vec() }
         }
         let device = Device::flex();
         match task {
@@ -315,10 +315,10 @@ fn resolve_adapter(
     from: Option<&AdapterFile>,
 ) -> Result<AdapterPlan, Failure> {
     let prefix = config.prefix();
-    let mut adapter = recipe.adapter.clone();
-    if let Some(from) = from {
-        build::adopt(&mut adapter, from);
-    }
+    let mut adapter = match from {
+        None => recipe.adapter.clone(),
+        Some(from) => AdapterConfig { from: recipe.adapter.from.clone(), ..from.config.table() },
+    };
     let fail = |error: temper_peft::Error| {
         let key = match &error {
             temper_peft::Error::NoSuchKey { field, .. } | temper_peft::Error::Pattern { field, .. } => {
@@ -439,7 +439,7 @@ fn estimate(
     let shape = Shape {
         layers: config.layers() as u64,
         hidden: config.hidden_size() as u64,
-        feed_forward: config.intermediate_size() as u64,
+        feed_forward: config.feed_forward_size() as u64,
         heads: config.heads() as u64,
         rows,
         length,
@@ -454,7 +454,7 @@ fn model_files(recipe: &Recipe, weights: Option<&Weights>, tokenizer: &Tokenizer
         (Some(config), _) => recipe.resolve(config),
         (None, base) => base.unwrap_or_default().join("config.json"),
     };
-    let weights = weights.map(|weights| weights.files().to_vec()).unwrap_or_default();
+    let weights = weights.map(Weights::files).unwrap_or_default();
     std::iter::once(config).chain(weights).chain(tokenizer.files().to_vec()).collect()
 }
 

@@ -12,7 +12,7 @@ pub fn install(stop: &Stop) -> Result<(), Failure> {
             std::process::exit(Kind::Interrupted as i32);
         }
         eprintln!("stopping after this step; once more to stop at once");
-        stop.request();
+        stop.request_stop();
     })
     .context(Kind::Other, "failed to install the signal handler")
 }

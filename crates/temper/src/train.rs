@@ -5,16 +5,19 @@ use std::time::Instant;
 
 use temper_data::{Examples, Order, prefetch};
 use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
+use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
 use temper_tasks::{Evaluation, MaskedLm, Task};
 
-use crate::failure::{Context, Failure, Kind};
+use crate::export::{Shipped, export};
+use crate::failure::{Failure, Kind};
+use crate::finish::finish;
 use crate::plan::{Plan, TaskPlan};
 use crate::recipe::{Recipe, parse_duration};
 use crate::reporters::Reporters;
 use crate::resolve::{Inputs, resolve};
 use crate::run_dir::RunDir;
-use crate::{build, device, export, finish, memory};
+use crate::{build, device, logs, memory};
 
 /// Batches that wait for the loop.
 const PREFETCH: usize = 4;
@@ -38,6 +41,7 @@ pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Fail
     let (plan, inputs) = resolve(recipe)?;
     refuse_what_cannot_fit(&plan)?;
     let run = RunDir::open(&plan, &recipe.source.text(), fresh)?;
+    logs::to_file(&run.join("train.log"))?;
     let device = device::open(&plan.device);
     let pad_id = inputs.tokenizer.pad_id();
     match &plan.task {
@@ -72,8 +76,10 @@ fn teach<T: Task>(
     stop: &Stop,
     started: Instant,
 ) -> Result<(StopReason, Best), Failure> {
-    let mut reporters = Reporters::open(plan, run)?;
+    let mut reporters = Reporters::open(plan, run, started)?;
     let model = build::prepare(model, plan, &inputs)?;
+    let entries = parameters::list(&model).into_iter();
+    let trained: Vec<String> = entries.filter(|entry| entry.trainable).map(|entry| entry.path).collect();
     let Inputs { config, tokenizer, dataset, .. } = inputs;
     let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
 
@@ -82,8 +88,8 @@ fn teach<T: Task>(
         let Evaluation { scores, .. } = model.evaluate(&collator, &eval, plan.train.eval_batch);
         Ok(Scores(scores))
     };
-    let mut observe = |event: &Event| reporters.observe(event, started);
-    let outcome = fit(model, &fit_plan(plan)?, run.path(), batches, &mut evaluate, &mut observe, stop)
+    let mut observe = |event: &Event| reporters.observe(event);
+    let outcome = fit(model, &fit_plan(plan), run.path(), batches, &mut evaluate, &mut observe, stop)
         .map_err(engine_failure)?;
 
     let Outcome { model, reason, best, .. } = outcome;
@@ -92,11 +98,18 @@ fn teach<T: Task>(
     }
     let model = model.valid();
     let measured = (!eval.is_empty()).then(|| model.evaluate(&collator, &eval, plan.train.eval_batch));
-    let shipped = export::Shipped { plan, config: &config, tokenizer: &tokenizer, recipe, scores: measured.as_ref() };
-    export::export(model, &shipped, run)?;
-    finish::finish(&shipped, &eval, run, reporters, started)?;
+    let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe };
+    let dir = run.join("export");
+    export(&model, &trained, &shipped, &dir)?;
+    finish(&shipped, measured.as_ref(), &train, &eval, run)?;
     tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
     Ok((reason, best))
+}
+
+/// Which rows each step sees.
+pub fn order(plan: &Plan, examples: &Examples) -> Order {
+    let (config, bucket) = (&plan.train.config, plan.data.bucket);
+    Order::new(examples, config.seed, config.global_batch, plan.train.micro_batch, bucket)
 }
 
 /// The micro-batches of each step from `first` on, prepared ahead on other threads.
@@ -109,23 +122,21 @@ fn batches<T: Task>(
 where
     T::Batch: 'static,
 {
-    let (train, bucket) = (&plan.train, plan.data.bucket);
-    let seed = train.config.seed;
-    let order = Order::new(examples, seed, train.config.global_batch, train.micro_batch, bucket);
+    let (order, seed, steps) = (order(plan, examples), plan.train.config.seed, plan.train.steps);
     let (examples, collator) = (examples.clone(), collator.clone());
-    prefetch(plan.data.workers, PREFETCH, first, train.steps, move |step| {
+    prefetch(plan.data.workers, PREFETCH, first, steps, move |step| {
         let micro = order.micro_batches(step).into_iter();
         micro.map(|rows| T::collate(&collator, &examples, &rows, seed.wrapping_add(step))).collect()
     })
-    .map(|batches| batches.map_err(BoxError::from))
+    .map(Ok)
 }
 
 /// The part of the plan that the loop needs.
-fn fit_plan(plan: &Plan) -> Result<FitPlan, Failure> {
+fn fit_plan(plan: &Plan) -> FitPlan {
     let (train, config) = (&plan.train, &plan.train.config);
-    let max_wall = config.max_wall.as_deref().map(parse_duration).transpose().context(Kind::Recipe, "max_wall")?;
+    let max_wall = config.max_wall.as_deref().and_then(parse_duration);
     let best_by = plan.task.best_by();
-    Ok(FitPlan {
+    FitPlan {
         steps: train.steps,
         steps_per_epoch: train.steps_per_epoch,
         schedule: Schedule::new(&train.schedule, train.steps),
@@ -142,7 +153,7 @@ fn fit_plan(plan: &Plan) -> Result<FitPlan, Failure> {
         min_delta: train.eval.min_delta,
         max_wall,
         fingerprint: plan.fingerprint.clone(),
-    })
+    }
 }
 
 fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), Failure> {

@@ -7,7 +7,8 @@ use super::Update;
 const MEAN: &str = "exp_avg";
 const SQUARE: &str = "exp_avg_sq";
 
-/// `m ← β₁m + (1-β₁)g`, `v ← β₂v + (1-β₂)g²`, `p ← (1-lr·λ)p - lr · m̂ / (√v̂ + ε)`, where `m̂` and `v̂` are divided by `1 - βᵗ`.
+/// `m ← β₁m + (1-β₁)g`, `v ← β₂v + (1-β₂)g²`, `p ← (1-lr·λ)p - lr · m̂ / (√v̂ + ε)`, where `m̂` and `v̂` are divided by
+/// `1 - βᵗ`.
 pub(super) struct AdamW {
     pub betas: [f64; 2],
     pub eps: f64,

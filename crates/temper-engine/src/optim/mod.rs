@@ -1,7 +1,7 @@
 //! Optimizers: one rule a file, one state for all.
 //!
-//! State is f32 and is keyed by parameter path. Matrices are decayed, vectors (norms, biases) are not. A parameter in half
-//! precision gets an f32 master copy that the rule updates, so that steps smaller than its rounding are not lost.
+//! State is f32 and is keyed by parameter path. Matrices are decayed, vectors (norms, biases) are not. A parameter in
+//! half precision gets an f32 master copy that the rule updates, so that steps smaller than its rounding are not lost.
 
 mod adamw;
 mod lion;
@@ -10,7 +10,7 @@ mod sgd;
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use temper_peft::parameters::{Mapper, map};
 
 use crate::config::{OptimConfig, OptimKind};
@@ -109,16 +109,12 @@ impl Optimizer {
     }
 
     /// Restores what [`read`](Self::read) gave, or says what does not fit the parameters `held`.
-    pub fn write(
-        &mut self,
-        values: BTreeMap<String, TensorData>,
-        held: &BTreeMap<String, Held>,
-        device: &Device,
-    ) -> Result<(), String> {
+    pub fn write(&mut self, values: BTreeMap<String, TensorData>, held: &BTreeMap<String, Held>) -> Result<(), String> {
         let mut all: BTreeMap<String, State> = BTreeMap::new();
         for (name, data) in values {
             let (path, slot) = name.rsplit_once('.').unwrap_or(("", &name));
-            let param = held.get(path).ok_or_else(|| format!("optimizer state `{name}` is of no trainable parameter"))?;
+            let param =
+                held.get(path).ok_or_else(|| format!("optimizer state `{name}` is of no trainable parameter"))?;
             let state = all.entry(path.into()).or_default();
             if slot == UPDATES {
                 let updates = data.as_slice::<i64>().ok().and_then(|count| count.first());
@@ -127,10 +123,10 @@ impl Optimizer {
             }
             let count = param.shape.iter().product::<usize>();
             if data.dtype() != DType::F32 || data.num_elements() != count {
-                let found = format!("{:?} values of {:?}", data.num_elements(), data.dtype());
+                let found = format!("{} values of {:?}", data.num_elements(), data.dtype());
                 return Err(format!("optimizer state `{name}` has {found}, and its parameter {count} of F32"));
             }
-            state.slots.insert(slot.into(), upload(data, device));
+            state.slots.insert(slot.into(), upload(data, &param.device));
         }
         for (path, state) in &all {
             let master = (held[path].dtype != DType::F32).then_some(MASTER);

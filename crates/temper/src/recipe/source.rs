@@ -83,6 +83,20 @@ impl Source {
         self.texts.first().map_or("", |text| &text.origin)
     }
 
+    /// The recipe file, and below it each override as a comment: what a run keeps to say what it was asked.
+    pub fn text(&self) -> String {
+        let mut written = String::new();
+        for text in &self.texts {
+            match text.is_file {
+                true => written.push_str(&text.text),
+                false => written.push_str(&format!("\n# {}", text.origin)),
+            }
+        }
+        written.truncate(written.trim_end().len());
+        written.push('\n');
+        written
+    }
+
     /// Whether the user wrote the key `path`, such as `train.lr`.
     pub fn wrote(&self, path: &str) -> bool {
         self.places.contains_key(path)
@@ -223,6 +237,15 @@ mod tests {
         let end = source.at("data.train");
         assert_eq!((end.line, end.column, end.width), (Some(5), 20, 1));
         assert!(source.wrote("train.lr") && !source.wrote("train.epochs"));
+    }
+
+    #[test]
+    fn the_text_ends_with_the_overrides() {
+        let mut source = source("[run]\nname = \"a\"\n");
+        assert_eq!(source.text(), "[run]\nname = \"a\"\n");
+        source.add_override("train.lr=1e-4");
+        source.add_override("run.name=b");
+        assert_eq!(source.text(), "[run]\nname = \"a\"\n\n# --set train.lr=1e-4\n# --set run.name=b\n");
     }
 
     #[test]

@@ -41,9 +41,9 @@ pub fn render_svg_curves(data: &ReportData) -> String {
 pub fn figures(data: &ReportData) -> String {
     let mut charts: Vec<(String, Chart)> = loss_chart(data).into_iter().chain(metric_charts(data)).collect();
     if !data.steps.is_empty() {
-        charts.push(("Learning rate".into(), step_chart(data, "rate", |point| point.lr)));
-        charts.push(("Gradient norm".into(), step_chart(data, "norm before clipping", |point| point.grad_norm)));
-        charts.push(("Speed".into(), step_chart(data, "tokens per second", |point| point.tokens_per_second)));
+        charts.push(("Learning rate".into(), step_chart(data, "rate", false, |point| point.lr)));
+        charts.push(("Gradient norm".into(), step_chart(data, "norm before clipping", true, |point| point.grad_norm)));
+        charts.push(("Speed".into(), step_chart(data, "tokens per second", true, |point| point.tokens_per_second)));
     }
     if charts.is_empty() {
         return String::new();
@@ -65,6 +65,8 @@ fn legend_name(line: &Line) -> &'static str {
     match line.class {
         "raw" => "training",
         "smooth" => "training, smoothed",
+        "faint" => "each report",
+        "plain" => "smoothed",
         _ => "evaluation",
     }
 }
@@ -87,7 +89,7 @@ fn svg_legend(chart: &Chart) -> String {
 fn loss_chart(data: &ReportData) -> Option<(String, Chart<'_>)> {
     let losses: Vec<f64> = data.steps.iter().map(|point| point.loss).collect();
     let last = data.steps.last()?;
-    let smoothed = smooth(&losses, (losses.len() as f64 / 40.0).max(1.0));
+    let smoothed = smooth(&losses, half_life(&losses));
     let kept = downsample(&losses, POINTS);
     let points = |values: &[f64]| kept.iter().map(|&index| (data.steps[index].step as f64, values[index])).collect();
     let hover = kept.iter().map(|&index| {
@@ -144,21 +146,27 @@ fn best_point(data: &ReportData, line: &Line) -> Option<(f64, f64)> {
     line.points.iter().copied().find(|&(step, _)| Some(step as u64) == data.best_step)
 }
 
-fn step_chart<'a>(data: &'a ReportData, y_label: &'a str, value: impl Fn(&StepPoint) -> f64) -> Chart<'a> {
+/// A quantity of the training reports, and where it is `noisy` its course without the noise.
+fn step_chart<'a>(data: &'a ReportData, y_label: &'a str, noisy: bool, value: impl Fn(&StepPoint) -> f64) -> Chart<'a> {
     let values: Vec<f64> = data.steps.iter().map(value).collect();
     let kept = downsample(&values, POINTS);
-    let points = kept.iter().map(|&index| (data.steps[index].step as f64, values[index])).collect();
+    let points = |values: &[f64]| kept.iter().map(|&index| (data.steps[index].step as f64, values[index])).collect();
     let hover = kept.iter().map(|&index| {
         format!("step {} · {y_label} {}", units::grouped(data.steps[index].step), units::number(values[index]))
     });
-    let line = Line { class: "plain", dots: false, points, hover: hover.collect() };
-    Chart {
-        y_label,
-        lines: vec![line],
-        epochs: data.steps.last().map(epochs).unwrap_or_default(),
-        from_zero: true,
-        ..Default::default()
+    let class = if noisy { "faint" } else { "plain" };
+    let mut lines = vec![Line { class, dots: false, points: points(&values), hover: hover.collect() }];
+    if noisy {
+        let smoothed = smooth(&values, half_life(&values));
+        lines.push(Line { class: "plain", dots: false, points: points(&smoothed), hover: Vec::new() });
     }
+    let epochs = data.steps.last().map(epochs).unwrap_or_default();
+    Chart { y_label, lines, epochs, from_zero: true, ..Default::default() }
+}
+
+/// How many reports halve the weight of one in a smoothed line: a fortieth of them.
+fn half_life(values: &[f64]) -> f64 {
+    (values.len() as f64 / 40.0).max(1.0)
 }
 
 /// Where epochs ended; nothing where there are too many to tell apart.

@@ -1,0 +1,57 @@
+//! Everybody who watches a run: the terminal, `events.jsonl`, TensorBoard.
+
+use std::time::Instant;
+
+use temper_engine::{BoxError, Event};
+
+use crate::events::JsonlWriter;
+use crate::failure::{Failure, Kind};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::run_dir::RunDir;
+use crate::tensorboard::TensorBoardWriter;
+
+/// The observers of a run.
+pub struct Reporters {
+    progress: Progress<std::io::Stderr>,
+    events: JsonlWriter,
+    tensorboard: Option<TensorBoardWriter>,
+    started: Instant,
+    first_step: bool,
+    failure: Option<BoxError>,
+}
+
+impl Reporters {
+    /// Opens the files in the run directory. `started` is when the process began.
+    pub fn open(plan: &Plan, run: &RunDir, started: Instant) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| {
+            Failure::new(Kind::Other, format!("error: failed to open the logs of {}: {error}", run.path().display()))
+        };
+        let tensorboard = plan.run.tensorboard.then(|| TensorBoardWriter::create(&run.join("tensorboard"))).transpose();
+        Ok(Self {
+            progress: Progress::stderr(),
+            events: JsonlWriter::open(&run.join("events.jsonl")).map_err(failed)?,
+            tensorboard: tensorboard.map_err(failed)?,
+            started,
+            first_step: true,
+            failure: None,
+        })
+    }
+
+    /// Tells everybody. An observer that fails is reported once and never disturbs training.
+    pub fn observe(&mut self, event: &Event) {
+        self.progress.on(event);
+        let written = self.events.on(event).and_then(|()| match &mut self.tensorboard {
+            Some(tensorboard) => tensorboard.on(event),
+            None => Ok(()),
+        });
+        if let (Err(error), None) = (written, &self.failure) {
+            tracing::error!(%error, "failed to log an event; training goes on");
+            self.failure = Some(error.into());
+        }
+        if let (Event::Step { step, loss, .. }, true) = (event, self.first_step) {
+            self.first_step = false;
+            tracing::info!(step, loss, seconds = self.started.elapsed().as_secs_f64(), "first report");
+        }
+    }
+}

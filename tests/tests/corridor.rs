@@ -1,0 +1,146 @@
+//! The whole house, through its front door: the binary on the data that the repository carries.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{command, temper, text};
+
+/// The arguments of a short run of the embedded recipe in `dir`.
+fn arguments(dir: &Path, overrides: &[&str]) -> Vec<String> {
+    let dir = format!("run.dir={}", dir.display());
+    let overrides = overrides.iter().copied().chain([dir.as_str()]);
+    let set = overrides.flat_map(|value| ["--set".to_owned(), value.to_owned()]);
+    ["train", "--recipe", "tests/recipes/short.toml"].map(str::to_owned).into_iter().chain(set).collect()
+}
+
+/// Starts a short run.
+fn start(dir: &Path, overrides: &[&str]) -> Child {
+    let arguments = arguments(dir, overrides);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    command(&arguments).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn run(dir: &Path, overrides: &[&str]) {
+    let arguments = arguments(dir, overrides);
+    let output = temper(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+fn losses(dir: &Path) -> Vec<(u64, f64)> {
+    let events = fs::read_to_string(dir.join("events.jsonl")).unwrap();
+    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.filter(|e| e["event"] == "step").map(|e| (e["step"].as_u64().unwrap(), e["loss"].as_f64().unwrap())).collect()
+}
+
+fn adapter(dir: &Path) -> Vec<u8> {
+    fs::read(dir.join("export/adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_run_leaves_what_it_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[]);
+    for file in [
+        "recipe.toml",
+        "plan.json",
+        "events.jsonl",
+        "train.log",
+        "report.html",
+        "export/adapter_config.json",
+        "export/adapter_model.safetensors",
+        "export/config.json",
+        "export/tokenizer.json",
+        "export/README.md",
+    ] {
+        assert!(dir.path().join(file).is_file(), "{file} is missing");
+    }
+    assert_eq!(losses(dir.path()).len(), 10);
+    let card = fs::read_to_string(dir.path().join("export/README.md")).unwrap();
+    assert!(card.starts_with("---\n") && card.contains("model-index") && card.contains("accuracy"), "{card}");
+
+    let out = temper(&["predict", dir.path().to_str().unwrap(), "It broke on the first day.", "I would buy it again."]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let lines: Vec<Value> = text(&out.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    let scores = lines[0]["scores"].as_object().unwrap();
+    assert!((scores.values().map(|v| v.as_f64().unwrap()).sum::<f64>() - 1.0).abs() < 1e-6);
+
+    let merged = dir.path().join("merged");
+    let out = temper(&["merge", dir.path().to_str().unwrap(), "--out", merged.to_str().unwrap()]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("largest difference"));
+    let data = "examples/reviews/eval.jsonl";
+    let [adapted, merged] = [dir.path(), &merged].map(|model| {
+        let out = temper(&["eval", model.to_str().unwrap(), "--data", data, "--json"]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["scores"]["loss"].as_f64().unwrap()
+    });
+    assert!((adapted - merged).abs() < 1e-5, "{adapted} {merged}");
+}
+
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    let [whole, killed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    run(whole.path(), &[]);
+
+    for at_least in [2, 5, 8] {
+        let mut child = start(killed.path(), &["train.save_every=1"]);
+        let started = Instant::now();
+        let saved = || {
+            let entries = fs::read_dir(killed.path().join("checkpoints")).into_iter().flatten().flatten();
+            entries.filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()).max()
+        };
+        while saved().unwrap_or(0) < at_least && started.elapsed() < Duration::from_secs(120) {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    run(killed.path(), &["train.save_every=1"]);
+    assert_eq!(losses(whole.path()), losses(killed.path()));
+    assert!(adapter(whole.path()) == adapter(killed.path()), "the weights differ");
+}
+
+#[test]
+fn accumulation_is_exact() {
+    let [one, eight] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let still = "adapter.dropout=0";
+    run(one.path(), &[still]);
+    run(eight.path(), &[still, "train.micro_batch=1"]);
+    for ((_, a), (_, b)) in losses(one.path()).into_iter().zip(losses(eight.path())) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn sigterm_saves_and_says_so_with_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = start(dir.path(), &["train.max_steps=2000"]);
+    while !dir.path().join("events.jsonl").is_file() || losses(dir.path()).is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert!(fs::read_dir(dir.path().join("checkpoints")).unwrap().count() >= 1);
+    assert!(!dir.path().join("export").exists());
+}
+
+#[test]
+fn the_same_directory_refuses_another_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[]);
+    let arguments = arguments(dir.path(), &["train.lr=0.5"]);
+    let out = temper(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("train.config.lr"), "{}", text(&out.stderr));
+}
