@@ -100,7 +100,7 @@ fn list(tensors: &[crate::WrongShape]) -> String {
     let texts: Vec<_> = tensors
         .iter()
         .take(5)
-        .map(|t| format!("`{}` should have shape {:?} but has {:?}", t.path, t.expected, t.found))
+        .map(ToString::to_string)
         .collect();
     let more = tensors.len().saturating_sub(5);
     texts.join("; ") + &if more > 0 { format!("; and {more} more") } else { String::new() }

@@ -148,6 +148,12 @@ impl Mapper for Fill<'_> {
     }
 }
 
+impl std::fmt::Display for WrongShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` should have shape {:?} but has {:?}", self.path, self.expected, self.found)
+    }
+}
+
 impl Init {
     fn values(&self, path: &str, count: usize) -> Vec<f32> {
         let norm = path.rsplit('.').nth(1).is_some_and(|module| module.to_lowercase().replace('_', "").ends_with("norm"));

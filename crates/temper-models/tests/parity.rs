@@ -215,7 +215,7 @@ fn targets_and_patterns_choose_what_peft_chose() {
 
 #[test]
 fn an_adapter_written_and_read_again_computes_the_same() {
-    let device = Device::flex();
+    let device = Device::flex().autodiff();
     for fixture in fixtures() {
         for adapter in ["lora", "dora"] {
             let backbone = fixture.adapted(adapter, &device);

@@ -1,6 +1,7 @@
 //! The heads that Transformers puts on each architecture; field names are Transformers' tensor names.
 //!
 //! Shapes: B batch, S sequence, D model, C labels, V vocabulary, T chosen positions.
+#![allow(non_snake_case)]
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::relu;
@@ -135,7 +136,6 @@ struct BertPredictions {
 }
 
 #[derive(Module, Debug)]
-#[allow(non_snake_case)]
 struct BertTransform {
     dense: Linear,
     #[module(skip)]

@@ -41,7 +41,7 @@ impl TaskConfig {
 }
 
 /// A backbone with a head, taught by an objective and judged by metrics.
-pub trait Task: Objective {
+pub trait Task: Objective<Batch: 'static> {
     /// What turns rows into a batch; it runs on the data threads.
     type Collator: Send + Sync + 'static;
 

@@ -190,7 +190,7 @@ impl TrainArgs {
     fn run(self) -> Result<(), Failure> {
         let stop = Stop::default();
         signals::install(&stop)?;
-        train::train(&self.recipe.load()?, self.fresh, &stop)
+        train::train(&self.recipe.load()?, self.fresh, &stop).map(drop)
     }
 }
 

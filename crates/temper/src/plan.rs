@@ -269,7 +269,7 @@ impl Plan {
     fn data_rows(&self) -> Vec<(String, String)> {
         let mut rows: Vec<(String, String)> = self.data.files.iter().map(pinned).collect();
         for (name, split) in [("train", &self.data.report.train), ("eval", &self.data.report.eval)] {
-            let counts: Vec<String> = split.labels.iter().map(|l| format!("{} {}", l.rows, l.label)).collect();
+            let counts: Vec<String> = split.labels.iter().map(|l| format!("{} {}", l.rows, l.name)).collect();
             let labels = if counts.is_empty() { String::new() } else { format!(" ({})", listed(&counts)) };
             rows.push((name.into(), format!("{} rows{labels}", split.rows)));
             let l = &split.lengths;

@@ -57,7 +57,7 @@ impl<W: Write> Progress<W> {
             Event::Resumed { step, path } => {
                 Some(format!("resumed at step {} from {}", units::grouped(*step), path.display()))
             }
-            Event::Evaluated { step, scores, best, ms } => Some(evaluation(*step, scores, *best, *ms, self.look)),
+            Event::Evaluated { step, scores, best, ms } => Some(evaluation(*step, &scores.0, *best, *ms, self.look)),
             Event::Saved { step, path, .. } => {
                 Some(format!("step {}  saved {}", units::grouped(*step), path.display()))
             }

@@ -181,7 +181,7 @@ impl ReportData {
                     if *best {
                         self.best_step = Some(*step);
                     }
-                    self.evaluations.push(EvaluationPoint { step: *step, scores: scores.clone() });
+                    self.evaluations.push(EvaluationPoint { step: *step, scores: scores.0.clone() });
                 }
                 Event::Stopped { reason, seconds, .. } => {
                     self.seconds = *seconds;

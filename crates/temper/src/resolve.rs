@@ -13,7 +13,7 @@ use temper_peft::targets::{self, Match, Trainable};
 use temper_peft::{AdapterConfig, Method};
 use temper_tasks::sequence_classification::{Balanced, ClassWeights};
 use temper_tasks::{
-    MaskedLm, Metric, Problem, SequenceClassificationConfig, SequenceClassifier, TaskConfig, checkpoint_names,
+    MaskedLm, Metric, Problem, SequenceClassificationConfig, TaskConfig, checkpoint_names,
     hugging_face_name, new_modules,
 };
 

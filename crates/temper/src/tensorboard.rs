@@ -62,7 +62,7 @@ impl TensorBoardWriter {
                 ],
             ),
             Event::Evaluated { step, scores, .. } => {
-                self.scalars(*step, scores.iter().map(|(metric, score)| (format!("eval/{metric}"), *score)))
+                self.scalars(*step, scores.0.iter().map(|(metric, score)| (format!("eval/{metric}"), *score)))
             }
             Event::Refused { .. } | Event::Resumed { .. } | Event::Saved { .. } | Event::Stopped { .. } => Ok(()),
         }

@@ -119,8 +119,6 @@ fn batches<T: Task>(
     collator: &Arc<T::Collator>,
     first: u64,
 ) -> impl Iterator<Item = Result<Vec<T::Batch>, BoxError>> + use<T>
-where
-    T::Batch: 'static,
 {
     let (order, seed, steps) = (order(plan, examples), plan.train.config.seed, plan.train.steps);
     let (examples, collator) = (examples.clone(), collator.clone());
