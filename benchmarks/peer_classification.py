@@ -18,8 +18,9 @@ STARTED = time.perf_counter()
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="directory of the base model")
-    parser.add_argument("--data", required=True, help="directory with train.jsonl and dev.jsonl: {text, label}")
-    parser.add_argument("--order", required=True, help="row indices of each step, a JSON array a line")
+    parser.add_argument("--draw", help="only draw an adapter and a classifier and save them here, in PEFT's format")
+    parser.add_argument("--data", help="directory with train.jsonl and dev.jsonl: {text, label}")
+    parser.add_argument("--order", help="row indices of each step, a JSON array a line")
     parser.add_argument("--init", help="directory of the adapter to start from")
     parser.add_argument("--steps", type=int, help="stop after so many steps; the schedule stays that of the whole order")
     parser.add_argument("--no-eval", action="store_true", help="measure speed only")
@@ -112,6 +113,10 @@ def evaluate(model, rows, pad, autocast):
 def main():
     torch.set_num_threads(ARGS.threads)
     torch.manual_seed(ARGS.seed)
+    if ARGS.draw:
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(ARGS.model, num_labels=2)
+        adapted(base).save_pretrained(ARGS.draw)
+        return
     train, dev = rows_of("train.jsonl"), rows_of("dev.jsonl")
     labels = {name: index for index, name in enumerate(sorted({str(row["label"]) for row in train}))}
     order = [json.loads(line) for line in pathlib.Path(ARGS.order).read_text().splitlines()]

@@ -1,14 +1,10 @@
 """Pairs temper with Transformers + PEFT: LoRA on MiniLM, SST-2, same weights, rows, order and hyper-parameters.
 
-    TEMPER_ASSETS=DIR python benchmarks/sst2_minilm.py --temper target/release/train --data DIR --out DIR
+    TEMPER_ASSETS=DIR python benchmarks/sst2_minilm.py --temper target/release/temper --data DIR --out DIR
 
-TEMPER_ASSETS holds `all-minilm-l6-v2`; --data holds train.jsonl and dev.jsonl ({text, label}). For each seed temper
-trains first, with `--trace`, which leaves in the run directory what the peer needs to follow it:
-
-    order.jsonl    the row indices of each optimizer step, one JSON array a line, rows counted in the order of the file
-    init/          adapter and classifier before the first step, in PEFT's format
-
-The peer then starts from init/ and takes the rows of order.jsonl. Results: OUT/results.json and a table on stdout.
+TEMPER_ASSETS holds `all-minilm-l6-v2`; --data holds train.jsonl and dev.jsonl ({text, label}). For each seed PEFT draws
+an adapter and a classifier (`init/`), from which both start, and `temper plan --order` says which rows each step sees
+(`order.jsonl`), which the peer follows. Results: OUT/results.json and a table on stdout.
 """
 
 import argparse
@@ -38,11 +34,7 @@ eval = {dev}
 max_length = 128
 
 [adapter]
-method = "lora"
-rank = 8
-alpha = 16
-dropout = 0.0
-targets = ["query", "value"]
+from = {init}
 
 [train]
 lr = {lr}
@@ -132,13 +124,19 @@ def run_temper(args, base, seed, out):
     run = out / "run"
     recipe = out / "recipe.toml"
     data = pathlib.Path(args.data).resolve()
-    paths = {"base": base, "train": data / "train.jsonl", "dev": data / "dev.jsonl", "run": run}
+    init = out / "init"
+    subprocess.run([sys.executable, HERE / "peer_classification.py", "--model", base, "--draw", init, "--seed", str(seed)],
+                   check=True)
+    paths = {"base": base, "train": data / "train.jsonl", "dev": data / "dev.jsonl", "run": run, "init": init}
     text = RECIPE.format(
         **{name: json.dumps(str(path)) for name, path in paths.items()},
         lr=args.lr, epochs=float(args.epochs), seed=seed, threads=args.threads,
     )
     recipe.write_text(text)
-    command = [str(pathlib.Path(args.temper).resolve()), "--recipe", str(recipe), "--fresh", "--trace"]
+    temper = str(pathlib.Path(args.temper).resolve())
+    with (out / "order.jsonl").open("w") as order:
+        subprocess.run([temper, "plan", "--recipe", str(recipe), "--order"], check=True, stdout=order)
+    command = [temper, "train", "--recipe", str(recipe), "--fresh"]
     cost = measured(command, out / "temper.out", out / "temper.log", run / "events.jsonl")
     steps, scores = told(run / "events.jsonl")
     # temper counts tokens from the start of the run.
@@ -149,7 +147,7 @@ def run_temper(args, base, seed, out):
 def run_peer(args, base, seed, out, name, *flags):
     events = out / f"{name}.jsonl"
     command = [sys.executable, str(HERE / "peer_classification.py"), "--model", str(base), "--data", args.data]
-    command += ["--order", str(out / "run/order.jsonl"), "--init", str(out / "run/init"), "--seed", str(seed)]
+    command += ["--order", str(out / "order.jsonl"), "--init", str(out / "init"), "--seed", str(seed)]
     command += ["--lr", str(args.lr), "--threads", str(args.threads), *flags]
     cost = measured(command, events, out / f"{name}.log", events)
     steps, scores = told(events)
@@ -177,7 +175,7 @@ def table(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--temper", default="target/release/train", help="the binary (default %(default)s)")
+    parser.add_argument("--temper", default="target/release/temper", help="the binary (default %(default)s)")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

@@ -14,6 +14,7 @@ mod config;
 mod delimited;
 mod error;
 mod examples;
+mod frame;
 mod jsonl;
 mod labels;
 mod load;
@@ -30,6 +31,7 @@ mod table;
 mod tests;
 mod tokenizer;
 mod vocabulary;
+mod words;
 
 pub use batch::TokenBatch;
 pub use config::{DataConfig, FileEntry, Files, LabelColumns, WeightedFile};

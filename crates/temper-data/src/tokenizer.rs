@@ -9,11 +9,13 @@ use std::{
 };
 
 use serde_json::Value;
-use tokenizers::{PostProcessor, TruncationDirection};
+use tokenizers::TruncationDirection;
 
 use crate::{
     error::{Error, Result},
+    frame::Frame,
     vocabulary,
+    words::Words,
 };
 
 /// Files that make up a tokenizer, and that an export copies.
@@ -31,6 +33,9 @@ const FILES: [&str; 8] = [
 /// A tokenizer, as Hugging Face saves them.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    words: Option<Words>,
+    /// Of one text, of a pair.
+    frames: [Frame; 2],
     directory: PathBuf,
     files: Vec<PathBuf>,
     direction: TruncationDirection,
@@ -85,6 +90,9 @@ impl Tokenizer {
         let stored_direction = inner.get_truncation().map(|t| t.direction);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| fail(directory, e.to_string()))?;
+        let words = Words::for_tokenizer(&inner);
+        let learn = |pair| Frame::learn(&inner, pair).map_err(|e| fail(directory, e.to_string()));
+        let frames = [learn(false)?, learn(true)?];
         let direction = match settings["truncation_side"].as_str() {
             Some("left") => TruncationDirection::Left,
             Some(_) => TruncationDirection::Right,
@@ -103,7 +111,18 @@ impl Tokenizer {
         for key in ["pad_token", "mask_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token"] {
             special.extend(vocabulary::content(&settings[key]).and_then(|token| inner.token_to_id(token)));
         }
-        Ok(Self { inner, directory: directory.to_owned(), files, direction, special, pad, mask, unknown })
+        Ok(Self {
+            inner,
+            words,
+            frames,
+            directory: directory.to_owned(),
+            files,
+            direction,
+            special,
+            pad,
+            mask,
+            unknown,
+        })
     }
 
     /// Tokens of a text or of a pair, with special tokens, cut to `max_length` tokens. Of a pair the longer text is cut
@@ -112,31 +131,31 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer itself fails, such as a WordLevel vocabulary without an unknown token.
     pub fn encode(&self, text: &str, pair: Option<&str>, max_length: usize) -> Result<Encoded> {
-        let fail = |e: tokenizers::Error| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() };
-        let mut first = self.inner.encode_fast(text, false).map_err(fail)?;
-        let mut second = pair.map(|pair| self.inner.encode_fast(pair, false).map_err(fail)).transpose()?;
-        let lengths = (first.len(), second.as_ref().map_or(0, |s| s.len()));
-        let added = self.added_tokens(pair.is_some());
-        let kept = cut(lengths, max_length.saturating_sub(added));
-        first.truncate(kept.0, 0, self.direction);
-        first.take_overflowing();
-        if let Some(second) = &mut second {
-            second.truncate(kept.1, 0, self.direction);
-            second.take_overflowing();
-            second.set_type_ids(vec![1; second.len()]);
+        let first = self.ids(text)?;
+        let second = pair.map_or(Ok(Vec::new()), |pair| self.ids(pair))?;
+        let frame = &self.frames[usize::from(pair.is_some())];
+        let kept = cut((first.len(), second.len()), max_length.saturating_sub(frame.added()));
+        let keep = |ids: &[u32], kept: usize| match self.direction {
+            TruncationDirection::Right => 0..kept,
+            TruncationDirection::Left => ids.len() - kept..ids.len(),
+        };
+        let (ids, type_ids) = frame.apply([&first[keep(&first, kept.0)], &second[keep(&second, kept.1)]]);
+        Ok(Encoded { ids, type_ids, full_length: first.len() + second.len() + frame.added() })
+    }
+
+    /// Ids of a text without special tokens.
+    fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.words {
+            Some(words) => words.encode(&self.inner, text),
+            None => self.inner.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()),
         }
-        let encoding = self.inner.post_process(first, second, true).map_err(fail)?;
-        Ok(Encoded {
-            ids: encoding.get_ids().to_vec(),
-            type_ids: encoding.get_type_ids().iter().map(|&id| id.min(255) as u8).collect(),
-            full_length: lengths.0 + lengths.1 + added,
-        })
+        .map_err(|e| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() })
     }
 
     /// Special tokens that a text (or a pair) gains.
     #[must_use]
     pub fn added_tokens(&self, pair: bool) -> usize {
-        self.inner.get_post_processor().map_or(0, |p| p.added_tokens(pair))
+        self.frames[usize::from(pair)].added()
     }
 
     /// The text of some tokens, special tokens left out.
@@ -214,6 +233,18 @@ fn cut((a, b): (usize, usize), room: usize) -> (usize, usize) {
     if a <= b { (short, long) } else { (long, short) }
 }
 
+/// A small WordPiece tokenizer for tests.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) fn fixture(cased: bool) -> Tokenizer {
+    let directory = tempfile::tempdir().unwrap();
+    let words = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat dog hello good bad ok , ! . ##s a b c d e f g h";
+    std::fs::write(directory.path().join("vocab.txt"), words.replace(' ', "\n")).unwrap();
+    let config = format!(r#"{{"do_lower_case": {}, "pad_token": {{"content": "[PAD]"}}}}"#, !cased);
+    std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
+    Tokenizer::from_dir(directory.path()).unwrap()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -246,6 +277,15 @@ mod tests {
         assert_eq!(tokenizer.encode("the cat", None, 2).unwrap().ids.len(), 2);
         assert_eq!((tokenizer.pad_id(), tokenizer.mask_id()), (0, Some(4)));
         assert_eq!(tokenizer.special_ids().len(), 5);
+    }
+
+    #[test]
+    fn the_left_is_cut_where_the_configuration_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc").unwrap();
+        std::fs::write(directory.path().join("tokenizer_config.json"), r#"{"truncation_side": "left"}"#).unwrap();
+        let tokenizer = Tokenizer::from_dir(directory.path()).unwrap();
+        assert_eq!(tokenizer.encode("a b c", None, 4).unwrap().ids, [2, 6, 7, 3]);
     }
 
     #[test]
@@ -290,16 +330,4 @@ mod tests {
         std::fs::write(directory.path().join("tokenizer.json"), "{").unwrap();
         assert!(Tokenizer::from_dir(directory.path()).is_err());
     }
-}
-
-/// A small WordPiece tokenizer for tests.
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-pub(crate) fn fixture(cased: bool) -> Tokenizer {
-    let directory = tempfile::tempdir().unwrap();
-    let words = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat dog hello good bad ok , ! . ##s a b c d e f g h";
-    std::fs::write(directory.path().join("vocab.txt"), words.replace(' ', "\n")).unwrap();
-    let config = format!(r#"{{"do_lower_case": {}, "pad_token": {{"content": "[PAD]"}}}}"#, !cased);
-    std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
-    Tokenizer::from_dir(directory.path()).unwrap()
 }

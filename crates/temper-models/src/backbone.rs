@@ -118,13 +118,7 @@ impl Backbone {
     /// # Errors
     ///
     /// When a match is not a linear layer of this network.
-    pub fn adapt(
-        &mut self,
-        matches: &[Match],
-        config: &AdapterConfig,
-        prefix: &str,
-        seed: u64,
-    ) -> Result<(), Error> {
+    pub fn adapt(&mut self, matches: &[Match], config: &AdapterConfig, prefix: &str, seed: u64) -> Result<(), Error> {
         let mut linears = self.linears();
         for found in matches {
             let layer = linears.iter_mut().find(|(path, _)| found.path == format!("{prefix}.{path}"));

@@ -187,7 +187,9 @@ impl Encoder {
 
     pub(crate) fn linears(&mut self) -> Vec<(String, &mut Linear)> {
         let layers = self.layer.iter_mut().enumerate();
-        layers.flat_map(|(i, layer)| layer.linears().map(|(name, it)| (format!("encoder.layer.{i}.{name}"), it))).collect()
+        layers
+            .flat_map(|(i, layer)| layer.linears().map(|(name, it)| (format!("encoder.layer.{i}.{name}"), it)))
+            .collect()
     }
 }
 

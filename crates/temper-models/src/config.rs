@@ -53,7 +53,8 @@ impl Config {
     ///
     /// As [`Config::read`].
     pub fn read_file(path: &Path) -> Result<Self, Error> {
-        let text = fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.into(), source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.into(), source })?;
         let raw = serde_json::from_str(&text)
             .map_err(|error| Error::Malformed { path: path.into(), reason: error.to_string() })?;
         Self::parse(raw, path)
@@ -78,7 +79,12 @@ impl Config {
         let position = raw.get("position_embedding_type").and_then(Value::as_str).unwrap_or("absolute");
         if position != "absolute" {
             let rule = "only absolute positions are supported".into();
-            return Err(Error::Field { path: path.into(), field: "position_embedding_type", found: position.into(), rule });
+            return Err(Error::Field {
+                path: path.into(),
+                field: "position_embedding_type",
+                found: position.into(),
+                rule,
+            });
         }
         let bad = |error: serde_json::Error| malformed(error.to_string());
         let bert = || serde_json::from_value(raw.clone()).map_err(bad);

@@ -97,11 +97,7 @@ pub enum Error {
 }
 
 fn list(tensors: &[crate::WrongShape]) -> String {
-    let texts: Vec<_> = tensors
-        .iter()
-        .take(5)
-        .map(ToString::to_string)
-        .collect();
+    let texts: Vec<_> = tensors.iter().take(5).map(ToString::to_string).collect();
     let more = tensors.len().saturating_sub(5);
     texts.join("; ") + &if more > 0 { format!("; and {more} more") } else { String::new() }
 }

@@ -156,7 +156,8 @@ impl std::fmt::Display for WrongShape {
 
 impl Init {
     fn values(&self, path: &str, count: usize) -> Vec<f32> {
-        let norm = path.rsplit('.').nth(1).is_some_and(|module| module.to_lowercase().replace('_', "").ends_with("norm"));
+        let norm =
+            path.rsplit('.').nth(1).is_some_and(|module| module.to_lowercase().replace('_', "").ends_with("norm"));
         match path {
             _ if path.ends_with(".bias") => vec![0.0; count],
             _ if norm => vec![1.0; count],

@@ -133,14 +133,13 @@ mod tests {
         let values = |n: usize| Values { shape: vec![n], data: (0..n).map(|i| i as f32).collect() };
         let tensors: BTreeMap<_, _> = (1..6).map(|n| (format!("t{n}"), values(n))).collect();
         let directory = tempfile::tempdir().unwrap();
-        for (bytes, files) in [(1000, 1), (24, 4), (1000, 4)] {
+        for bytes in [1000, 24, 1000] {
             for dtype in [SaveDtype::F32, SaveDtype::BF16, SaveDtype::F16, SaveDtype::F32] {
                 save_shards(directory.path(), &tensors, dtype, bytes).unwrap();
                 let weights = Weights::open(directory.path()).unwrap();
                 assert!(tensors.iter().all(|(name, values)| weights.read(name).unwrap() == values.data));
                 assert_eq!(weights.names().count(), 5);
             }
-            let _ = files;
         }
         let partial = fs::read_dir(directory.path()).unwrap().flatten();
         assert!(partial.into_iter().all(|file| !file.file_name().to_string_lossy().contains("partial")));

@@ -152,7 +152,9 @@ fn no_weights(directory: &Path) -> Error {
         .into_iter()
         .find(|name| directory.join(name).exists());
     let advice = match other {
-        Some(name @ "tf_model.h5") => format!(" (`{name}` is not read; convert it with Transformers: load with from_tf=True, then save_pretrained)"),
+        Some(name @ "tf_model.h5") => format!(
+            " (`{name}` is not read; convert it with Transformers: load with from_tf=True, then save_pretrained)"
+        ),
         Some(name) => format!(
             ", and `{name}` is not read because it is a pickle, which can run code; convert it where you trust it \
              (Transformers: from_pretrained, then save_pretrained), or ask for the safetensors pull request on the Hub"
@@ -197,7 +199,10 @@ mod tests {
         write(&directory.path().join("b.safetensors"), &[("y", Dtype::F32, &[2], &[0; 8])]);
         fs::write(&index, r#"{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}"#).unwrap();
         let weights = Weights::open(directory.path()).unwrap();
-        assert_eq!((weights.shape("x"), weights.shape("y"), weights.shape("z")), (Some(&[1][..]), Some(&[2][..]), None));
+        assert_eq!(
+            (weights.shape("x"), weights.shape("y"), weights.shape("z")),
+            (Some(&[1][..]), Some(&[2][..]), None)
+        );
         fs::write(&index, r#"{"weight_map": {"x": "../a.safetensors"}}"#).unwrap();
         assert!(Weights::open(directory.path()).unwrap_err().to_string().contains("../a.safetensors"));
     }
@@ -213,7 +218,9 @@ mod tests {
             bytes[..bytes.len() - 1].to_vec(),
             bytes[..4].to_vec(),
             [&[255; 8], &bytes[8..]].concat(),
-            header(r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#),
+            header(
+                r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+            ),
             header(r#"{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#),
             header(r#"{"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}"#),
         ] {

@@ -64,9 +64,11 @@ impl Fixture {
         let table = file.config.table();
         let prefix = self.config.prefix();
         backbone.adapt(&file.modules, &table, prefix, 0).unwrap();
-        let rule = targets::Trainable::new(&AdapterConfig { modules_to_save: vec![], ..table }, &file.modules, &[]).unwrap();
+        let rule =
+            targets::Trainable::new(&AdapterConfig { modules_to_save: vec![], ..table }, &file.modules, &[]).unwrap();
         let backbone = parameters::set_trainable(backbone, |path| rule.trains(&format!("{prefix}.{path}")));
-        let values = file.tensors.into_iter().filter_map(|(name, values)| Some((file::from_peft(prefix, &name)?, values)));
+        let values =
+            file.tensors.into_iter().filter_map(|(name, values)| Some((file::from_peft(prefix, &name)?, values)));
         parameters::write(backbone, values.collect()).unwrap()
     }
 
@@ -223,7 +225,8 @@ fn an_adapter_written_and_read_again_computes_the_same() {
             let entries = parameters::list(&backbone);
             let trains = |path: &str| entries.iter().any(|entry| entry.path == path && entry.trainable);
             let values = parameters::read(&backbone, trains).unwrap();
-            let tensors = values.into_iter().map(|(path, values)| (file::to_peft(prefix, &path, true), values)).collect();
+            let tensors =
+                values.into_iter().map(|(path, values)| (file::to_peft(prefix, &path, true), values)).collect();
             let source = file::open(&fixture.directory.join(adapter)).unwrap().config;
             let table = source.table();
             let names = targets::target_modules(&table, &[], &[]);

@@ -109,7 +109,9 @@ impl PeftConfig {
 
     /// The `[adapter]` table that says the same.
     pub fn table(&self) -> AdapterConfig {
-        let texts = |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        let texts = |value: &Value| {
+            value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+        };
         let numbers = |table: &Map<String, Value>| -> Vec<(String, f64)> {
             table.iter().filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect()
         };
@@ -226,7 +228,8 @@ pub fn open(directory: &Path) -> Result<AdapterFile, Error> {
         return Err(Error::Unsupported {
             path: directory.join("adapter_model.bin"),
             feature: "a pickle".into(),
-            advice: "pickles can run code when they are read; save the adapter again with PEFT's default, safetensors".into(),
+            advice: "pickles can run code when they are read; save the adapter again with PEFT's default, safetensors"
+                .into(),
         });
     }
     let bytes = fs::read(&path).map_err(|source| Error::Io { action: "read", path: path.clone(), source })?;
@@ -311,9 +314,8 @@ const REFUSED: [&str; 13] = [
 const MUTATING: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
 
 fn refuse(path: &Path, fields: &Map<String, Value>) -> Result<(), Error> {
-    let unsupported = |feature: String, advice: &str| {
-        Err(Error::Unsupported { path: path.into(), feature, advice: advice.into() })
-    };
+    let unsupported =
+        |feature: String, advice: &str| Err(Error::Unsupported { path: path.into(), feature, advice: advice.into() });
     let kind = fields.get("peft_type").and_then(Value::as_str).unwrap_or("none");
     if kind != "LORA" {
         return unsupported(format!("peft_type = {kind}"), "only LORA adapters (with or without DoRA) can be read");
@@ -378,7 +380,8 @@ fn modules(path: &Path, config: &PeftConfig, tensors: &BTreeMap<String, Values>)
         if !name.starts_with(ROOT) {
             return malformed(format!("tensor `{name}` does not begin with `{ROOT}`"));
         }
-        if ["lora_embedding_", "token_adapter.", ".lora_A.bias", ".lora_B.bias"].iter().any(|part| name.contains(part)) {
+        if ["lora_embedding_", "token_adapter.", ".lora_A.bias", ".lora_B.bias"].iter().any(|part| name.contains(part))
+        {
             let advice = "only adapters on linear layers without their own bias can be read".into();
             return Err(Error::Unsupported { path: PathBuf::from(path), feature: name.clone(), advice });
         }

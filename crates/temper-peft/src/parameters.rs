@@ -58,7 +58,11 @@ pub fn list<M: Module>(module: &M) -> Vec<Entry> {
     impl Visitor for List {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
             let shape = param.lazy_shape().to_vec();
-            self.0.push(Entry { path: path.into(), shape, trainable: param.is_initialized() && param.is_require_grad() });
+            self.0.push(Entry {
+                path: path.into(),
+                shape,
+                trainable: param.is_initialized() && param.is_require_grad(),
+            });
         }
     }
     let mut list = List(Vec::new());

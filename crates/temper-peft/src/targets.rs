@@ -134,13 +134,9 @@ impl<T: Copy> Patterns<T> {
         Self::in_order(field, table.iter().map(|(key, value)| (key.as_str(), *value)))
     }
 
-    pub(crate) fn in_order<'a>(
-        field: &'static str,
-        table: impl Iterator<Item = (&'a str, T)>,
-    ) -> Result<Self, Error> {
-        let compiled = table.map(|(key, value)| {
-            Ok((key.to_owned(), compile(field, key, &format!(r"^(.*\.)?({key})$"))?, value))
-        });
+    pub(crate) fn in_order<'a>(field: &'static str, table: impl Iterator<Item = (&'a str, T)>) -> Result<Self, Error> {
+        let compiled =
+            table.map(|(key, value)| Ok((key.to_owned(), compile(field, key, &format!(r"^(.*\.)?({key})$"))?, value)));
         Ok(Self { field, keys: compiled.collect::<Result<_, Error>>()? })
     }
 
@@ -205,6 +201,8 @@ fn ends_with(path: &str, name: &str) -> bool {
 }
 
 /// Whether `path` is, or lies in, a module whose path ends with one of `names`.
+/// PEFT compares without a dot here: its `classifier`, which it adds to every sequence classifier, also takes DistilBERT's
+/// `pre_classifier`, so that an adapter file for it must hold both.
 fn saved(names: &[String], path: &str) -> bool {
     let path = format!(".{path}.");
     names.iter().any(|name| path.contains(&format!(".{name}.")))

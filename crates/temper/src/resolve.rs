@@ -317,7 +317,12 @@ fn resolve_adapter(
     let prefix = config.prefix();
     let mut adapter = match from {
         None => recipe.adapter.clone(),
-        Some(from) => AdapterConfig { from: recipe.adapter.from.clone(), ..from.config.table() },
+        Some(from) => {
+            let mut table = AdapterConfig { from: recipe.adapter.from.clone(), ..from.config.table() };
+            // PEFT names `classifier` and `score` whichever of them the model has.
+            table.modules_to_save.retain(|name| from.tensors.keys().any(|key| key.contains(&format!(".{name}."))));
+            table
+        }
     };
     let fail = |error: temper_peft::Error| {
         let key = match &error {
