@@ -33,7 +33,10 @@ fn run(dir: &Path, overrides: &[&str]) {
 fn losses(dir: &Path) -> Vec<(u64, f64)> {
     let events = fs::read_to_string(dir.join("events.jsonl")).unwrap();
     let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.filter(|e| e["event"] == "step").map(|e| (e["step"].as_u64().unwrap(), e["loss"].as_f64().unwrap())).collect()
+    events
+        .filter(|e| e["event"] == "step")
+        .map(|e| (e["step"].as_u64().unwrap(), e["loss"].as_f64().unwrap()))
+        .collect()
 }
 
 fn adapter(dir: &Path) -> Vec<u8> {

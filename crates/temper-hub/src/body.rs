@@ -74,6 +74,7 @@ fn python(card: &Card) -> String {
     let class = match card.pipeline {
         Pipeline::TextClassification => "AutoModelForSequenceClassification",
         Pipeline::FillMask => "AutoModelForMaskedLM",
+        Pipeline::FeatureExtraction => "AutoModel",
     };
     let peft = if card.relation == Relation::Adapter { "from peft import PeftModel\n" } else { "" };
     let names: Vec<_> = card.labels.iter().map(literal).collect();
@@ -83,7 +84,7 @@ fn python(card: &Card) -> String {
             let base = literal(hub_id(&card.base_model).unwrap_or("path/to/the/base"));
             let classes = match pipeline {
                 Pipeline::TextClassification => ", num_labels=len(labels)",
-                Pipeline::FillMask => "",
+                Pipeline::FillMask | Pipeline::FeatureExtraction => "",
             };
             format!(
                 "base = {class}.from_pretrained({base}{classes})\nmodel = PeftModel.from_pretrained(base, here).eval()"
@@ -103,6 +104,11 @@ fn python(card: &Card) -> String {
              with torch.no_grad():\n    logits = model(**inputs).logits\n\
              masked = inputs.input_ids == tokenizer.mask_token_id\n\
              print(tokenizer.convert_ids_to_tokens(logits[masked].argmax(-1)))",
+        ),
+        Pipeline::FeatureExtraction => (
+            String::new(),
+            "inputs = tokenizer(\"Your text here\", return_tensors=\"pt\")\n\
+             with torch.no_grad():\n    print(model(**inputs).last_hidden_state.shape)",
         ),
     };
     format!(

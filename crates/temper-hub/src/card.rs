@@ -73,6 +73,8 @@ pub enum Pipeline {
     TextClassification,
     /// A token for each mask.
     FillMask,
+    /// Hidden states.
+    FeatureExtraction,
 }
 
 /// A file of examples.

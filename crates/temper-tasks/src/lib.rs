@@ -1,5 +1,6 @@
 //! What are we teaching? Head, objective and metrics, one file a task.
 
+pub mod distillation;
 mod heads;
 pub mod masked_lm;
 pub mod metrics;
@@ -12,6 +13,7 @@ use temper_data::{Examples, TokenBatch};
 use temper_engine::Objective;
 use temper_models::{Backbone, Input, candidates};
 
+pub use distillation::{Distillation, DistillationConfig};
 pub use heads::new_modules;
 pub use masked_lm::{MaskedLm, MaskedLmConfig};
 pub use metrics::{Metric, Scores};
@@ -25,6 +27,8 @@ pub enum TaskConfig {
     SequenceClassification(SequenceClassificationConfig),
     /// Predicting masked tokens: pretraining of encoders.
     MaskedLm(MaskedLmConfig),
+    /// Learning to say of each token what a larger network says: pretraining of small encoders.
+    Distillation(DistillationConfig),
 }
 
 impl TaskConfig {
@@ -33,11 +37,12 @@ impl TaskConfig {
         match self {
             Self::SequenceClassification(_) => "sequence-classification",
             Self::MaskedLm(_) => "masked-lm",
+            Self::Distillation(_) => "distillation",
         }
     }
 
     /// Every value that `kind` may have.
-    pub const KINDS: [&'static str; 2] = ["sequence-classification", "masked-lm"];
+    pub const KINDS: [&'static str; 3] = ["sequence-classification", "masked-lm", "distillation"];
 }
 
 /// A backbone with a head, taught by an objective and judged by metrics.
@@ -59,6 +64,8 @@ pub trait Task: Objective<Batch: 'static> {
 
     /// The class in Transformers that loads what this task saves is called after the architecture and this.
     const CLASS: &'static str;
+    /// Whether the head is a part of what ships.
+    const SHIPS_HEAD: bool = true;
 }
 
 /// What an evaluation measured.

@@ -126,7 +126,7 @@ fn mix(mut z: u64) -> u64 {
 impl MaskedLm {
     /// A model of that architecture. Parameters are lazy until loaded or initialised.
     pub fn new(config: &Config, device: &Device) -> Self {
-        Self { backbone: Backbone::new(config, device), head: MaskedLmHead::new(config, device) }
+        Self { backbone: Backbone::new(config, device).without_pooler(), head: MaskedLmHead::new(config, device) }
     }
 
     /// Logits [T, V] of the chosen positions.

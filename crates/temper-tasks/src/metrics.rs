@@ -117,9 +117,7 @@ pub fn multi_label(metrics: &[Metric], logits: &[Vec<f32>], labels: &[Label]) ->
     let counts: Vec<Counts> = (0..classes).map(|class| Counts::of_column(&truth, &guess, class)).collect();
     scores(metrics, |metric| match metric {
         Metric::Accuracy => mean(truth.iter().zip(&guess).map(|(t, g)| f64::from(t == g))),
-        Metric::F1 | Metric::F1Macro | Metric::Precision | Metric::Recall => {
-            mean(counts.iter().map(|c| c.get(metric)))
-        }
+        Metric::F1 | Metric::F1Macro | Metric::Precision | Metric::Recall => mean(counts.iter().map(|c| c.get(metric))),
         Metric::F1Micro => Some(Counts::pooled(&counts).get(metric)),
         Metric::RocAuc => macro_auc(classes, |class| {
             let scores: Vec<f64> = logits.iter().map(|row| f64::from(row[class])).collect();

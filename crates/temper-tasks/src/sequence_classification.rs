@@ -72,7 +72,9 @@ impl Problem {
 
     /// What can be measured at all.
     pub fn possible_metrics(self) -> &'static [Metric] {
-        use Metric::{Accuracy, F1, F1Macro, F1Micro, Loss, Mae, Mcc, Mse, Pearson, Precision, Recall, RocAuc, Spearman};
+        use Metric::{
+            Accuracy, F1, F1Macro, F1Micro, Loss, Mae, Mcc, Mse, Pearson, Precision, Recall, RocAuc, Spearman,
+        };
         match self {
             Self::SingleLabel => &[Loss, Accuracy, F1, F1Macro, F1Micro, Precision, Recall, Mcc, RocAuc],
             Self::MultiLabel => &[Loss, Accuracy, F1, F1Macro, F1Micro, Precision, Recall, RocAuc],

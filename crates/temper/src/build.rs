@@ -1,12 +1,14 @@
 //! From the plan to a model: architecture, weights, adapter, what trains.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::Device;
-use temper_models::{Config, Init, Weights};
+use temper_models::{Backbone, Config, Init, Weights, candidates};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters;
 use temper_peft::targets::{Match, Trainable};
+use temper_tasks::distillation::Teacher;
 use temper_tasks::sequence_classification::Objectives;
 use temper_tasks::{SequenceClassifier, Task, checkpoint_names, hugging_face_name};
 
@@ -52,8 +54,7 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
 
     let chosen = &plan.adapter.config;
     let modules = plan.adapter.modules.iter();
-    let matches: Vec<Match> =
-        modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
+    let matches: Vec<Match> = modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
     let adapted = model.backbone_mut().adapt(&matches, chosen, config.prefix(), init.seed);
     adapted.context(Kind::Recipe, "failed to add the adapter")?;
     let name = |path: &str| hugging_face_name(config.prefix(), path);
@@ -63,6 +64,18 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
     match adapter {
         None => Ok(model),
         Some(adapter) => fill(model, config, adapter),
+    }
+}
+
+/// The network that a student learns from, without its pooler.
+pub fn teacher(config: &Config, weights: &Weights, ids: Vec<i32>, device: &Device) -> Result<Teacher, Failure> {
+    let backbone = Backbone::new(config, device).without_pooler();
+    let names = |path: &str| candidates(config.prefix(), path);
+    let loaded = temper_models::load(backbone, weights, names, &Init { seed: 0, range: 0.0 });
+    let (backbone, report) = loaded.context(Kind::Data, "failed to load the teacher")?;
+    match report.missing.first() {
+        Some(path) => Err(Failure::new(Kind::Data, format!("error: the teacher's weights lack `{path}`"))),
+        None => Ok(Teacher { backbone: Arc::new(backbone), ids: ids.into() }),
     }
 }
 
@@ -100,7 +113,8 @@ fn fill<T: Task>(model: T, config: &Config, adapter: &AdapterFile) -> Result<T, 
         .collect();
     let values = adapter.tensors.iter().map(|(key, values)| {
         let path = file::from_peft("", key).and_then(|theirs| ours.get(&theirs).cloned());
-        let lost = || Failure::new(Kind::Data, format!("error: the adapter's tensor `{key}` has no place in the model"));
+        let lost =
+            || Failure::new(Kind::Data, format!("error: the adapter's tensor `{key}` has no place in the model"));
         Ok((path.ok_or_else(lost)?, values.clone()))
     });
     let values = values.collect::<Result<_, Failure>>()?;

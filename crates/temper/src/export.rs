@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 use temper_data::Tokenizer;
-use temper_models::{Config, SaveDtype};
+use temper_models::Config;
 use temper_peft::file::{self, PeftConfig};
 use temper_peft::parameters;
 use temper_peft::targets::{self, Match};
@@ -14,7 +14,7 @@ use temper_tasks::{Problem, Task, hugging_face_name};
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{Plan, TaskPlan};
-use crate::recipe::Recipe;
+use crate::recipe::{Dtype, Recipe};
 use crate::run_dir::write_atomically;
 
 /// What the exporter needs to know of a run.
@@ -36,7 +36,7 @@ pub fn export<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, dir
         if matches!(adapter.method, Method::Lora | Method::Dora) {
             write_adapter(model, trained, shipped, dir)?;
         } else {
-            write_weights(model, shipped.config, dir)?;
+            write_weights(model, shipped.config, shipped.recipe.export.dtype, dir)?;
         }
         write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dir)?;
         write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)
@@ -73,8 +73,7 @@ fn write_adapter<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, 
 
 fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
     let modules = shipped.plan.adapter.modules.iter();
-    let matches: Vec<Match> =
-        modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
+    let matches: Vec<Match> = modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
     let targets = targets::target_modules(adapter, shipped.config.default_targets(), &matches);
     let mut peft = PeftConfig::new(adapter, &targets, &adapter.modules_to_save);
     let classifies = matches!(shipped.plan.task, TaskPlan::SequenceClassification { .. });
@@ -84,11 +83,12 @@ fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
     peft
 }
 
-/// Writes every parameter under the name that Transformers gives it, as f32.
-pub fn write_weights<T: Task>(model: &T, config: &Config, dir: &Path) -> Result<(), Failure> {
-    let values = parameters::read(model, |_| true).context(Kind::Other, "failed to read the parameters")?;
+/// Writes every parameter that ships under the name that Transformers gives it.
+pub fn write_weights<T: Task>(model: &T, config: &Config, dtype: Dtype, dir: &Path) -> Result<(), Failure> {
+    let values = parameters::read(model, |path| T::SHIPS_HEAD || !path.starts_with("head."))
+        .context(Kind::Other, "failed to read the parameters")?;
     let named = values.into_iter().map(|(path, values)| (hugging_face_name(config.prefix(), &path), values));
-    temper_models::save(dir, &named.collect(), SaveDtype::F32).context(Kind::Other, "failed to write the weights")
+    temper_models::save(dir, &named.collect(), dtype.into()).context(Kind::Other, "failed to write the weights")
 }
 
 /// Writes `config.json` with the class, the labels and the kind of problem.

@@ -141,6 +141,7 @@ fn card(
     let pipeline = match plan.task {
         TaskPlan::SequenceClassification { .. } => Pipeline::TextClassification,
         TaskPlan::MaskedLm { .. } => Pipeline::FillMask,
+        TaskPlan::Distillation { .. } => Pipeline::FeatureExtraction,
     };
     let name = recipe.export.name.clone().unwrap_or_else(|| plan.run.name.clone());
     let mut card = Card::new(&name, relation, pipeline);
@@ -169,9 +170,10 @@ fn card(
     });
     card.command = match pipeline {
         Pipeline::TextClassification => "temper predict DIR \"a text\"".into(),
-        Pipeline::FillMask => "temper train --recipe RECIPE --set model.base=DIR".into(),
+        Pipeline::FillMask | Pipeline::FeatureExtraction => "temper train --recipe RECIPE --set model.base=DIR".into(),
     };
-    card.hyperparameters = plan.sections().into_iter().filter(|(title, _)| *title == "train").flat_map(|(_, rows)| rows).collect();
+    card.hyperparameters =
+        plan.sections().into_iter().filter(|(title, _)| *title == "train").flat_map(|(_, rows)| rows).collect();
     card.recipe.clone_from(&data.recipe);
     card.versions.clone_from(&data.versions);
     card.device.clone_from(&data.device);

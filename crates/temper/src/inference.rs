@@ -10,9 +10,10 @@ use temper_models::{Config, Weights};
 use temper_peft::file;
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
 
-use crate::{build, export};
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::TaskPlan;
+use crate::recipe::Dtype;
+use crate::{build, export};
 
 /// Rows per forward pass.
 const ROWS: usize = 32;
@@ -71,7 +72,9 @@ impl Trained {
 
     /// Reads the rows of a labelled file.
     pub fn examples(&self, data: &DataConfig) -> Result<Examples, Failure> {
-        let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else { unreachable!("checked in open") };
+        let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else {
+            unreachable!("checked in open")
+        };
         let kind = match problem {
             Problem::SingleLabel => LabelKind::Class(Some(labels.clone())),
             Problem::MultiLabel => LabelKind::Multi(Some(labels.clone())),
@@ -90,7 +93,11 @@ impl Trained {
     /// One JSON object for each text or pair: `label` and `scores` by label name.
     pub fn predict(&self, texts: &[(String, Option<String>)]) -> Result<Vec<Value>, Failure> {
         let logits = self.logits(&self.model, texts)?;
-        Ok(texts.iter().zip(logits).map(|((text, pair), logits)| self.prediction(text, pair.as_deref(), &logits)).collect())
+        Ok(texts
+            .iter()
+            .zip(logits)
+            .map(|((text, pair), logits)| self.prediction(text, pair.as_deref(), &logits))
+            .collect())
     }
 
     /// The largest difference of logits between this model and the merged one; an error above [`TOLERANCE`].
@@ -100,22 +107,18 @@ impl Trained {
         let largest = before.iter().map(|x| x.abs()).fold(1.0, f32::max);
         let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         if difference.is_nan() || difference > TOLERANCE * largest {
-            let message = format!("error: merging changes a logit by {difference:e} (largest {largest}); nothing was written");
+            let message =
+                format!("error: merging changes a logit by {difference:e} (largest {largest}); nothing was written");
             return Err(Failure::new(Kind::Other, message));
         }
         Ok(difference)
     }
 
-    fn logits(
-        &self,
-        model: &SequenceClassifier,
-        texts: &[(String, Option<String>)],
-    ) -> Result<Vec<Vec<f32>>, Failure> {
+    fn logits(&self, model: &SequenceClassifier, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<f32>>, Failure> {
         let mut all = Vec::with_capacity(texts.len());
         for texts in texts.chunks(ROWS) {
-            let encode = |(text, pair): &(String, Option<String>)| {
-                self.tokenizer.encode(text, pair.as_deref(), self.max_length)
-            };
+            let encode =
+                |(text, pair): &(String, Option<String>)| self.tokenizer.encode(text, pair.as_deref(), self.max_length);
             let encoded: Result<Vec<_>, _> = texts.iter().map(encode).collect();
             let encoded = encoded.context(Kind::Data, "failed to read a text")?;
             all.extend(model.predict_batch(&TokenBatch::from_encoded(&encoded, self.tokenizer.pad_id())));
@@ -124,7 +127,9 @@ impl Trained {
     }
 
     fn prediction(&self, text: &str, pair: Option<&str>, logits: &[f32]) -> Value {
-        let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else { unreachable!("checked in open") };
+        let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else {
+            unreachable!("checked in open")
+        };
         let by_label = |values: Vec<f64>| -> Value {
             Value::Object(labels.iter().cloned().zip(values.into_iter().map(Value::from)).collect::<Map<_, _>>())
         };
@@ -152,13 +157,16 @@ impl Trained {
     pub fn merge(&self, out: &Path, probe: &[(String, Option<String>)]) -> Result<f32, Failure> {
         if !self.is_adapted() {
             let dir = self.dir.display();
-            return Err(Failure::new(Kind::Recipe, format!("error: {dir} has full weights: there is nothing to merge")));
+            return Err(Failure::new(
+                Kind::Recipe,
+                format!("error: {dir} has full weights: there is nothing to merge"),
+            ));
         }
         let mut merged = self.model.clone();
         merged.backbone_mut().merge();
         let difference = self.prove(&merged, probe)?;
         export::replace(out, |dir| {
-            export::write_weights(&merged, &self.config, dir)?;
+            export::write_weights(&merged, &self.config, Dtype::F32, dir)?;
             export::write_config(&class_of(&self.config), &self.task, &self.config, dir)?;
             export::write_tokenizer(&self.tokenizer, self.max_length, dir)?;
             let card = self.dir.join("README.md");

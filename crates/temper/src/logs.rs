@@ -17,7 +17,8 @@ static FILE: OnceLock<Mutex<File>> = OnceLock::new();
 /// Installs the subscriber, once in a process: stderr from `level` on, the file from `info` on.
 pub fn install(level: tracing::Level, format: LogFormat) {
     use tracing_subscriber::filter::{LevelFilter, Targets};
-    let ours = |level: LevelFilter| Targets::new().with_target("temper", level).with_default(LevelFilter::WARN.min(level));
+    let ours =
+        |level: LevelFilter| Targets::new().with_target("temper", level).with_default(LevelFilter::WARN.min(level));
     let level = LevelFilter::from_level(level);
     let stderr = match format {
         LogFormat::Text => fmt::layer().with_writer(io::stderr).with_target(false).boxed(),

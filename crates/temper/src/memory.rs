@@ -126,8 +126,7 @@ fn field(path: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape =
-        Shape { layers: 2, hidden: 8, feed_forward: 32, heads: 2, rows: 4, length: 16, logits: 8 };
+    const SHAPE: Shape = Shape { layers: 2, hidden: 8, feed_forward: 32, heads: 2, rows: 4, length: 16, logits: 8 };
 
     #[test]
     fn states_and_trainable_parameters_are_counted() {
@@ -137,7 +136,8 @@ mod tests {
 
     #[test]
     fn attention_grows_with_the_square_of_the_length() {
-        let at = |length| Memory::estimate(0, 0, 0, 0, Shape { length, hidden: 0, feed_forward: 0, ..SHAPE }).activations;
+        let at =
+            |length| Memory::estimate(0, 0, 0, 0, Shape { length, hidden: 0, feed_forward: 0, ..SHAPE }).activations;
         assert_eq!(at(32), 4 * at(16));
     }
 

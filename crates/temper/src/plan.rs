@@ -103,13 +103,26 @@ pub enum TaskPlan {
         /// What decides which checkpoint is best.
         best_by: Metric,
     },
+    /// See [`temper_tasks::distillation`].
+    Distillation {
+        /// The network to learn from.
+        teacher: String,
+        /// Its configuration, weights and tokenizer.
+        files: Vec<PinnedFile>,
+        /// The width of its hidden states.
+        width: usize,
+        /// What decides which checkpoint is best.
+        best_by: Metric,
+    },
 }
 
 impl TaskPlan {
     /// What decides which checkpoint is best.
     pub fn best_by(&self) -> Metric {
         match self {
-            Self::SequenceClassification { best_by, .. } | Self::MaskedLm { best_by, .. } => *best_by,
+            Self::SequenceClassification { best_by, .. }
+            | Self::MaskedLm { best_by, .. }
+            | Self::Distillation { best_by, .. } => *best_by,
         }
     }
 
@@ -117,7 +130,7 @@ impl TaskPlan {
     pub fn labels(&self) -> &[String] {
         match self {
             Self::SequenceClassification { labels, .. } => labels,
-            Self::MaskedLm { .. } => &[],
+            Self::MaskedLm { .. } | Self::Distillation { .. } => &[],
         }
     }
 }
@@ -263,6 +276,12 @@ impl Plan {
                 row("masked", format!("{} % of the tokens", mask_probability * 100.0)),
                 row("best by", best_by.name().into()),
             ],
+            TaskPlan::Distillation { teacher, files, best_by, .. } => {
+                let mut rows = vec![row("kind", "distillation".into()), row("teacher", teacher.clone())];
+                rows.extend(files.iter().map(pinned));
+                rows.push(row("best by", best_by.name().into()));
+                rows
+            }
         }
     }
 
@@ -274,9 +293,14 @@ impl Plan {
             rows.push((name.into(), format!("{} rows{labels}", split.rows)));
             let l = &split.lengths;
             let lengths = format!("min {}, mean {:.1}, p50 {}, p95 {}, max {}", l.min, l.mean, l.p50, l.p95, l.max);
-            rows.push(("  tokens".into(), format!("{lengths}; {} rows truncated at {}", split.truncated_rows, self.data.max_length)));
+            rows.push((
+                "  tokens".into(),
+                format!("{lengths}; {} rows truncated at {}", split.truncated_rows, self.data.max_length),
+            ));
         }
-        rows.extend(self.data.report.findings.iter().map(|f| (format!("{:?}", f.severity).to_lowercase(), f.message.clone())));
+        rows.extend(
+            self.data.report.findings.iter().map(|f| (format!("{:?}", f.severity).to_lowercase(), f.message.clone())),
+        );
         rows
     }
 

@@ -27,7 +27,7 @@ use crate::diagnostic::Diagnostics;
 pub use hints::{list, nearest};
 pub use schema::schema;
 pub use source::Source;
-pub use tables::{DeviceConfig, DeviceKind, ExportConfig, ModelConfig, Precision, RunConfig};
+pub use tables::{DeviceConfig, DeviceKind, Dtype, ExportConfig, ModelConfig, Precision, RunConfig};
 pub use validate::parse_duration;
 
 /// A recipe for `train`: one run, from a model and data to a trained model.

@@ -13,7 +13,7 @@ use temper_peft::targets::{self, Match, Trainable};
 use temper_peft::{AdapterConfig, Method};
 use temper_tasks::sequence_classification::{Balanced, ClassWeights};
 use temper_tasks::{
-    MaskedLm, Metric, Problem, SequenceClassificationConfig, TaskConfig, checkpoint_names,
+    Distillation, MaskedLm, Metric, Problem, SequenceClassificationConfig, TaskConfig, checkpoint_names,
     hugging_face_name, new_modules,
 };
 
@@ -51,7 +51,9 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let dataset = read_data(recipe, &tokenizer, max_length)?;
     let task = resolve_task(recipe, &dataset, &tokenizer)?;
     let adapter = match &recipe.adapter.from {
-        Some(from) => Some(file::open(&recipe.resolve(from)).map_err(|e| point(recipe, Kind::Data, "adapter.from", e))?),
+        Some(from) => {
+            Some(file::open(&recipe.resolve(from)).map_err(|e| point(recipe, Kind::Data, "adapter.from", e))?)
+        }
         None => None,
     };
 
@@ -89,7 +91,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         dir: recipe.run_dir().display().to_string(),
         tensorboard: recipe.run.tensorboard,
     };
-    let mut plan = Plan { fingerprint: String::new(), run, model, task, data, adapter: adapter_plan, train, device, memory };
+    let mut plan =
+        Plan { fingerprint: String::new(), run, model, task, data, adapter: adapter_plan, train, device, memory };
     plan.fingerprint = fingerprint(&plan)?;
     Ok((plan, Inputs { config, weights, tokenizer, dataset, adapter }))
 }
@@ -113,19 +116,26 @@ impl LazyModel {
             let entries = parameters::list(&model);
             let prefixed = |path: String| format!("{}.{path}", config.prefix());
             let linears = model.backbone_mut().linears().into_iter().map(|(path, _)| prefixed(path)).collect();
-            LazyModel { class: format!("{}{}", config.class_stem(), T::CLASS), entries, linears, targets: config.default_targets().to_vec() }
+            LazyModel {
+                class: format!("{}{}", config.class_stem(), T::CLASS),
+                entries,
+                linears,
+                targets: config.default_targets().to_vec(),
+            }
         }
         let device = Device::flex();
         match task {
             TaskPlan::SequenceClassification { .. } => of(build::classifier(config, task, &device), config),
             TaskPlan::MaskedLm { .. } => of(MaskedLm::new(config, &device), config),
+            TaskPlan::Distillation { width, .. } => of(Distillation::new(config, *width, None, &device), config),
         }
     }
 }
 
 fn read_model(recipe: &Recipe) -> Result<(Config, Option<Weights>), Failure> {
     if let Some(path) = &recipe.model.config {
-        let config = Config::read_file(&recipe.resolve(path)).map_err(|e| point(recipe, Kind::Data, "model.config", e))?;
+        let config =
+            Config::read_file(&recipe.resolve(path)).map_err(|e| point(recipe, Kind::Data, "model.config", e))?;
         return Ok((config, None));
     }
     let base = base_dir(recipe).unwrap_or_default();
@@ -141,12 +151,15 @@ fn read_tokenizer(recipe: &Recipe, config: &Config) -> Result<Tokenizer, Failure
     let (key, dir) = match (&recipe.model.tokenizer, base_dir(recipe)) {
         (Some(tokenizer), _) => ("model.tokenizer", recipe.resolve(tokenizer)),
         (None, Some(base)) => ("model.base", base),
-        (None, None) => return Err(point(recipe, Kind::Recipe, "model.config", "a model from a config needs `tokenizer`")),
+        (None, None) => {
+            return Err(point(recipe, Kind::Recipe, "model.config", "a model from a config needs `tokenizer`"));
+        }
     };
     let tokenizer = Tokenizer::from_dir(&dir).map_err(|e| point(recipe, Kind::Data, key, e))?;
     if tokenizer.vocab_size() > config.vocab_size() {
         let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size());
-        let message = format!("the tokenizer has {tokens} tokens, the model embeds {rows}: they do not belong together");
+        let message =
+            format!("the tokenizer has {tokens} tokens, the model embeds {rows}: they do not belong together");
         return Err(point(recipe, Kind::Data, key, message));
     }
     Ok(tokenizer)
@@ -171,7 +184,7 @@ fn read_data(recipe: &Recipe, tokenizer: &Tokenizer, max_length: usize) -> Resul
             Problem::MultiLabel => LabelKind::Multi(task.labels.clone()),
             Problem::Regression => LabelKind::Score,
         },
-        TaskConfig::MaskedLm(_) => LabelKind::None,
+        TaskConfig::MaskedLm(_) | TaskConfig::Distillation(_) => LabelKind::None,
     };
     let dir = recipe.resolve("");
     let dataset = temper_data::load(&recipe.data, &dir, kind, tokenizer, max_length, recipe.train.seed)
@@ -183,9 +196,8 @@ fn read_data(recipe: &Recipe, tokenizer: &Tokenizer, max_length: usize) -> Resul
 /// Points at the key that an error of the data layer is about.
 fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
     use temper_data::Error;
-    let names_file = |path: &Path, files: &temper_data::Files| {
-        files.entries().iter().any(|(file, _)| recipe.resolve(file) == path)
-    };
+    let names_file =
+        |path: &Path, files: &temper_data::Files| files.entries().iter().any(|(file, _)| recipe.resolve(file) == path);
     let file_key = |path: &Path| match &recipe.data.eval {
         Some(files) if names_file(path, files) && !names_file(path, &recipe.data.train) => "data.eval",
         _ => "data.train",
@@ -229,6 +241,13 @@ fn resolve_task(recipe: &Recipe, dataset: &Dataset, tokenizer: &Tokenizer) -> Re
             let best_by = named(Metric::Loss, &[Metric::Loss, Metric::Perplexity])?;
             Ok(TaskPlan::MaskedLm { mask_probability: task.mask_probability, best_by })
         }
+        TaskConfig::Distillation(task) => {
+            let (config, weights, _) = read_teacher(recipe, &task.teacher, tokenizer)?;
+            let dir = recipe.resolve(&task.teacher);
+            let files = pin(std::iter::once(dir.join("config.json")).chain(weights.files()).collect())?;
+            let best_by = named(Metric::Loss, &[Metric::Loss])?;
+            Ok(TaskPlan::Distillation { teacher: task.teacher.clone(), files, width: config.hidden_size(), best_by })
+        }
         TaskConfig::SequenceClassification(task) => {
             let problem = task.problem;
             let labels = match problem {
@@ -251,6 +270,22 @@ fn resolve_task(recipe: &Recipe, dataset: &Dataset, tokenizer: &Tokenizer) -> Re
             Ok(TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, best_by })
         }
     }
+}
+
+/// The network to learn from, and its id of each of the student's tokens.
+pub fn read_teacher(
+    recipe: &Recipe,
+    teacher: &str,
+    student: &Tokenizer,
+) -> Result<(Config, Weights, Vec<i32>), Failure> {
+    let dir = recipe.resolve(teacher);
+    let at_teacher = |error: temper_models::Error| point(recipe, Kind::Data, "task.teacher", error);
+    let (config, weights) = (Config::read(&dir).map_err(at_teacher)?, Weights::open(&dir).map_err(at_teacher)?);
+    let theirs = Tokenizer::from_dir(&dir).map_err(|e| point(recipe, Kind::Data, "task.teacher", e))?;
+    let id = |id: u32| theirs.token_id(&student.token(id)?).map(|id| id as i32);
+    let ids: Option<Vec<i32>> = (0..student.vocab_size() as u32).map(id).collect();
+    let foreign = "the student's vocabulary must be a part of the teacher's, so that both read the same tokens";
+    Ok((config, weights, ids.ok_or_else(|| point(recipe, Kind::Data, "task.teacher", foreign))?))
 }
 
 fn class_weights(
@@ -294,11 +329,8 @@ fn check_weights(
     let optional = |path: &str| path.starts_with("backbone.pooler.");
     if let Some(path) = missing.iter().find(|path| !optional(path)) {
         let names = checkpoint_names(config.prefix(), path).join("` or `");
-        let message = format!(
-            "the weights lack `{names}` (and {} more tensors of {})",
-            missing.len() - 1,
-            config.model_type()
-        );
+        let message =
+            format!("the weights lack `{names}` (and {} more tensors of {})", missing.len() - 1, config.model_type());
         return Err(point(recipe, Kind::Data, "model.base", message));
     }
     if let Some(wrong) = report.wrong_shape.first() {
@@ -340,9 +372,10 @@ fn resolve_adapter(
     if adapter.method != Method::Full {
         let missing = checked.map(|report| report.missing.as_slice()).unwrap_or_default();
         let pooler = missing.iter().any(|path| path.starts_with("backbone.pooler.")).then_some("pooler");
-        let head = new_modules(config).iter().copied().filter(|name| {
-            lazy.entries.iter().any(|entry| entry.path.starts_with(&format!("head.{name}.")))
-        });
+        let head = new_modules(config)
+            .iter()
+            .copied()
+            .filter(|name| lazy.entries.iter().any(|entry| entry.path.starts_with(&format!("head.{name}."))));
         for name in head.chain(pooler) {
             if !whole.iter().any(|known| known == name) {
                 whole.push(name.into());
@@ -421,17 +454,12 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failur
     })
 }
 
-fn estimate(
-    config: &Config,
-    task: &TaskPlan,
-    dataset: &Dataset,
-    adapter: &AdapterPlan,
-    train: &TrainPlan,
-) -> Memory {
+fn estimate(config: &Config, task: &TaskPlan, dataset: &Dataset, adapter: &AdapterPlan, train: &TrainPlan) -> Memory {
     use temper_engine::OptimKind;
     let (rows, length) = (train.micro_batch as u64, dataset.report.train.lengths.max as u64);
     let logits = match task {
         TaskPlan::SequenceClassification { labels, .. } => rows * labels.len() as u64,
+        TaskPlan::Distillation { width, .. } => rows * length * *width as u64,
         TaskPlan::MaskedLm { mask_probability, .. } => {
             (rows as f64 * length as f64 * mask_probability) as u64 * config.vocab_size() as u64
         }
@@ -451,7 +479,11 @@ fn estimate(
         logits,
     };
     let tokens = dataset.report.train.tokens + dataset.report.eval.tokens;
-    Memory::estimate(adapter.total() as u64, adapter.trainable() as u64, states, tokens, shape)
+    let teacher = match task {
+        TaskPlan::Distillation { files, .. } => files.iter().map(|file| file.bytes / 4).sum(),
+        _ => 0,
+    };
+    Memory::estimate(adapter.total() as u64 + teacher, adapter.trainable() as u64, states, tokens, shape)
 }
 
 fn model_files(recipe: &Recipe, weights: Option<&Weights>, tokenizer: &Tokenizer) -> Vec<PathBuf> {

@@ -7,7 +7,7 @@ use temper_data::{Examples, Order, prefetch};
 use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
 use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
-use temper_tasks::{Evaluation, MaskedLm, Task};
+use temper_tasks::{Distillation, Evaluation, MaskedLm, Task};
 
 use crate::export::{Shipped, export};
 use crate::failure::{Failure, Kind};
@@ -15,7 +15,7 @@ use crate::finish::finish;
 use crate::plan::{Plan, TaskPlan};
 use crate::recipe::{Recipe, parse_duration};
 use crate::reporters::Reporters;
-use crate::resolve::{Inputs, resolve};
+use crate::resolve::{Inputs, read_teacher, resolve};
 use crate::run_dir::RunDir;
 use crate::{build, device, logs, memory};
 
@@ -59,6 +59,12 @@ pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Fail
             };
             teach(MaskedLm::new(&inputs.config, &device), masking, &plan, inputs, recipe, &run, stop, started)
         }
+        TaskPlan::Distillation { teacher, width, .. } => {
+            let (config, weights, ids) = read_teacher(recipe, teacher, &inputs.tokenizer)?;
+            let teacher = build::teacher(&config, &weights, ids, &device::inference())?;
+            let model = Distillation::new(&inputs.config, *width, Some(teacher), &device);
+            teach(model, pad_id, &plan, inputs, recipe, &run, stop, started)
+        }
     }
     .map(|(reason, best)| Finished { plan, reason, best })
 }
@@ -89,8 +95,8 @@ fn teach<T: Task>(
         Ok(Scores(scores))
     };
     let mut observe = |event: &Event| reporters.observe(event);
-    let outcome = fit(model, &fit_plan(plan), run.path(), batches, &mut evaluate, &mut observe, stop)
-        .map_err(engine_failure)?;
+    let outcome =
+        fit(model, &fit_plan(plan), run.path(), batches, &mut evaluate, &mut observe, stop).map_err(engine_failure)?;
 
     let Outcome { model, reason, best, .. } = outcome;
     if reason == StopReason::Interrupted {
@@ -118,8 +124,7 @@ fn batches<T: Task>(
     examples: &Arc<Examples>,
     collator: &Arc<T::Collator>,
     first: u64,
-) -> impl Iterator<Item = Result<Vec<T::Batch>, BoxError>> + use<T>
-{
+) -> impl Iterator<Item = Result<Vec<T::Batch>, BoxError>> + use<T> {
     let (order, seed, steps) = (order(plan, examples), plan.train.config.seed, plan.train.steps);
     let (examples, collator) = (examples.clone(), collator.clone());
     prefetch(plan.data.workers, PREFETCH, first, steps, move |step| {

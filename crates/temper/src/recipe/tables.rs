@@ -4,6 +4,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use temper_models::SaveDtype;
 
 /// `[model]`: the network to start from. Exactly one of `base` and `config` is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -55,14 +56,39 @@ pub enum Precision {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportConfig {
-    /// Also write the model with the adapter added into its weights, as large as the base. Default false.
+    /// Also write the model with the adapter added into its weights, as large as the base, into `merged/`. Default false.
     pub merge: bool,
+    /// How full weights are stored. Default `f32`; `f16` and `bf16` halve the file and round every value.
+    pub dtype: Dtype,
     /// Name of the model on its card. Default: the name of the run.
     pub name: Option<String>,
     /// Licence on the card, an SPDX identifier in lower case such as `"apache-2.0"`. Default: none is stated.
     pub license: Option<String>,
     /// Language on the card, an ISO 639 code such as `"en"`. Default: none is stated.
     pub language: Option<String>,
+}
+
+/// How full weights are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
+}
+
+impl From<Dtype> for SaveDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::BF16,
+        }
+    }
 }
 
 /// `[run]`: where the run keeps its files and what it reports.

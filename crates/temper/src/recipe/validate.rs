@@ -144,6 +144,7 @@ fn task(rules: &mut Rules<'_>, task: &TaskConfig) {
             let p = task.mask_probability;
             rules.must("task.mask_probability", p > 0.0 && p < 1.0, "in (0, 1)");
         }
+        TaskConfig::Distillation(_) => rules.not_empty("task.teacher"),
     }
 }
 
