@@ -70,6 +70,17 @@ pub fn list<M: Module>(module: &M) -> Vec<Entry> {
     list.0
 }
 
+/// Gives every lazy parameter its value now.
+pub fn realise<M: Module>(module: &M) {
+    struct Realise;
+    impl Visitor for Realise {
+        fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
+            param.val();
+        }
+    }
+    visit(module, &mut Realise);
+}
+
 /// Sets which parameters train: those for whose path `trains` says so. Lazy parameters stay lazy.
 pub fn set_trainable<M: Module>(module: M, trains: impl Fn(&str) -> bool) -> M {
     struct Set<F>(F);

@@ -61,10 +61,12 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
     let paths: Vec<String> = parameters::list(&model).iter().map(|entry| name(&entry.path)).collect();
     let trainable = Trainable::new(chosen, &matches, &paths).context(Kind::Recipe, "failed to choose what trains")?;
     let model = parameters::set_trainable(model, |path| trainable.trains(&name(path)));
-    match adapter {
-        None => Ok(model),
-        Some(adapter) => fill(model, config, adapter),
-    }
+    let model = match adapter {
+        None => model,
+        Some(adapter) => fill(model, config, adapter)?,
+    };
+    parameters::realise(&model);
+    Ok(model)
 }
 
 /// The network that a student learns from, without its pooler.

@@ -225,7 +225,7 @@ mod tests {
 
     fn evaluated() -> Event {
         let scores = BTreeMap::from([("loss".to_owned(), 0.28), ("accuracy".to_owned(), 0.9125)]);
-        Event::Evaluated { step: 1200, scores, best: true, ms: 1234.0 }
+        Event::Evaluated { step: 1200, scores: temper_engine::Scores(scores), best: true, ms: 1234.0 }
     }
 
     fn shown(look: Look, events: &[Event]) -> String {

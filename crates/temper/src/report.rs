@@ -221,7 +221,7 @@ mod tests {
         let record = |event| Record { time: "2026-01-02T03:04:05.000Z".into(), event };
         let evaluated = |step, best| Event::Evaluated {
             step,
-            scores: BTreeMap::from([("accuracy".into(), step as f64 / 10.0)]),
+            scores: temper_engine::Scores(BTreeMap::from([("accuracy".into(), step as f64 / 10.0)])),
             best,
             ms: 1.0,
         };

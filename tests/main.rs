@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 /// The root of the repository.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_path_buf()
 }
 
 /// Runs `temper` in the root of the repository.
@@ -20,17 +20,9 @@ fn temper(arguments: &[&str]) -> Output {
 
 /// `temper`, to be run in the root of the repository.
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(temper_binary());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_temper"));
     command.current_dir(root()).args(arguments).env("NO_COLOR", "1");
     command
-}
-
-/// The binary, beside the tests: `cargo test --workspace` builds it first.
-fn temper_binary() -> PathBuf {
-    let mut dir = std::env::current_exe().unwrap();
-    dir.pop();
-    dir.pop();
-    dir.join(format!("temper{}", std::env::consts::EXE_SUFFIX))
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -2,14 +2,17 @@
 //!
 //! A line `# --set key=value` in a case is passed as an override. `TEMPER_BLESS=1` rewrites what is expected.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use temper::recipe::Recipe;
 
 const CASES: &str = "tests/bad_recipes/cases";
+
+/// Paths in messages are those of a user in the root of the repository; every test of this binary runs there.
+fn at_root() {
+    std::env::set_current_dir(crate::root()).unwrap();
+}
 
 fn refusal(path: &Path, overrides: &[&str]) -> String {
     let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
@@ -28,6 +31,7 @@ fn cases() -> Vec<PathBuf> {
 
 #[test]
 fn each_broken_recipe_is_refused_in_these_words() {
+    at_root();
     let cases = cases();
     assert!(cases.len() >= 35, "only {} cases", cases.len());
     let mut differ = Vec::new();
@@ -49,6 +53,7 @@ fn each_broken_recipe_is_refused_in_these_words() {
 
 #[test]
 fn files_that_cannot_be_recipes() {
+    at_root();
     let path = |name: &str| format!("tests/bad_recipes/{name}");
     let refuse = |name: &str| refusal(Path::new(&path(name)), &[]);
     assert_eq!(
@@ -76,6 +81,7 @@ fn files_that_cannot_be_recipes() {
 
 #[test]
 fn a_good_recipe_loads_and_overrides_win() {
+    at_root();
     let overrides = ["train.lr=1e-4", "data.label=mood", "adapter.rank_pattern={query=4}", "train.lr=3e-4"];
     let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
     let recipe = Recipe::load(Path::new("tests/bad_recipes/good.toml"), &overrides).unwrap();
@@ -92,6 +98,7 @@ fn a_good_recipe_loads_and_overrides_win() {
 
 #[test]
 fn an_override_puts_its_rival_in_the_file_aside() {
+    at_root();
     let path = Path::new("tests/bad_recipes/good.toml");
     let recipe = Recipe::load(path, &["train.max_steps=10".into(), "schedule.warmup_ratio=0.1".into()]).unwrap();
     assert_eq!((recipe.train.epochs, recipe.train.max_steps), (None, Some(10)));
@@ -100,6 +107,7 @@ fn an_override_puts_its_rival_in_the_file_aside() {
 
 #[test]
 fn no_mutilated_recipe_panics() {
+    at_root();
     let good = fs::read_to_string("tests/bad_recipes/good.toml").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("recipe.toml");
