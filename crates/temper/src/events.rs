@@ -149,7 +149,12 @@ mod tests {
     }
 
     fn evaluated(step: u64) -> Event {
-        Event::Evaluated { step, scores: temper_engine::Scores(BTreeMap::from([("accuracy".into(), 0.5)])), best: true, ms: 3.0 }
+        Event::Evaluated {
+            step,
+            scores: temper_engine::Scores(BTreeMap::from([("accuracy".into(), 0.5)])),
+            best: true,
+            ms: 3.0,
+        }
     }
 
     fn resumed(step: u64) -> Event {

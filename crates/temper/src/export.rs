@@ -1,7 +1,7 @@
 //! What ships: adapter or full weights, configuration, tokenizer, model card. Python's `peft` and `transformers` load it.
 
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use temper_data::Tokenizer;
@@ -14,8 +14,12 @@ use temper_tasks::{Problem, Task, hugging_face_name};
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{Plan, TaskPlan};
-use crate::recipe::{Dtype, Recipe};
+use crate::recipe::{Dtype, Recipe, plain};
 use crate::run_dir::write_atomically;
+
+/// The largest difference of an output that a merge may make, relative to the largest output (at least 1). Sums are
+/// rounded in another order, nothing else differs.
+const TOLERANCE: f32 = 1e-4;
 
 /// What the exporter needs to know of a run.
 pub struct Shipped<'a> {
@@ -32,15 +36,49 @@ pub struct Shipped<'a> {
 /// Writes the model into `dir`, which is replaced as a whole. `trained` are the paths of the parameters that trained.
 pub fn export<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
     replace(dir, |dir| {
-        let adapter = &shipped.plan.adapter.config;
-        if matches!(adapter.method, Method::Lora | Method::Dora) {
+        if matches!(shipped.plan.adapter.config.method, Method::Lora | Method::Dora) {
             write_adapter(model, trained, shipped, dir)?;
+            write_companions(shipped, dir)
         } else {
-            write_weights(model, shipped.config, shipped.recipe.export.dtype, dir)?;
+            write_full(model, shipped, dir)
         }
-        write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dir)?;
-        write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)
     })
+}
+
+/// Writes full weights and what belongs to them.
+pub fn write_full<T: Task>(model: &T, shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
+    write_weights(model, shipped.config, shipped.recipe.export.dtype, dir)?;
+    write_companions(shipped, dir)
+}
+
+fn write_companions(shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
+    write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dir)?;
+    write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)
+}
+
+/// Adds the adapter into the weights, proves on `outputs` that nothing changed, and writes the model into `dir`.
+/// Returns the largest difference of an output.
+///
+/// # Errors
+/// When an output changes by more than rounding can explain; then nothing is written.
+pub fn export_merged<T: Task>(
+    model: &T,
+    outputs: impl Fn(&T) -> Result<Vec<f32>, Failure>,
+    write: impl FnOnce(&T, &Path) -> Result<(), Failure>,
+    dir: &Path,
+) -> Result<f32, Failure> {
+    let mut merged = model.clone();
+    merged.backbone_mut().merge();
+    let (before, after) = (outputs(model)?, outputs(&merged)?);
+    let largest = before.iter().map(|x| x.abs()).fold(1.0, f32::max);
+    let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    if after.iter().any(|x| x.is_nan()) || difference > TOLERANCE * largest {
+        let message =
+            format!("error: merging changes an output by {difference:e} (largest {largest}); nothing was written");
+        return Err(Failure::new(Kind::Other, message));
+    }
+    replace(dir, |dir| write(&merged, dir))?;
+    Ok(difference)
 }
 
 /// Fills a neighbour of `dir` and puts it in its place, so that a reader sees the old directory or the whole new one.
@@ -127,31 +165,4 @@ pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> 
 fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).context(Kind::Other, "failed to write JSON")?;
     write_atomically(path, (text + "\n").as_bytes())
-}
-
-/// The path without `.` and with `a/..` taken out.
-pub fn plain(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for part in path.components() {
-        match (part, out.components().next_back()) {
-            (Component::CurDir, _) => {}
-            (Component::ParentDir, Some(Component::Normal(_))) => {
-                out.pop();
-            }
-            (part, _) => out.push(part),
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_made_plain() {
-        assert_eq!(plain(Path::new("recipes/../examples/./encoder")), Path::new("examples/encoder"));
-        assert_eq!(plain(Path::new("../a/b/../c")), Path::new("../a/c"));
-        assert_eq!(plain(Path::new("../../a")), Path::new("../../a"));
-    }
 }

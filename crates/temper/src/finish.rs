@@ -12,6 +12,7 @@ use crate::export::Shipped;
 use crate::failure::{Context, Failure, Kind};
 use crate::memory;
 use crate::plan::{Plan, TaskPlan};
+use crate::recipe::plain;
 use crate::report::{self, ReportData, Section, Split, WorstError, bins};
 use crate::run_dir::RunDir;
 
@@ -184,7 +185,7 @@ fn card(
 fn files(plan: &Plan, split: &str, examples: &Examples) -> Vec<DataFile> {
     let mut rows: BTreeMap<String, usize> = BTreeMap::new();
     for row in 0..examples.len() {
-        *rows.entry(examples.source(row).path.display().to_string()).or_default() += 1;
+        *rows.entry(plain(examples.source(row).path).display().to_string()).or_default() += 1;
     }
     let file = |(path, rows): (String, usize)| {
         let pinned = plan.data.files.iter().find(|pinned| pinned.path == path)?;

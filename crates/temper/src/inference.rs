@@ -17,10 +17,6 @@ use crate::{build, export};
 
 /// Rows per forward pass.
 const ROWS: usize = 32;
-/// The largest difference of logits that a merge may make, relative to the largest logit. Sums are rounded in another
-/// order, nothing else differs.
-const TOLERANCE: f32 = 1e-4;
-
 /// A trained classifier.
 pub struct Trained {
     /// Where it was read.
@@ -100,20 +96,6 @@ impl Trained {
             .collect())
     }
 
-    /// The largest difference of logits between this model and the merged one; an error above [`TOLERANCE`].
-    fn prove(&self, merged: &SequenceClassifier, probe: &[(String, Option<String>)]) -> Result<f32, Failure> {
-        let before = self.logits(&self.model, probe)?.concat();
-        let after = self.logits(merged, probe)?.concat();
-        let largest = before.iter().map(|x| x.abs()).fold(1.0, f32::max);
-        let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        if difference.is_nan() || difference > TOLERANCE * largest {
-            let message =
-                format!("error: merging changes a logit by {difference:e} (largest {largest}); nothing was written");
-            return Err(Failure::new(Kind::Other, message));
-        }
-        Ok(difference)
-    }
-
     fn logits(&self, model: &SequenceClassifier, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<f32>>, Failure> {
         let mut all = Vec::with_capacity(texts.len());
         for texts in texts.chunks(ROWS) {
@@ -162,20 +144,13 @@ impl Trained {
                 format!("error: {dir} has full weights: there is nothing to merge"),
             ));
         }
-        let mut merged = self.model.clone();
-        merged.backbone_mut().merge();
-        let difference = self.prove(&merged, probe)?;
-        export::replace(out, |dir| {
-            export::write_weights(&merged, &self.config, Dtype::F32, dir)?;
+        let outputs = |model: &SequenceClassifier| Ok(self.logits(model, probe)?.concat());
+        let write = |merged: &SequenceClassifier, dir: &Path| {
+            export::write_weights(merged, &self.config, Dtype::F32, dir)?;
             export::write_config(&class_of(&self.config), &self.task, &self.config, dir)?;
-            export::write_tokenizer(&self.tokenizer, self.max_length, dir)?;
-            let card = self.dir.join("README.md");
-            if card.is_file() {
-                fs::copy(&card, dir.join("README.md")).context(Kind::Other, "failed to copy the card")?;
-            }
-            Ok(())
-        })?;
-        Ok(difference)
+            export::write_tokenizer(&self.tokenizer, self.max_length, dir)
+        };
+        export::export_merged(&self.model, outputs, write, out)
     }
 }
 

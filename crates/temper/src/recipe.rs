@@ -13,7 +13,7 @@ mod source;
 mod tables;
 mod validate;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -114,5 +114,32 @@ fn table_name(path: &str) -> String {
     match source::split(path).1.parse::<usize>() {
         Ok(_) => name(path),
         Err(_) => format!("[{path}]"),
+    }
+}
+
+/// The path without `.` and with `a/..` taken out.
+pub fn plain(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match (part, out.components().next_back()) {
+            (Component::CurDir, _) => {}
+            (Component::ParentDir, Some(Component::Normal(_))) => {
+                out.pop();
+            }
+            (part, _) => out.push(part),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_made_plain() {
+        assert_eq!(plain(Path::new("recipes/../examples/./encoder")), Path::new("examples/encoder"));
+        assert_eq!(plain(Path::new("../a/b/../c")), Path::new("../a/c"));
+        assert_eq!(plain(Path::new("../../a")), Path::new("../../a"));
     }
 }

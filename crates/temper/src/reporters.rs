@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use temper_engine::{BoxError, Event};
+use temper_engine::Event;
 
 use crate::events::JsonlWriter;
 use crate::failure::{Failure, Kind};
@@ -18,7 +18,7 @@ pub struct Reporters {
     tensorboard: Option<TensorBoardWriter>,
     started: Instant,
     first_step: bool,
-    failure: Option<BoxError>,
+    failed: bool,
 }
 
 impl Reporters {
@@ -34,7 +34,7 @@ impl Reporters {
             tensorboard: tensorboard.map_err(failed)?,
             started,
             first_step: true,
-            failure: None,
+            failed: false,
         })
     }
 
@@ -45,9 +45,9 @@ impl Reporters {
             Some(tensorboard) => tensorboard.on(event),
             None => Ok(()),
         });
-        if let (Err(error), None) = (written, &self.failure) {
+        if let (Err(error), false) = (written, self.failed) {
             tracing::error!(%error, "failed to log an event; training goes on");
-            self.failure = Some(error.into());
+            self.failed = true;
         }
         if let (Event::Step { step, loss, .. }, true) = (event, self.first_step) {
             self.first_step = false;

@@ -24,7 +24,7 @@ use crate::memory::{Memory, Shape};
 use crate::plan::{
     AdaptedModule, AdapterPlan, DataPlan, DevicePlan, Group, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan,
 };
-use crate::recipe::{Recipe, nearest};
+use crate::recipe::{Recipe, nearest, plain};
 
 /// What the plan was made from, ready to be built from.
 pub struct Inputs {
@@ -202,15 +202,18 @@ fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
         Some(files) if names_file(path, files) && !names_file(path, &recipe.data.train) => "data.eval",
         _ => "data.train",
     };
+    let key_of = |column: &str| match &recipe.data.label {
+        _ if column == recipe.data.text => "data.text",
+        _ if recipe.data.text_pair.as_deref() == Some(column) => "data.text_pair",
+        LabelColumns::One(_) | LabelColumns::Many(_) => "data.label",
+    };
     let (kind, key) = match &error {
         Error::Config { field, .. } => (Kind::Recipe, format!("data.{field}")),
-        Error::Column { column, .. } => {
-            let key = match &recipe.data.label {
-                _ if *column == recipe.data.text => "data.text",
-                _ if recipe.data.text_pair.as_ref() == Some(column) => "data.text_pair",
-                LabelColumns::One(_) | LabelColumns::Many(_) => "data.label",
-            };
-            (Kind::Recipe, key.into())
+        Error::Column { column, .. } => (Kind::Recipe, key_of(column).into()),
+        // JSON lines may each have columns of their own, so that a missing one is found in a row.
+        Error::Row { message, .. } if message.starts_with("there is no column `") => {
+            let column = message.split('`').nth(1).unwrap_or_default();
+            (Kind::Recipe, key_of(column).into())
         }
         Error::File { path, .. } | Error::Row { path, .. } => (Kind::Data, file_key(path).into()),
         _ => (Kind::Data, "data.train".into()),
@@ -503,7 +506,7 @@ fn data_files(recipe: &Recipe) -> Vec<PathBuf> {
 
 fn pin(paths: Vec<PathBuf>) -> Result<Vec<PinnedFile>, Failure> {
     let pinned = paths.iter().map(|path| {
-        let shown = path.display().to_string();
+        let shown = plain(path).display().to_string();
         let mut hash = Sha256::new();
         let bytes = std::fs::File::open(path)
             .and_then(|mut file| std::io::copy(&mut file, &mut hash))

@@ -1,5 +1,6 @@
 //! The corridor: recipe → plan → run directory → model → loop → export → report.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
 use temper_tasks::{Distillation, Evaluation, MaskedLm, Task};
 
-use crate::export::{Shipped, export};
+use crate::export::{self, Shipped, export};
 use crate::failure::{Failure, Kind};
 use crate::finish::finish;
 use crate::plan::{Plan, TaskPlan};
@@ -107,6 +108,15 @@ fn teach<T: Task>(
     let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe };
     let dir = run.join("export");
     export(&model, &trained, &shipped, &dir)?;
+    if recipe.export.merge {
+        let outputs = |model: &T| {
+            let Evaluation { scores, logits } = model.evaluate(&collator, &eval, plan.train.eval_batch);
+            Ok(logits.concat().into_iter().chain([scores["loss"] as f32]).collect())
+        };
+        let write = |merged: &T, dir: &Path| export::write_full(merged, &shipped, dir);
+        let difference = export::export_merged(&model, outputs, write, &run.join("merged"))?;
+        tracing::info!(difference, "the merged model says the same on the evaluation rows");
+    }
     finish(&shipped, measured.as_ref(), &train, &eval, run)?;
     tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
     Ok((reason, best))
