@@ -1,11 +1,12 @@
 //! Trains a BERT tokenizer (lower case, WordPiece) on the `text` of JSON lines and writes it as `tokenizer.json`.
 //!
 //! ```text
-//! cargo run --release --example train_tokenizer -- 8000 corpus.jsonl configs/encoder-3m/tokenizer.json
+//! cargo run --release --example train_tokenizer -- 8000 corpus.jsonl tokenizer/tokenizer.json
 //! ```
 
 use std::error::Error;
 use std::fs;
+use std::path::Path;
 
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::{WordPiece, WordPieceTrainer};
@@ -48,6 +49,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build()
         .map_err(|error| error.to_string())?;
     tokenizer.train(&mut trainer, texts.iter()).map_err(|error| error.to_string())?;
+    if let Some(dir) = Path::new(out).parent() {
+        fs::create_dir_all(dir)?;
+    }
     tokenizer.save(out, false).map_err(|error| error.to_string())?;
     println!("{out}: {} tokens", tokenizer.get_vocab_size(true));
     Ok(())

@@ -15,7 +15,7 @@ pub struct ModelConfig {
     pub base: Option<String>,
     /// A `config.json` whose network starts from random weights, instead of `base`. Needs `tokenizer`.
     pub config: Option<String>,
-    /// A `tokenizer.json` or a directory that holds one. Default: the one in `base`.
+    /// Directory of the tokenizer: `tokenizer.json`, or vocabulary files. Default: `base`.
     pub tokenizer: Option<String>,
 }
 
