@@ -11,7 +11,8 @@ use crate::failure::{Context, Failure, Kind};
 use crate::inference::{Trained, whole_file};
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
-use crate::{device, logs, signals, train};
+use crate::train::{self, Finished};
+use crate::{device, logs, signals};
 
 /// Fine-tune and train models from a TOML recipe.
 #[derive(Debug, Parser)]
@@ -190,7 +191,14 @@ impl TrainArgs {
     fn run(self) -> Result<(), Failure> {
         let stop = Stop::default();
         signals::install(&stop)?;
-        train::train(&self.recipe.load()?, self.fresh, &stop).map(drop)
+        let Finished { plan, best } = train::train(&self.recipe.load()?, self.fresh, &stop)?;
+        if let Some((step, scores)) = best {
+            let scores: Vec<String> = scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+            writeln(&format!("best at step {step}: {}", scores.join(", ")))?;
+        }
+        let dir = Path::new(&plan.run.dir);
+        writeln(&format!("report  {}", dir.join("report.html").display()))?;
+        writeln(&format!("model   {}", dir.join("export").display()))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use temper_data::{Examples, Order, prefetch};
-use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
+use temper_engine::{BoxError, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
 use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
 use temper_tasks::{Distillation, Evaluation, MaskedLm, Task};
@@ -27,11 +27,12 @@ const PREFETCH: usize = 4;
 pub struct Finished {
     /// The plan that was run.
     pub plan: Plan,
-    /// Why it ended.
-    pub reason: StopReason,
-    /// The best evaluation: after which step, and what it measured.
-    pub best: Option<(u64, Scores)>,
+    /// The best evaluation.
+    pub best: Best,
 }
+
+/// The best evaluation, if there was one: after which step, and what it measured.
+type Best = Option<(u64, Scores)>;
 
 /// Runs `recipe`. The same recipe again goes on where the last run stopped; `fresh` starts over.
 ///
@@ -45,10 +46,10 @@ pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Fail
     logs::to_file(&run.join("train.log"))?;
     let device = device::open(&plan.device);
     let pad_id = inputs.tokenizer.pad_id();
-    match &plan.task {
+    let corridor = Corridor { plan: &plan, recipe, run: &run, stop, started };
+    let best = match &plan.task {
         TaskPlan::SequenceClassification { .. } => {
-            let model = build::classifier(&inputs.config, &plan.task, &device);
-            teach(model, pad_id, &plan, inputs, recipe, &run, stop, started)
+            corridor.walk(build::classifier(&inputs.config, &plan.task, &device), pad_id, inputs)
         }
         TaskPlan::MaskedLm { mask_probability, .. } => {
             let masking = Masking {
@@ -58,68 +59,70 @@ pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Fail
                 vocab_size: inputs.tokenizer.vocab_size() as u32,
                 probability: *mask_probability,
             };
-            teach(MaskedLm::new(&inputs.config, &device), masking, &plan, inputs, recipe, &run, stop, started)
+            corridor.walk(MaskedLm::new(&inputs.config, &device), masking, inputs)
         }
         TaskPlan::Distillation { teacher, width, .. } => {
             let (config, weights, ids) = read_teacher(recipe, teacher, &inputs.tokenizer)?;
             let teacher = build::teacher(&config, &weights, ids, &device::inference())?;
-            let model = Distillation::new(&inputs.config, *width, Some(teacher), &device);
-            teach(model, pad_id, &plan, inputs, recipe, &run, stop, started)
+            corridor.walk(Distillation::new(&inputs.config, *width, Some(teacher), &device), pad_id, inputs)
         }
-    }
-    .map(|(reason, best)| Finished { plan, reason, best })
+    }?;
+    Ok(Finished { plan, best })
 }
 
-type Best = Option<(u64, Scores)>;
-
-#[allow(clippy::too_many_arguments)]
-fn teach<T: Task>(
-    model: T,
-    collator: T::Collator,
-    plan: &Plan,
-    inputs: Inputs,
-    recipe: &Recipe,
-    run: &RunDir,
-    stop: &Stop,
+/// What every step of the way knows.
+struct Corridor<'a> {
+    plan: &'a Plan,
+    recipe: &'a Recipe,
+    run: &'a RunDir,
+    stop: &'a Stop,
     started: Instant,
-) -> Result<(StopReason, Best), Failure> {
-    let mut reporters = Reporters::open(plan, run, started)?;
-    let model = build::prepare(model, plan, &inputs)?;
-    let entries = parameters::list(&model).into_iter();
-    let trained: Vec<String> = entries.filter(|entry| entry.trainable).map(|entry| entry.path).collect();
-    let Inputs { config, tokenizer, dataset, .. } = inputs;
-    let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
+}
 
-    let batches = |first: u64| batches::<T>(plan, &train, &collator, first);
-    let mut evaluate = |model: &T| -> Result<Scores, BoxError> {
-        let Evaluation { scores, .. } = model.evaluate(&collator, &eval, plan.train.eval_batch);
-        Ok(Scores(scores))
-    };
-    let mut observe = |event: &Event| reporters.observe(event);
-    let outcome =
-        fit(model, &fit_plan(plan), run.path(), batches, &mut evaluate, &mut observe, stop).map_err(engine_failure)?;
+impl Corridor<'_> {
+    /// Weights and adapter into the model, the loop, and out again as an export and a report.
+    fn walk<T: Task>(&self, model: T, collator: T::Collator, inputs: Inputs) -> Result<Best, Failure> {
+        let Self { plan, run, .. } = *self;
+        let mut reporters = Reporters::open(plan, run, self.started)?;
+        let model = build::prepare(model, plan, &inputs)?;
+        let entries = parameters::list(&model).into_iter();
+        let trained: Vec<String> = entries.filter(|entry| entry.trainable).map(|entry| entry.path).collect();
+        let Inputs { config, tokenizer, dataset, .. } = inputs;
+        let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
+        let measure = |model: &T, rows: &Examples| model.evaluate(&collator, rows, plan.train.eval_batch);
 
-    let Outcome { model, reason, best, .. } = outcome;
-    if reason == StopReason::Interrupted {
-        return Err(Failure::new(Kind::Interrupted, "stopped; the same command goes on from here"));
+        let Outcome { model, reason, best, .. } = fit(
+            model,
+            &fit_plan(plan),
+            run.path(),
+            |first| batches::<T>(plan, &train, &collator, first),
+            &mut |model| Ok(Scores(measure(model, &eval).scores)),
+            &mut |event| reporters.observe(event),
+            self.stop,
+        )
+        .map_err(engine_failure)?;
+        if reason == StopReason::Interrupted {
+            return Err(Failure::new(Kind::Interrupted, "stopped; the same command goes on from here"));
+        }
+
+        let model = model.valid();
+        let measured = (!eval.is_empty()).then(|| measure(&model, &eval));
+        let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe: self.recipe };
+        export(&model, &trained, &shipped, &run.join("export"))?;
+        if self.recipe.export.merge {
+            let probe = if eval.is_empty() { &*train } else { &eval };
+            let outputs = |model: &T| {
+                let Evaluation { scores, logits } = measure(model, probe);
+                Ok(logits.concat().into_iter().chain(scores.get("loss").map(|&loss| loss as f32)).collect())
+            };
+            let write = |merged: &T, dir: &Path| export::write_full(merged, &shipped, dir);
+            let difference = export::export_merged(&model, outputs, write, &run.join("merged"))?;
+            tracing::info!(difference, "the merged model says the same");
+        }
+        finish(&shipped, measured.as_ref(), &train, &eval, run)?;
+        tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
+        Ok(best)
     }
-    let model = model.valid();
-    let measured = (!eval.is_empty()).then(|| model.evaluate(&collator, &eval, plan.train.eval_batch));
-    let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe };
-    let dir = run.join("export");
-    export(&model, &trained, &shipped, &dir)?;
-    if recipe.export.merge {
-        let outputs = |model: &T| {
-            let Evaluation { scores, logits } = model.evaluate(&collator, &eval, plan.train.eval_batch);
-            Ok(logits.concat().into_iter().chain([scores["loss"] as f32]).collect())
-        };
-        let write = |merged: &T, dir: &Path| export::write_full(merged, &shipped, dir);
-        let difference = export::export_merged(&model, outputs, write, &run.join("merged"))?;
-        tracing::info!(difference, "the merged model says the same on the evaluation rows");
-    }
-    finish(&shipped, measured.as_ref(), &train, &eval, run)?;
-    tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
-    Ok((reason, best))
 }
 
 /// Which rows each step sees.
