@@ -3,6 +3,7 @@
 
 mod bad_recipes;
 mod corridor;
+mod golden;
 mod house;
 
 use std::path::{Path, PathBuf};

@@ -210,8 +210,10 @@ impl Labels {
             return Err("the label is empty".into());
         }
         if self.closed {
+            // A number is an index, unless the names are numbers themselves: "1" would be two things.
+            let by_index = self.names.iter().all(|name| name.parse::<i64>().is_err());
             return match name.parse::<usize>() {
-                Ok(id) if id < self.names.len() => Ok(id as u32),
+                Ok(id) if by_index && id < self.names.len() => Ok(id as u32),
                 _ => {
                     let names = || self.names.iter().map(String::as_str);
                     Err(format!("the label \"{name}\" is not one of {}{}", listed(names()), nearest(&name, names())))

@@ -72,7 +72,7 @@ pub struct MaskedBatch {
 }
 
 impl Masking {
-    /// Hides tokens of `tokens`. At least one token of each batch is hidden where there is one to hide.
+    /// Hides tokens of `tokens`; where chance hides none of a batch, one of its tokens.
     fn apply(&self, mut tokens: TokenBatch, seed: u64) -> MaskedBatch {
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
         for row in 0..tokens.batch {
@@ -93,7 +93,23 @@ impl Masking {
                 }
             }
         }
+        if positions.is_empty() {
+            self.hide_one(&mut tokens, &mut positions, &mut targets, seed);
+        }
         MaskedBatch { tokens, positions, targets }
+    }
+
+    /// Hides one token of a batch in which chance has hidden none.
+    fn hide_one(&self, tokens: &mut TokenBatch, positions: &mut Vec<i32>, targets: &mut Vec<i32>, seed: u64) {
+        let real = |position: &usize| position % tokens.seq < tokens.lengths[position / tokens.seq] as usize;
+        let candidates: Vec<usize> = (0..tokens.ids.len())
+            .filter(real)
+            .filter(|&position| !self.special_ids.contains(&(tokens.ids[position] as u32)))
+            .collect();
+        let Some(&position) = candidates.get((mix(seed) % candidates.len().max(1) as u64) as usize) else { return };
+        positions.push(position as i32);
+        targets.push(tokens.ids[position]);
+        tokens.ids[position] = self.mask_id as i32;
     }
 
     fn random_token(&self, random: &mut Random) -> u32 {
@@ -195,5 +211,114 @@ impl Task for MaskedLm {
 
     fn backbone_mut(&mut self) -> &mut Backbone {
         &mut self.backbone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAD: i32 = 0;
+    const CLS: i32 = 1;
+    const SEP: i32 = 2;
+    const MASK: i32 = 3;
+    const VOCABULARY: i32 = 1000;
+
+    fn masking(probability: f64) -> Masking {
+        let special_ids = [PAD, CLS, SEP, MASK].map(|id| id as u32).into();
+        Masking { pad_id: PAD as u32, mask_id: MASK as u32, special_ids, vocab_size: VOCABULARY as u32, probability }
+    }
+
+    /// What row `row` of a data set says: as many tokens as it likes, between two special ones.
+    fn text(row: u32) -> Vec<i32> {
+        let words = (0..20 + row as i32 * 7 % 30).map(|i| 4 + (row as i32 * 31 + i * 17) % (VOCABULARY - 4));
+        [CLS].into_iter().chain(words).chain([SEP]).collect()
+    }
+
+    fn batch(rows: &[u32]) -> TokenBatch {
+        let texts: Vec<Vec<i32>> = rows.iter().map(|&row| text(row)).collect();
+        let seq = texts.iter().map(Vec::len).max().unwrap_or(0);
+        let pad = |text: &Vec<i32>| text.iter().copied().chain(std::iter::repeat(PAD)).take(seq).collect::<Vec<_>>();
+        TokenBatch {
+            rows: rows.to_vec(),
+            batch: rows.len(),
+            seq,
+            ids: texts.iter().flat_map(pad).collect(),
+            type_ids: vec![0; rows.len() * seq],
+            lengths: texts.iter().map(|text| text.len() as u32).collect(),
+        }
+    }
+
+    /// Of each row: what it says now, and which of its columns were chosen with which targets.
+    fn hidden(rows: &[u32], seed: u64) -> Vec<(Vec<i32>, Vec<(usize, i32)>)> {
+        let MaskedBatch { tokens, positions, targets } = masking(0.3).apply(batch(rows), seed);
+        let of_row = |row: usize| {
+            let start = row * tokens.seq;
+            let ids = tokens.ids[start..start + tokens.lengths[row] as usize].to_vec();
+            let chosen = positions.iter().map(|&position| position as usize).zip(targets.iter().copied());
+            let chosen = chosen.filter(|(position, _)| position / tokens.seq == row);
+            (ids, chosen.map(|(position, target)| (position - start, target)).collect())
+        };
+        (0..rows.len()).map(of_row).collect()
+    }
+
+    #[test]
+    fn what_is_hidden_depends_on_seed_and_row_alone() {
+        let rows: Vec<u32> = (0..40).collect();
+        let together = hidden(&rows, 5);
+        for (row, expected) in rows.iter().zip(&together) {
+            assert_eq!(hidden(&[*row], 5)[0], *expected, "row {row} alone");
+        }
+        let among_others = hidden(&[33, 2, 17], 5);
+        assert_eq!(among_others, [33, 2, 17].map(|row| together[row].clone()));
+        assert_ne!(hidden(&rows, 6), together, "another step hides others");
+        // Rows that say the same do not hide the same.
+        let mut twins = batch(&[1, 1]);
+        twins.rows = vec![1, 2];
+        let masked = masking(0.3).apply(twins, 5).tokens;
+        assert_ne!(masked.ids[..masked.seq], masked.ids[masked.seq..]);
+    }
+
+    #[test]
+    fn shares_are_as_asked_and_special_tokens_stay() {
+        let rows: Vec<u32> = (0..3000).collect();
+        let before = batch(&rows);
+        let words: u32 = before.lengths.iter().map(|length| length - 2).sum();
+        for probability in [0.15, 0.4] {
+            let MaskedBatch { tokens, positions, targets } = masking(probability).apply(before.clone(), 11);
+            let share = positions.len() as f64 / f64::from(words);
+            assert!((share - probability).abs() < 0.01, "{share} of the tokens are hidden, not {probability}");
+
+            let (mut masked, mut kept, mut other) = (0.0, 0.0, 0.0);
+            for (&position, &target) in positions.iter().zip(&targets) {
+                assert_eq!(before.ids[position as usize], target);
+                assert!(target > MASK, "a special token is hidden");
+                match tokens.ids[position as usize] {
+                    MASK => masked += 1.0,
+                    id if id == target => kept += 1.0,
+                    id => {
+                        assert!(id > MASK && id < VOCABULARY, "{id} was put in");
+                        other += 1.0;
+                    }
+                }
+            }
+            let count = positions.len() as f64;
+            for (name, found, expected) in [("masked", masked, 0.8), ("other", other, 0.1), ("kept", kept, 0.1)] {
+                assert!((found / count - expected).abs() < 0.015, "{name}: {} of the hidden", found / count);
+            }
+
+            let chosen: HashSet<usize> = positions.iter().map(|&position| position as usize).collect();
+            let changed = (0..before.ids.len()).filter(|&at| tokens.ids[at] != before.ids[at]);
+            assert!(changed.into_iter().all(|at| chosen.contains(&at)), "a token changed that is no target");
+            assert_eq!((tokens.rows, tokens.lengths), (before.rows.clone(), before.lengths.clone()));
+        }
+    }
+
+    #[test]
+    fn rows_without_words_hide_nothing() {
+        let empty =
+            TokenBatch { rows: vec![0], batch: 1, seq: 2, ids: vec![CLS, SEP], type_ids: vec![0, 0], lengths: vec![2] };
+        let masked = masking(0.99).apply(empty.clone(), 1);
+        assert_eq!((masked.tokens, masked.positions.len(), masked.targets.len()), (empty, 0, 0));
     }
 }

@@ -189,9 +189,11 @@ impl RecipeArgs {
 
 impl TrainArgs {
     fn run(self) -> Result<(), Failure> {
+        let recipe = self.recipe.load()?;
+        device::limit_threads(&recipe.device)?;
         let stop = Stop::default();
         signals::install(&stop)?;
-        let Finished { plan, best } = train::train(&self.recipe.load()?, self.fresh, &stop)?;
+        let Finished { plan, best } = train::train(&recipe, self.fresh, &stop)?;
         if let Some((step, scores)) = best {
             let scores: Vec<String> = scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
             writeln(&format!("best at step {step}: {}", scores.join(", ")))?;

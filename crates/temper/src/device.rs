@@ -2,14 +2,20 @@
 
 use burn::tensor::Device;
 
-use crate::plan::DevicePlan;
+use crate::failure::{Context, Failure, Kind};
+use crate::recipe::DeviceConfig;
 
-/// The device of the plan, with autodiff. Sets the number of threads, once in a process.
-pub fn open(plan: &DevicePlan) -> Device {
-    // Some of burn's library code takes the default device, which compiled features choose; see its `Device::default`.
-    // SAFETY: called on the main thread before any other thread is started.
-    unsafe { std::env::set_var("BURN_DEVICE", "flex") };
-    unsafe { std::env::set_var("RAYON_NUM_THREADS", plan.threads.to_string()) };
+/// Sets how many threads compute and tokenise: once in a process, before any of them works.
+pub fn limit_threads(config: &DeviceConfig) -> Result<(), Failure> {
+    let threads = config.threads.unwrap_or_else(cores);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .context(Kind::Other, format!("failed to start {threads} threads"))
+}
+
+/// The device for training, with autodiff.
+pub fn training() -> Device {
     Device::flex().autodiff()
 }
 

@@ -38,7 +38,7 @@ pub fn export<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, dir
     replace(dir, |dir| {
         if matches!(shipped.plan.adapter.config.method, Method::Lora | Method::Dora) {
             write_adapter(model, trained, shipped, dir)?;
-            write_companions(shipped, dir)
+            write_companions(shipped, Dtype::F32, dir)
         } else {
             write_full(model, shipped, dir)
         }
@@ -48,11 +48,11 @@ pub fn export<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, dir
 /// Writes full weights and what belongs to them.
 pub fn write_full<T: Task>(model: &T, shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
     write_weights(model, shipped.config, shipped.recipe.export.dtype, dir)?;
-    write_companions(shipped, dir)
+    write_companions(shipped, shipped.recipe.export.dtype, dir)
 }
 
-fn write_companions(shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
-    write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dir)?;
+fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, dir: &Path) -> Result<(), Failure> {
+    write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dtype, dir)?;
     write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)
 }
 
@@ -81,16 +81,23 @@ pub fn export_merged<T: Task>(
     Ok(difference)
 }
 
-/// Fills a neighbour of `dir` and puts it in its place, so that a reader sees the old directory or the whole new one.
+/// Fills a neighbour of `dir` and puts it in its place: a reader sees the old directory or the whole new one, or for the
+/// blink between two renames none.
 pub fn replace(dir: &Path, fill: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
-    let new = dir.with_extension("tmp");
     let shown = dir.display();
-    let gone = |path: &Path| if path.exists() { fs::remove_dir_all(path) } else { Ok(()) };
-    gone(&new).and_then(|()| fs::create_dir_all(&new)).context(Kind::Other, format!("failed to create {shown}"))?;
-    fill(&new).inspect_err(|_| {
-        let _ = fs::remove_dir_all(&new);
-    })?;
-    gone(dir).and_then(|()| fs::rename(&new, dir)).context(Kind::Other, format!("failed to replace {shown}"))
+    let Some(name) = dir.file_name().map(|name| name.to_string_lossy().into_owned()) else {
+        return Err(Failure::new(Kind::Recipe, format!("error: {shown} is no name for a directory")));
+    };
+    let [new, old] = ["new", "old"].map(|what| dir.with_file_name(format!(".{name}.{}.{what}", std::process::id())));
+    fs::create_dir_all(&new).context(Kind::Other, format!("failed to create {shown}"))?;
+    let replaced = fill(&new).and_then(|()| {
+        let aside = if dir.exists() { fs::rename(dir, &old) } else { Ok(()) };
+        aside.and_then(|()| fs::rename(&new, dir)).context(Kind::Other, format!("failed to replace {shown}"))
+    });
+    for left in [new, old] {
+        let _ = fs::remove_dir_all(left);
+    }
+    replaced
 }
 
 fn write_adapter<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
@@ -116,7 +123,9 @@ fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
     let mut peft = PeftConfig::new(adapter, &targets, &adapter.modules_to_save);
     let classifies = matches!(shipped.plan.task, TaskPlan::SequenceClassification { .. });
     peft.task_type = classifies.then(|| "SEQ_CLS".into());
+    // Absolute, so that the adapter finds its base from any directory of this machine.
     let base = shipped.recipe.model.base.as_ref().map(|base| plain(&shipped.recipe.resolve(base)));
+    let base = base.map(|base| std::path::absolute(&base).unwrap_or(base));
     peft.base_model_name_or_path = base.map(|base| base.display().to_string());
     peft
 }
@@ -130,10 +139,14 @@ pub fn write_weights<T: Task>(model: &T, config: &Config, dtype: Dtype, dir: &Pa
 }
 
 /// Writes `config.json` with the class, the labels and the kind of problem.
-pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dir: &Path) -> Result<(), Failure> {
+pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype, dir: &Path) -> Result<(), Failure> {
     let mut raw = config.raw.clone();
     raw["architectures"] = json!([class]);
-    raw["dtype"] = json!("float32");
+    raw["dtype"] = json!(match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::Bf16 => "bfloat16",
+    });
     for stale in ["_name_or_path", "torch_dtype", "transformers_version"] {
         raw.as_object_mut().map(|raw| raw.remove(stale));
     }

@@ -78,6 +78,9 @@ impl Trained {
         };
         let dataset = temper_data::load(data, Path::new(""), kind, &self.tokenizer, self.max_length, 0)
             .context(Kind::Data, "failed to read the data")?;
+        if dataset.train.is_empty() {
+            return Err(Failure::new(Kind::Data, "error: there are no rows to measure on"));
+        }
         Ok(dataset.train)
     }
 
@@ -144,10 +147,15 @@ impl Trained {
                 format!("error: {dir} has full weights: there is nothing to merge"),
             ));
         }
+        let holds_something = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+        if holds_something && !out.join("config.json").is_file() {
+            let message = format!("error: {} exists and holds no model; name another directory", out.display());
+            return Err(Failure::new(Kind::Recipe, message));
+        }
         let outputs = |model: &SequenceClassifier| Ok(self.logits(model, probe)?.concat());
         let write = |merged: &SequenceClassifier, dir: &Path| {
             export::write_weights(merged, &self.config, Dtype::F32, dir)?;
-            export::write_config(&class_of(&self.config), &self.task, &self.config, dir)?;
+            export::write_config(&class_of(&self.config), &self.task, &self.config, Dtype::F32, dir)?;
             export::write_tokenizer(&self.tokenizer, self.max_length, dir)
         };
         export::export_merged(&self.model, outputs, write, out)

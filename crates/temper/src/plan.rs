@@ -6,7 +6,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use temper_data::DataReport;
+use temper_data::{DataConfig, DataReport};
 use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
 use temper_peft::AdapterConfig;
 use temper_tasks::{Metric, Problem};
@@ -69,6 +69,8 @@ pub struct ModelPlan {
     pub class: String,
     /// Configuration, weights and tokenizer.
     pub files: Vec<PinnedFile>,
+    /// The adapter that training goes on from.
+    pub adapter: Vec<PinnedFile>,
     /// Parameters that get new, random values.
     pub new_parameters: Vec<String>,
     /// Tensors of the checkpoint that the model has no place for.
@@ -109,6 +111,8 @@ pub enum TaskPlan {
         teacher: String,
         /// Its configuration, weights and tokenizer.
         files: Vec<PinnedFile>,
+        /// Hash of its ids of the student's tokens.
+        tokens: String,
         /// The width of its hidden states.
         width: usize,
         /// What decides which checkpoint is best.
@@ -138,14 +142,12 @@ impl TaskPlan {
 /// From which rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct DataPlan {
+    /// The table of the recipe: which columns, which weights.
+    pub config: DataConfig,
     /// Every file, with its hash.
     pub files: Vec<PinnedFile>,
     /// Longest input, in tokens with the special ones.
     pub max_length: usize,
-    /// Whether batches hold rows of similar length.
-    pub bucket: bool,
-    /// Threads that prepare batches.
-    pub workers: usize,
     /// Counts, lengths and what the audit found.
     pub report: DataReport,
 }
@@ -239,7 +241,7 @@ impl Plan {
             row("base", self.model.base.clone().unwrap_or_else(|| "none: random weights".into())),
             row("class", format!("{} ({})", self.model.class, self.model.architecture)),
         ];
-        model.extend(self.model.files.iter().map(pinned));
+        model.extend(self.model.files.iter().chain(&self.model.adapter).map(pinned));
         if !self.model.new_parameters.is_empty() {
             model.push(row("new parameters", listed(&self.model.new_parameters)));
         }

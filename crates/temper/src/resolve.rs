@@ -49,7 +49,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let tokenizer = read_tokenizer(recipe, &config)?;
     let max_length = max_length(recipe, &config)?;
     let dataset = read_data(recipe, &tokenizer, max_length)?;
-    let task = resolve_task(recipe, &dataset, &tokenizer)?;
+    let task = resolve_task(recipe, &dataset, &tokenizer, max_length)?;
     let adapter = match &recipe.adapter.from {
         Some(from) => {
             Some(file::open(&recipe.resolve(from)).map_err(|e| point(recipe, Kind::Data, "adapter.from", e))?)
@@ -72,6 +72,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         architecture: config.model_type().into(),
         class: lazy.class.clone(),
         files: pin(model_files(recipe, weights.as_ref(), &tokenizer))?,
+        adapter: pin(adapter_files(recipe))?,
         new_parameters: match &checked {
             Some(report) => report.missing.iter().map(|path| hugging_face_name(config.prefix(), path)).collect(),
             None => Vec::new(),
@@ -80,10 +81,9 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         max_positions: config.max_positions(),
     };
     let data = DataPlan {
+        config: recipe.data.clone(),
         files: pin(data_files(recipe))?,
         max_length,
-        bucket: recipe.data.bucket,
-        workers: recipe.data.workers,
         report: dataset.report.clone(),
     };
     let run = RunPlan {
@@ -221,7 +221,12 @@ fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
     point(recipe, kind, &key, error)
 }
 
-fn resolve_task(recipe: &Recipe, dataset: &Dataset, tokenizer: &Tokenizer) -> Result<TaskPlan, Failure> {
+fn resolve_task(
+    recipe: &Recipe,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<TaskPlan, Failure> {
     let named = |default: Metric, possible: &[Metric]| match &recipe.eval.metric {
         None => Ok(default),
         Some(name) => Metric::from_name(name).filter(|metric| possible.contains(metric)).ok_or_else(|| {
@@ -245,11 +250,24 @@ fn resolve_task(recipe: &Recipe, dataset: &Dataset, tokenizer: &Tokenizer) -> Re
             Ok(TaskPlan::MaskedLm { mask_probability: task.mask_probability, best_by })
         }
         TaskConfig::Distillation(task) => {
-            let (config, weights, _) = read_teacher(recipe, &task.teacher, tokenizer)?;
+            let (config, weights, ids) = read_teacher(recipe, &task.teacher, tokenizer)?;
+            if max_length > config.max_positions() {
+                let message =
+                    format!("`max_length` is {max_length}, the teacher holds {} tokens", config.max_positions());
+                return Err(point(recipe, Kind::Recipe, "data.max_length", message));
+            }
             let dir = recipe.resolve(&task.teacher);
             let files = pin(std::iter::once(dir.join("config.json")).chain(weights.files()).collect())?;
+            let ids = Sha256::digest(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
+            let tokens = ids.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
             let best_by = named(Metric::Loss, &[Metric::Loss])?;
-            Ok(TaskPlan::Distillation { teacher: task.teacher.clone(), files, width: config.hidden_size(), best_by })
+            Ok(TaskPlan::Distillation {
+                teacher: task.teacher.clone(),
+                files,
+                tokens,
+                width: config.hidden_size(),
+                best_by,
+            })
         }
         TaskConfig::SequenceClassification(task) => {
             let problem = task.problem;
@@ -298,6 +316,12 @@ fn class_weights(
     labels: &[String],
 ) -> Result<Vec<f32>, Failure> {
     let rows = dataset.report.train.rows as f64;
+    if let Some(ClassWeights::Table(table)) = &task.class_weights
+        && let Some((label, weight)) = table.iter().find(|(_, weight)| !(weight.is_finite() && **weight > 0.0))
+    {
+        let key = format!("task.class_weights.{label}");
+        return Err(point(recipe, Kind::Recipe, &key, format!("a class weight must be above 0, found {weight}")));
+    }
     match &task.class_weights {
         None => Ok(vec![1.0; labels.len()]),
         Some(ClassWeights::Named(Balanced::Balanced)) => Ok(dataset
@@ -354,6 +378,9 @@ fn resolve_adapter(
         None => recipe.adapter.clone(),
         Some(from) => {
             let mut table = AdapterConfig { from: recipe.adapter.from.clone(), ..from.config.table() };
+            if recipe.source.wrote("adapter.dropout") {
+                table.dropout = recipe.adapter.dropout;
+            }
             // PEFT names `classifier` and `score` whichever of them the model has.
             table.modules_to_save.retain(|name| from.tensors.keys().any(|key| key.contains(&format!(".{name}."))));
             table
@@ -369,26 +396,35 @@ fn resolve_adapter(
         };
         point(recipe, Kind::Recipe, &key, error)
     };
-    let matches = targets::find(&adapter, &lazy.targets, &lazy.linears).map_err(fail)?;
     // Whatever starts from random values trains whole and is saved: a head or pooler that did neither would be noise.
-    let mut whole: Vec<String> = adapter.modules_to_save.clone();
+    let missing = checked.map(|report| report.missing.as_slice()).unwrap_or_default();
     if adapter.method != Method::Full {
-        let missing = checked.map(|report| report.missing.as_slice()).unwrap_or_default();
         let pooler = missing.iter().any(|path| path.starts_with("backbone.pooler.")).then_some("pooler");
-        let head = new_modules(config)
-            .iter()
-            .copied()
-            .filter(|name| lazy.entries.iter().any(|entry| entry.path.starts_with(&format!("head.{name}."))));
-        for name in head.chain(pooler) {
-            if !whole.iter().any(|known| known == name) {
-                whole.push(name.into());
+        let is_head = |name: &str| lazy.entries.iter().any(|entry| entry.path.starts_with(&format!("head.{name}.")));
+        let head: Vec<&str> = new_modules(config).iter().copied().filter(|name| is_head(name)).collect();
+        if head.is_empty() && missing.iter().any(|path| path.starts_with("head.")) {
+            let message =
+                "the head of this task starts from random values and would stay so: only `method = \"full\"` trains it";
+            return Err(point(recipe, Kind::Recipe, "adapter.method", message));
+        }
+        for name in head.into_iter().chain(pooler) {
+            if !adapter.modules_to_save.iter().any(|known| known == name) {
+                adapter.modules_to_save.push(name.into());
             }
         }
     }
-    adapter.modules_to_save = whole;
+    let matches = targets::find(&adapter, &lazy.targets, &lazy.linears).map_err(fail)?;
+    if matches!(adapter.method, Method::Lora | Method::Dora) && matches.is_empty() {
+        let message = "every target is among the modules that train whole: no module is left for an adapter";
+        return Err(point(recipe, Kind::Recipe, "adapter.modules_to_save", message));
+    }
     let paths: Vec<String> = lazy.entries.iter().map(|entry| hugging_face_name(prefix, &entry.path)).collect();
     let trainable = Trainable::new(&adapter, &matches, &paths).map_err(fail)?;
     let groups = groups(lazy, &paths, &adapter, &matches, &trainable);
+    if groups.iter().all(|group| group.trainable == 0) {
+        let key = if adapter.freeze.is_empty() { "adapter.method" } else { "adapter.freeze" };
+        return Err(point(recipe, Kind::Recipe, key, "no parameter is left to train"));
+    }
     let modules = matches.into_iter().map(|Match { path, rank, alpha }| AdaptedModule { path, rank, alpha }).collect();
     Ok(AdapterPlan { config: adapter, modules, groups })
 }
@@ -437,6 +473,7 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failur
     let schedule = Schedule::new(&recipe.schedule, steps);
     let eval_every = match recipe.eval.every {
         Every::Steps(steps) => Some(steps),
+        Every::Named(EveryName::Epoch) if dataset.eval.is_empty() && !recipe.source.wrote("eval.every") => None,
         Every::Named(EveryName::Epoch) => Some(steps_per_epoch),
         Every::Named(EveryName::Never) => None,
     };
@@ -459,7 +496,8 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failur
 
 fn estimate(config: &Config, task: &TaskPlan, dataset: &Dataset, adapter: &AdapterPlan, train: &TrainPlan) -> Memory {
     use temper_engine::OptimKind;
-    let (rows, length) = (train.micro_batch as u64, dataset.report.train.lengths.max as u64);
+    let rows = train.micro_batch.min(dataset.report.train.rows) as u64;
+    let length = dataset.report.train.lengths.max as u64;
     let logits = match task {
         TaskPlan::SequenceClassification { labels, .. } => rows * labels.len() as u64,
         TaskPlan::Distillation { width, .. } => rows * length * *width as u64,
@@ -498,6 +536,12 @@ fn model_files(recipe: &Recipe, weights: Option<&Weights>, tokenizer: &Tokenizer
     std::iter::once(config).chain(weights).chain(tokenizer.files().to_vec()).collect()
 }
 
+/// The files of the adapter that training goes on from.
+fn adapter_files(recipe: &Recipe) -> Vec<PathBuf> {
+    let from = recipe.adapter.from.iter().map(|from| recipe.resolve(from));
+    from.flat_map(|dir| ["adapter_config.json", "adapter_model.safetensors"].map(|name| dir.join(name))).collect()
+}
+
 fn data_files(recipe: &Recipe) -> Vec<PathBuf> {
     let files = recipe.data.train.entries().into_iter();
     let eval = recipe.data.eval.iter().flat_map(temper_data::Files::entries);
@@ -526,7 +570,10 @@ fn fingerprint(plan: &Plan) -> Result<String, Failure> {
     for key in ["log_every", "save_every", "keep_last", "max_wall"] {
         value["train"]["config"].as_object_mut().map(|train| train.remove(key));
     }
-    value["data"].as_object_mut().map(|data| data.remove("workers"));
+    value["data"]["config"].as_object_mut().map(|data| data.remove("workers"));
+    for paths in ["train", "eval"] {
+        strip_paths(&mut value["data"]["config"][paths]);
+    }
     for table in ["model", "data"] {
         for file in value[table]["files"].as_array_mut().into_iter().flatten() {
             file.as_object_mut().map(|file| file.remove("path"));
@@ -534,4 +581,16 @@ fn fingerprint(plan: &Plan) -> Result<String, Failure> {
     }
     let hash = Sha256::digest(value.to_string().as_bytes());
     Ok(hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Takes the paths out of a `train` or `eval` of `[data]` and leaves the weights: files are known by their hashes.
+fn strip_paths(files: &mut serde_json::Value) {
+    match files {
+        serde_json::Value::String(path) => path.clear(),
+        serde_json::Value::Array(files) => files.iter_mut().for_each(strip_paths),
+        serde_json::Value::Object(file) => {
+            file.remove("path");
+        }
+        _ => {}
+    }
 }

@@ -44,7 +44,7 @@ pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Fail
     refuse_what_cannot_fit(&plan)?;
     let run = RunDir::open(&plan, &recipe.source.text(), fresh)?;
     logs::to_file(&run.join("train.log"))?;
-    let device = device::open(&plan.device);
+    let device = device::training();
     let pad_id = inputs.tokenizer.pad_id();
     let corridor = Corridor { plan: &plan, recipe, run: &run, stop, started };
     let best = match &plan.task {
@@ -96,7 +96,12 @@ impl Corridor<'_> {
             &fit_plan(plan),
             run.path(),
             |first| batches::<T>(plan, &train, &collator, first),
-            &mut |model| Ok(Scores(measure(model, &eval).scores)),
+            &mut |model| {
+                let mut scores = measure(model, &eval).scores;
+                // An undefined metric, the correlation with a constant say, is no reason to lose the run.
+                scores.entry(plan.task.best_by().name().into()).or_insert(f64::NAN);
+                Ok(Scores(scores))
+            },
             &mut |event| reporters.observe(event),
             self.stop,
         )
@@ -127,7 +132,7 @@ impl Corridor<'_> {
 
 /// Which rows each step sees.
 pub fn order(plan: &Plan, examples: &Examples) -> Order {
-    let (config, bucket) = (&plan.train.config, plan.data.bucket);
+    let (config, bucket) = (&plan.train.config, plan.data.config.bucket);
     Order::new(examples, config.seed, config.global_batch, plan.train.micro_batch, bucket)
 }
 
@@ -140,7 +145,7 @@ fn batches<T: Task>(
 ) -> impl Iterator<Item = Result<Vec<T::Batch>, BoxError>> + use<T> {
     let (order, seed, steps) = (order(plan, examples), plan.train.config.seed, plan.train.steps);
     let (examples, collator) = (examples.clone(), collator.clone());
-    prefetch(plan.data.workers, PREFETCH, first, steps, move |step| {
+    prefetch(plan.data.config.workers, PREFETCH, first, steps, move |step| {
         let micro = order.micro_batches(step).into_iter();
         micro.map(|rows| T::collate(&collator, &examples, &rows, seed.wrapping_add(step))).collect()
     })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use temper_data::DataConfig;
 use temper_engine::{Every, EveryName, OptimKind, ScheduleKind};
 use temper_peft::Method;
-use temper_tasks::TaskConfig;
+use temper_tasks::{Problem, TaskConfig};
 
 use super::source::join_key;
 use super::{Recipe, Source, check};
@@ -30,14 +30,14 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
         }
     }
     model(&mut rules, recipe);
-    task(&mut rules, &recipe.task);
+    task(&mut rules, recipe);
     data(&mut rules, &recipe.data);
     adapter(&mut rules, recipe);
     train(&mut rules, recipe);
     optim(&mut rules, recipe);
     schedule(&mut rules, recipe);
     eval(&mut rules, recipe);
-    rules.must("device.threads", recipe.device.threads != Some(0), "at least 1");
+    rules.must("device.threads", recipe.device.threads.is_none_or(|n| (1..=4096).contains(&n)), "in 1 to 4096");
     if matches!(recipe.adapter.method, Method::Full | Method::Frozen) {
         rules.idle(&["export.merge"], "there is no adapter to merge", "adapter.method");
     }
@@ -119,7 +119,7 @@ fn model(rules: &mut Rules<'_>, recipe: &Recipe) {
         }
         if model.tokenizer.is_none() {
             let message = "missing key `tokenizer` in [model]: a network that starts from random weights brings none";
-            rules.wrong("model.tokenizer", message, "write `tokenizer = \"path/to/tokenizer.json\"`");
+            rules.wrong("model.tokenizer", message, "write `tokenizer = \"path/to/a/directory\"`");
         }
         if recipe.adapter.method != Method::Full {
             let message =
@@ -128,29 +128,43 @@ fn model(rules: &mut Rules<'_>, recipe: &Recipe) {
         }
     }
     if let Some(tokenizer) = &model.tokenizer
-        && !recipe.resolve(tokenizer).exists()
+        && !recipe.resolve(tokenizer).is_dir()
     {
-        let message = format!("there is no file or directory `{}`", recipe.resolve(tokenizer).display());
+        let message = format!("there is no directory `{}`", recipe.resolve(tokenizer).display());
         rules.wrong("model.tokenizer", &message, "");
     }
 }
 
-fn task(rules: &mut Rules<'_>, task: &TaskConfig) {
-    match task {
+fn task(rules: &mut Rules<'_>, recipe: &Recipe) {
+    if !matches!(recipe.task, TaskConfig::SequenceClassification(_)) {
+        rules.idle(&["data.label", "data.text_pair"], "this task has no labels and takes one text", "task.kind");
+    }
+    match &recipe.task {
         TaskConfig::SequenceClassification(task) => {
             rules.must("task.label_smoothing", (0.0..1.0).contains(&task.label_smoothing), "in [0, 1)");
+            if task.problem == Problem::Regression {
+                let keys = ["task.label_smoothing", "task.labels", "task.class_weights"];
+                rules.idle(&keys, "a score has no classes", "task.problem");
+            }
         }
         TaskConfig::MaskedLm(task) => {
             let p = task.mask_probability;
             rules.must("task.mask_probability", p > 0.0 && p < 1.0, "in (0, 1)");
         }
-        TaskConfig::Distillation(_) => rules.not_empty("task.teacher"),
+        TaskConfig::Distillation(_) => {
+            rules.not_empty("task.teacher");
+            if recipe.adapter.method != Method::Full {
+                let message = "distillation makes a new network: it needs `method = \"full\"` in [adapter]";
+                rules.wrong("adapter.method", message, "write `method = \"full\"`");
+            }
+        }
     }
 }
 
 fn data(rules: &mut Rules<'_>, data: &DataConfig) {
     rules.must("data.eval_fraction", data.eval_fraction.is_none_or(|f| (0.0..1.0).contains(&f)), "in [0, 1)");
     rules.must("data.max_length", data.max_length != Some(0), "at least 1");
+    rules.must("data.workers", data.workers <= 64, "at most 64");
     for (path, files) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
         let entries = files.map(|files| files.entries()).unwrap_or_default();
         if files.is_some() && entries.is_empty() {
@@ -191,6 +205,8 @@ fn adapter(rules: &mut Rules<'_>, recipe: &Recipe) {
         }
         (Method::Lora | Method::Dora, Some(from)) => {
             rules.idle(&SHAPE, "the adapter in `from` has its own", "adapter.from");
+            let own = ["adapter.method", "adapter.bias", "adapter.modules_to_save"];
+            rules.idle(&own, "the adapter in `from` has its own", "adapter.from");
             if !recipe.resolve(from).is_dir() {
                 let message = format!("there is no directory `{}`", recipe.resolve(from).display());
                 rules.wrong("adapter.from", &message, "");
@@ -218,7 +234,11 @@ fn adapter(rules: &mut Rules<'_>, recipe: &Recipe) {
 fn train(rules: &mut Rules<'_>, recipe: &Recipe) {
     let train = &recipe.train;
     rules.must("train.lr", train.lr > 0.0 && train.lr.is_finite(), "above 0");
-    rules.must("train.epochs", train.epochs.is_none_or(|epochs| epochs > 0.0 && epochs.is_finite()), "above 0");
+    rules.must(
+        "train.epochs",
+        train.epochs.is_none_or(|epochs| epochs > 0.0 && epochs <= 1e6),
+        "above 0 and at most 1000000",
+    );
     rules.must("train.max_steps", train.max_steps != Some(0), "at least 1");
     rules.must("train.global_batch", train.global_batch >= 1, "at least 1");
     rules.must("train.micro_batch", train.micro_batch != Some(0), "at least 1");

@@ -1,0 +1,29 @@
+//! What people see, letter for letter. `TEMPER_BLESS=1` rewrites what is expected.
+
+use crate::{root, temper, text};
+
+fn same(name: &str, found: &str) {
+    let path = root().join("tests/golden").join(name);
+    if std::env::var_os("TEMPER_BLESS").is_some() {
+        std::fs::write(&path, found).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == expected, "--- expected\n{expected}--- found\n{found}TEMPER_BLESS=1 accepts what was found");
+}
+
+#[test]
+fn help() {
+    let verbs: [&[&str]; 3] = [&["--help"], &["train", "--help"], &["predict", "--help"]];
+    let texts = verbs.map(|arguments| text(&temper(arguments).stdout));
+    same("help.txt", &texts.join("\n"));
+}
+
+#[test]
+fn plan() {
+    let out = temper(&["plan", "--recipe", "tests/recipes/short.toml", "--set", "device.threads=2"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    // How much memory there is depends on the machine.
+    let plan: Vec<String> =
+        text(&out.stdout).lines().filter(|line| !line.contains("available")).map(str::to_owned).collect();
+    same("plan.txt", &(plan.join("\n") + "\n"));
+}
