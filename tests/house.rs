@@ -23,6 +23,12 @@ fn every_recipe_plans() {
 }
 
 #[test]
+fn the_version_of_burn_in_cards_is_the_one_pinned() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    assert!(manifest.contains(&format!("burn = {{ version = \"={}\"", temper::BURN)), "{}", temper::BURN);
+}
+
+#[test]
 fn no_sentence_is_in_both_splits_of_the_reviews() {
     let sentences = |name: &str| -> HashSet<String> {
         let path = root().join("examples/reviews").join(name);

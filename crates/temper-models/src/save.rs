@@ -74,8 +74,17 @@ fn save_shards(
 fn write(path: &Path, tensors: Vec<(&String, Stored)>) -> Result<(), Error> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     atomically(path, |file| {
-        safetensors::serialize_to_file(tensors, Some(metadata), file).map_err(std::io::Error::other)
+        safetensors::serialize_to_file(tensors, Some(metadata), file).map_err(std::io::Error::other)?;
+        readable(file)
     })?;
+    Ok(())
+}
+
+/// safetensors makes files that nobody but their owner may read; a model is shared like any other file.
+fn readable(file: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    let _ = file;
     Ok(())
 }
 

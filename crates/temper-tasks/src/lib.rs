@@ -31,20 +31,6 @@ pub enum TaskConfig {
     Distillation(DistillationConfig),
 }
 
-impl TaskConfig {
-    /// The value of `kind`.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::SequenceClassification(_) => "sequence-classification",
-            Self::MaskedLm(_) => "masked-lm",
-            Self::Distillation(_) => "distillation",
-        }
-    }
-
-    /// Every value that `kind` may have.
-    pub const KINDS: [&'static str; 3] = ["sequence-classification", "masked-lm", "distillation"];
-}
-
 /// A backbone with a head, taught by an objective and judged by metrics.
 pub trait Task: Objective<Batch: 'static> {
     /// What turns rows into a batch; it runs on the data threads.

@@ -242,6 +242,10 @@ impl PredictArgs {
         let model = Trained::open(&self.model, &device::inference())?;
         let pair = self.columns.text_pair.as_deref();
         if !self.texts.is_empty() {
+            if pair.is_some() {
+                let message = "error: --text-pair names a column, and texts given as arguments have none; use --file";
+                return Err(Failure::new(Kind::Recipe, message));
+            }
             let texts: Vec<_> = self.texts.into_iter().map(|text| (text, None)).collect();
             return predict(&model, &texts);
         }
@@ -252,7 +256,8 @@ impl PredictArgs {
         let mut texts = Vec::new();
         for (number, line) in lines.lines().enumerate() {
             let line = line.context(Kind::Data, format!("failed to read line {}", number + 1))?;
-            texts.push(text_of(&line, &self.columns.text, pair, number + 1)?);
+            let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
+            texts.push(text_of(line, &self.columns.text, pair, number + 1)?);
             if texts.len() == 256 {
                 predict(&model, &std::mem::take(&mut texts))?;
             }

@@ -170,7 +170,8 @@ pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> 
     }
     let path = dir.join("tokenizer_config.json");
     let text = fs::read_to_string(&path).unwrap_or_else(|_| r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#.into());
-    let mut settings: Value = serde_json::from_str(&text).unwrap_or_else(|_| json!({}));
+    let settings: Result<Value, _> = serde_json::from_str(&text);
+    let mut settings = settings.context(Kind::Data, "failed to understand tokenizer_config.json")?;
     settings["model_max_length"] = json!(max_length);
     write_json(&path, &settings)
 }

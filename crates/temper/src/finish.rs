@@ -78,7 +78,7 @@ fn summary(plan: &Plan) -> String {
 }
 
 fn versions() -> Vec<(String, String)> {
-    vec![("temper".into(), env!("CARGO_PKG_VERSION").into()), ("burn".into(), "0.22.1".into())]
+    vec![("temper".into(), env!("CARGO_PKG_VERSION").into()), ("burn".into(), crate::BURN.into())]
 }
 
 fn split(name: &str, examples: &Examples, plan: &Plan) -> Split {

@@ -29,6 +29,9 @@ use std::process::ExitCode;
 
 use failure::Failure;
 
+/// The version of burn that this is built on.
+pub const BURN: &str = "0.22.1";
+
 /// Prints the failure, if there is one, and says how the process ends.
 pub fn exit(result: Result<(), Failure>) -> ExitCode {
     match result {

@@ -7,6 +7,8 @@
 
 use serde::Serialize;
 
+use crate::units::bytes;
+
 /// Vectors of the model's width that a layer keeps for each token.
 const WIDE: u64 = 14;
 /// Vectors of the feed-forward's width that a layer keeps for each token.
@@ -91,14 +93,9 @@ impl Memory {
             ("program", self.program),
             ("in all", self.total()),
         ];
-        let available = self.available.map(|bytes| ("available".to_owned(), megabytes(bytes)));
-        items.iter().map(|(name, bytes)| ((*name).to_owned(), megabytes(*bytes))).chain(available).collect()
+        let available = self.available.map(|value| ("available".to_owned(), bytes(value)));
+        items.iter().map(|(name, value)| ((*name).to_owned(), bytes(*value))).chain(available).collect()
     }
-}
-
-/// Bytes in MB, as people read them.
-pub fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 /// The memory that can still be had, in bytes: the machine's, or less where a control group limits it.

@@ -12,6 +12,7 @@ use temper_peft::AdapterConfig;
 use temper_tasks::{Metric, Problem};
 
 use crate::memory::Memory;
+use crate::units::grouped;
 
 /// What will happen.
 #[derive(Debug, Clone, Serialize)]
@@ -321,11 +322,15 @@ impl Plan {
             rows.push(("trained whole".into(), self.adapter.config.modules_to_save.join(", ")));
         }
         rows.extend(self.adapter.groups.iter().map(|group| {
-            (group.name.clone(), format!("{} parameters, {} trainable", grouped(group.total), grouped(group.trainable)))
+            (
+                group.name.clone(),
+                format!("{} parameters, {} trainable", grouped(group.total as u64), grouped(group.trainable as u64)),
+            )
         }));
         let (total, trainable) = (self.adapter.total(), self.adapter.trainable());
         let share = 100.0 * trainable as f64 / total as f64;
-        let all = format!("{} parameters, {} trainable ({share:.2} %)", grouped(total), grouped(trainable));
+        let all =
+            format!("{} parameters, {} trainable ({share:.2} %)", grouped(total as u64), grouped(trainable as u64));
         rows.push(("in all".into(), all));
         rows
     }
@@ -366,21 +371,8 @@ impl fmt::Display for Plan {
     }
 }
 
-/// `12345678` as `12,345,678`.
-pub fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 fn pinned(file: &PinnedFile) -> (String, String) {
-    let size = grouped(file.bytes as usize);
+    let size = grouped(file.bytes);
     ("file".into(), format!("{} ({size} bytes, sha256 {}…)", file.path, &file.sha256[..12.min(file.sha256.len())]))
 }
 
@@ -388,16 +380,5 @@ fn listed(names: &[String]) -> String {
     match names {
         [head @ .., last] if names.len() > 8 => format!("{}, … {last}", head[..6].join(", ")),
         _ => names.join(", "),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        assert_eq!(super::grouped(0), "0");
-        assert_eq!(super::grouped(999), "999");
-        assert_eq!(super::grouped(1000), "1,000");
-        assert_eq!(super::grouped(22_713_216), "22,713,216");
     }
 }

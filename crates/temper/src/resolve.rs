@@ -377,6 +377,9 @@ fn resolve_adapter(
     let mut adapter = match from {
         None => recipe.adapter.clone(),
         Some(from) => {
+            if !from.ignored.is_empty() {
+                tracing::warn!(fields = ?from.ignored, "the adapter's configuration has fields that change nothing here");
+            }
             let mut table = AdapterConfig { from: recipe.adapter.from.clone(), ..from.config.table() };
             if recipe.source.wrote("adapter.dropout") {
                 table.dropout = recipe.adapter.dropout;

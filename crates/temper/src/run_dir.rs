@@ -2,8 +2,9 @@
 //! `report.html`. One process at a time; the same command again goes on where the last one stopped.
 
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use temper_peft::file::atomically;
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::Plan;
@@ -86,16 +87,9 @@ impl RunDir {
     }
 }
 
-/// Writes a file whole or not at all: a temporary beside it, flushed to disk, then renamed.
+/// Writes a file whole or not at all.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let temporary = path.with_extension("tmp");
-    let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written.context(Kind::Other, format!("failed to write {}", path.display()))
+    atomically(path, |file| fs::write(file, bytes)).context(Kind::Other, "failed to save")
 }
 
 fn remove(result: std::io::Result<()>, path: &Path) -> Result<(), Failure> {

@@ -18,7 +18,7 @@ use crate::recipe::{Recipe, parse_duration};
 use crate::reporters::Reporters;
 use crate::resolve::{Inputs, read_teacher, resolve};
 use crate::run_dir::RunDir;
-use crate::{build, device, logs, memory};
+use crate::{build, device, logs, memory, units};
 
 /// Batches that wait for the loop.
 const PREFETCH: usize = 4;
@@ -182,7 +182,7 @@ fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), Failure> {
     if needed <= available {
         return Ok(());
     }
-    let [needed, available] = [needed, available].map(memory::megabytes);
+    let [needed, available] = [needed, available].map(units::bytes);
     let message = format!(
         "error: the run needs about {needed}, and {available} can be had\n  = help: lower train.micro_batch (now {}) or \
          data.max_length (now {})",
