@@ -147,3 +147,58 @@ fn the_same_directory_refuses_another_plan() {
     assert_eq!(out.status.code(), Some(2));
     assert!(text(&out.stderr).contains("train.config.lr"), "{}", text(&out.stderr));
 }
+
+#[test]
+fn an_adapter_on_everything_can_be_used_again() {
+    // The carried encoder has no pooler: it starts from random values, trains whole, and must get no adapter.
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &["adapter.targets=\"all-linear\"", "adapter.method=\"dora\""]);
+    let eval = |model: &Path| {
+        let out = temper(&["eval", model.to_str().unwrap(), "--data", "examples/reviews/eval.jsonl", "--json"]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["scores"]["loss"].as_f64().unwrap()
+    };
+    let events = fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
+    let scores: Vec<f64> = events
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|event| event["event"] == "evaluated")
+        .map(|event| event["scores"]["loss"].as_f64().unwrap())
+        .collect();
+    let exported = eval(dir.path());
+    assert!(scores.iter().any(|loss| (loss - exported).abs() < 1e-6), "{exported} is none of {scores:?}");
+}
+
+#[test]
+fn merge_never_deletes_what_is_not_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &["train.max_steps=1", "eval.every=1"]);
+    let precious = dir.path().join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("thesis.txt"), "years of work").unwrap();
+    let out = temper(&["merge", dir.path().to_str().unwrap(), "--out", precious.to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+    assert_eq!(fs::read_to_string(precious.join("thesis.txt")).unwrap(), "years of work");
+}
+
+#[test]
+fn what_a_column_means_is_part_of_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let csv = |name: &str| {
+        let rows: String = (0..40).map(|i| format!("row {i},{},{}\n", i % 2, (i / 2) % 2)).collect();
+        let path = dir.path().join(name);
+        fs::write(&path, format!("text,a,b\n{rows}")).unwrap();
+        format!("data.train={}", path.display())
+    };
+    let train = csv("rows.csv");
+    let fingerprint = |label: &str| {
+        let label = format!("data.label={label}");
+        let set = ["--set", &train, "--set", "data.eval_fraction=0.25", "--set", &label];
+        let arguments = [&["plan", "--json", "--recipe", "tests/recipes/short.toml"], &set[..]].concat();
+        let out = temper(&arguments);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["fingerprint"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(fingerprint("a"), fingerprint("a"));
+    assert_ne!(fingerprint("a"), fingerprint("b"));
+}
