@@ -202,3 +202,31 @@ fn what_a_column_means_is_part_of_the_plan() {
     assert_eq!(fingerprint("a"), fingerprint("a"));
     assert_ne!(fingerprint("a"), fingerprint("b"));
 }
+
+#[test]
+fn eval_and_predict_know_the_columns_of_training() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: String =
+        (0..60).map(|i| format!("left {i} and more,right {},{},{}\n", i * 7, i % 2, (i / 2) % 2)).collect();
+    let data = dir.path().join("pairs.csv");
+    fs::write(&data, format!("one,two,a,b\n{rows}")).unwrap();
+    let model = dir.path().join("run");
+    let files = [format!("data.train={}", data.display()), format!("data.eval={}", data.display())];
+    let mut set = vec!["data.text=one", "data.text_pair=two", "data.label=[\"a\", \"b\"]", "task.problem=multi-label"];
+    set.extend(files.iter().map(String::as_str));
+    set.extend(["train.max_steps=2", "eval.every=2"]);
+    run(&model, &set);
+    let events = fs::read_to_string(model.join("events.jsonl")).unwrap();
+    let evaluated = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let trained = evaluated.filter(|e| e["event"] == "evaluated").last().unwrap()["scores"]["loss"].as_f64().unwrap();
+    let out = temper(&["eval", model.to_str().unwrap(), "--data", data.to_str().unwrap(), "--json"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let scores = serde_json::from_slice::<Value>(&out.stdout).unwrap();
+    assert!((scores["scores"]["loss"].as_f64().unwrap() - trained).abs() < 1e-6, "{scores} {trained}");
+
+    let line = dir.path().join("line.jsonl");
+    fs::write(&line, "{\"one\": \"left\", \"two\": \"right\"}\n").unwrap();
+    let out = temper(&["predict", model.to_str().unwrap(), "--file", line.to_str().unwrap()]);
+    let said: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((said["text"].as_str(), said["text_pair"].as_str()), (Some("left"), Some("right")), "{said}");
+}

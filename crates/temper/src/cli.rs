@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
+use temper_data::{DataConfig, Files, LabelColumns};
 use temper_engine::Stop;
 
 use crate::failure::{Context, Failure, Kind};
-use crate::inference::{Trained, whole_file};
+use crate::inference::Trained;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
 use crate::train::{self, Finished};
@@ -109,9 +110,9 @@ struct EvalArgs {
     data: PathBuf,
     #[command(flatten)]
     columns: ColumnArgs,
-    /// The column of the label.
-    #[arg(long, default_value = "label", value_name = "COLUMN")]
-    label: String,
+    /// The column of the label, or a column for each label. Default: as in training.
+    #[arg(long, value_name = "COLUMN", num_args = 1..)]
+    label: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -119,10 +120,10 @@ struct EvalArgs {
 
 #[derive(Debug, Args)]
 struct ColumnArgs {
-    /// The column of the text.
-    #[arg(long, default_value = "text", value_name = "COLUMN")]
-    text: String,
-    /// The column of the second text, for pairs.
+    /// The column of the text. Default: as in training.
+    #[arg(long, value_name = "COLUMN")]
+    text: Option<String>,
+    /// The column of the second text, for pairs. Default: as in training.
     #[arg(long, value_name = "COLUMN")]
     text_pair: Option<String>,
 }
@@ -181,6 +182,15 @@ impl TrainCli {
     }
 }
 
+impl ColumnArgs {
+    /// The columns of training, with those of the command line in their place.
+    fn over(&self, training: DataConfig) -> DataConfig {
+        let text = self.text.clone().unwrap_or(training.text);
+        let text_pair = self.text_pair.clone().or(training.text_pair);
+        DataConfig { text, text_pair, ..training }
+    }
+}
+
 impl RecipeArgs {
     fn load(&self) -> Result<Recipe, Failure> {
         Recipe::load(&self.recipe, &self.overrides).map_err(|diagnostics| Failure::new(Kind::Recipe, diagnostics))
@@ -225,8 +235,14 @@ impl PlanArgs {
 impl EvalArgs {
     fn run(self) -> Result<(), Failure> {
         let model = Trained::open(&self.model, &device::inference())?;
-        let columns = &self.columns;
-        let data = whole_file(&self.data, &columns.text, columns.text_pair.as_deref(), &self.label);
+        let mut data = self.columns.over(model.columns());
+        data.train = Files::One(self.data.display().to_string());
+        (data.eval, data.eval_fraction) = (None, Some(0.0));
+        match self.label.as_slice() {
+            [] => {}
+            [column] => data.label = LabelColumns::One(column.clone()),
+            columns => data.label = LabelColumns::Many(columns.to_vec()),
+        }
         let examples = model.examples(&data)?;
         let scores = model.evaluate(&examples).scores;
         if self.json {
@@ -240,15 +256,16 @@ impl EvalArgs {
 impl PredictArgs {
     fn run(self) -> Result<(), Failure> {
         let model = Trained::open(&self.model, &device::inference())?;
-        let pair = self.columns.text_pair.as_deref();
         if !self.texts.is_empty() {
-            if pair.is_some() {
+            if self.columns.text_pair.is_some() {
                 let message = "error: --text-pair names a column, and texts given as arguments have none; use --file";
                 return Err(Failure::new(Kind::Recipe, message));
             }
             let texts: Vec<_> = self.texts.into_iter().map(|text| (text, None)).collect();
             return predict(&model, &texts);
         }
+        let columns = self.columns.over(model.columns());
+        let pair = columns.text_pair.as_deref();
         let lines: Box<dyn BufRead> = match &self.file {
             Some(path) => Box::new(open(path)?),
             None => Box::new(std::io::stdin().lock()),
@@ -257,7 +274,7 @@ impl PredictArgs {
         for (number, line) in lines.lines().enumerate() {
             let line = line.context(Kind::Data, format!("failed to read line {}", number + 1))?;
             let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
-            texts.push(text_of(line, &self.columns.text, pair, number + 1)?);
+            texts.push(text_of(line, &columns.text, pair, number + 1)?);
             if texts.len() == 256 {
                 predict(&model, &std::mem::take(&mut texts))?;
             }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde_json::{Map, Value, json};
-use temper_data::{DataConfig, Examples, Files, LabelKind, TokenBatch, Tokenizer};
+use temper_data::{DataConfig, Examples, LabelKind, TokenBatch, Tokenizer};
 use temper_models::{Config, Weights};
 use temper_peft::file;
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
@@ -54,6 +54,13 @@ impl Trained {
         let model = build::restore(model, &config, &task, &weights, adapter.as_ref())?;
         let max_length = model_max_length(&dir).unwrap_or_else(|| config.max_positions().min(512));
         Ok(Self { dir, config, task, model, tokenizer, max_length })
+    }
+
+    /// The `[data]` table of the run, which knows the columns; the default for an export away from its run.
+    pub fn columns(&self) -> DataConfig {
+        let plan = self.dir.parent().and_then(|run| fs::read_to_string(run.join("plan.json")).ok());
+        let plan: Option<Value> = plan.and_then(|text| serde_json::from_str(&text).ok());
+        plan.and_then(|mut plan| serde_json::from_value(plan["data"]["config"].take()).ok()).unwrap_or_default()
     }
 
     /// The label names.
@@ -194,16 +201,4 @@ fn model_max_length(dir: &Path) -> Option<usize> {
     let text = fs::read_to_string(dir.join("tokenizer_config.json")).ok()?;
     let settings: Value = serde_json::from_str(&text).ok()?;
     settings["model_max_length"].as_u64().map(|length| length as usize).filter(|&length| length <= 1 << 20)
-}
-
-/// `[data]` for one labelled file that is read whole.
-pub fn whole_file(path: &Path, text: &str, text_pair: Option<&str>, label: &str) -> DataConfig {
-    DataConfig {
-        train: Files::One(path.display().to_string()),
-        eval_fraction: Some(0.0),
-        text: text.into(),
-        text_pair: text_pair.map(str::to_owned),
-        label: temper_data::LabelColumns::One(label.into()),
-        ..DataConfig::default()
-    }
 }
