@@ -217,8 +217,9 @@ fn eval_and_predict_know_the_columns_of_training() {
     set.extend(["train.max_steps=2", "eval.every=2"]);
     run(&model, &set);
     let events = fs::read_to_string(model.join("events.jsonl")).unwrap();
-    let evaluated = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let trained = evaluated.filter(|e| e["event"] == "evaluated").last().unwrap()["scores"]["loss"].as_f64().unwrap();
+    let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let evaluated = events.rfind(|event| event["event"] == "evaluated").unwrap();
+    let trained = evaluated["scores"]["loss"].as_f64().unwrap();
     let out = temper(&["eval", model.to_str().unwrap(), "--data", data.to_str().unwrap(), "--json"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let scores = serde_json::from_slice::<Value>(&out.stdout).unwrap();

@@ -249,8 +249,11 @@ mod tests {
         }
     }
 
-    /// Of each row: what it says now, and which of its columns were chosen with which targets.
-    fn hidden(rows: &[u32], seed: u64) -> Vec<(Vec<i32>, Vec<(usize, i32)>)> {
+    /// What a row says now, and which of its columns were chosen with which targets.
+    type Hidden = (Vec<i32>, Vec<(usize, i32)>);
+
+    /// What masking makes of each row.
+    fn hidden(rows: &[u32], seed: u64) -> Vec<Hidden> {
         let MaskedBatch { tokens, positions, targets } = masking(0.3).apply(batch(rows), seed);
         let of_row = |row: usize| {
             let start = row * tokens.seq;
