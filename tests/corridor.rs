@@ -225,9 +225,51 @@ fn eval_and_predict_know_the_columns_of_training() {
     let scores = serde_json::from_slice::<Value>(&out.stdout).unwrap();
     assert!((scores["scores"]["loss"].as_f64().unwrap() - trained).abs() < 1e-6, "{scores} {trained}");
 
-    let line = dir.path().join("line.jsonl");
-    fs::write(&line, "{\"one\": \"left\", \"two\": \"right\"}\n").unwrap();
-    let out = temper(&["predict", model.to_str().unwrap(), "--file", line.to_str().unwrap()]);
+    // Away from its run the model knows them too, and a bad line costs nobody else an answer.
+    let away = dir.path().join("away");
+    fs::rename(model.join("export"), &away).unwrap();
+    let lines = dir.path().join("lines.jsonl");
+    fs::write(&lines, "{\"one\": \"left\", \"two\": \"right\"}\n{\"one\": \"left\"}\n").unwrap();
+    let out = temper(&["predict", away.to_str().unwrap(), "--file", lines.to_str().unwrap()]);
     let said: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((said["text"].as_str(), said["text_pair"].as_str()), (Some("left"), Some("right")), "{said}");
+    assert_eq!(out.status.code(), Some(3));
+    assert!(text(&out.stderr).contains("line 2 has no text called `two`"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn eval_measures_the_loss_of_training() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &["task.class_weights={positive=3.0}", "task.label_smoothing=0.2", "eval.every=10"]);
+    let events = fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
+    let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let trained = events.rfind(|event| event["event"] == "evaluated").unwrap()["scores"]["loss"].as_f64().unwrap();
+    let data = "examples/reviews/eval.jsonl";
+    let out = temper(&["eval", dir.path().to_str().unwrap(), "--data", data, "--json"]);
+    let found = serde_json::from_slice::<Value>(&out.stdout).unwrap()["scores"]["loss"].as_f64().unwrap();
+    assert!((trained - found).abs() < 1e-6, "{trained} {found}");
+}
+
+#[test]
+fn an_adapter_refuses_another_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    fs::create_dir(&base).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(crate::root().join("examples/encoder").join(name), base.join(name)).unwrap();
+    }
+    let model = dir.path().join("run");
+    let from = format!("model.base={}", base.display());
+    run(&model, &[&from, "train.max_steps=1", "eval.every=1"]);
+    let mut weights = fs::read(base.join("model.safetensors")).unwrap();
+    *weights.last_mut().unwrap() ^= 1;
+    fs::write(base.join("model.safetensors"), weights).unwrap();
+    let predict = temper(&["predict", model.to_str().unwrap(), "a text"]);
+    let again =
+        arguments(&dir.path().join("second"), &[&from, &format!("adapter.from={}", model.join("export").display())]);
+    let train = temper(&again.iter().map(String::as_str).collect::<Vec<_>>());
+    for out in [predict, train] {
+        assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains("is not the file that the adapter was trained on"), "{}", text(&out.stderr));
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{root, temper, text};
 
-fn same(name: &str, found: &str) {
+pub fn same(name: &str, found: &str) {
     let path = root().join("tests/golden").join(name);
     if std::env::var_os("TEMPER_BLESS").is_some() {
         std::fs::write(&path, found).unwrap();

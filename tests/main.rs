@@ -1,6 +1,7 @@
 //! Everything that needs more than one crate, in one binary.
 #![allow(clippy::unwrap_used)]
 
+mod bad_files;
 mod bad_recipes;
 mod corridor;
 mod golden;

@@ -22,11 +22,13 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
-    /// A column that the recipe names is not in the file.
-    #[error("failed to find column `{column}` in {}: {message}", path.display())]
+    /// A column that the recipe names is not in the file, or cannot be read.
+    #[error("failed to find column `{column}` in {}{}: {message}", path.display(), at_line(*line))]
     Column {
         /// The file.
         path: PathBuf,
+        /// The line, from 1, where each record has columns of its own (JSON lines).
+        line: Option<u64>,
         /// The column asked for.
         column: String,
         /// The columns there are, and the nearest.
@@ -69,6 +71,10 @@ pub enum Error {
 
 /// `Result` of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn at_line(line: Option<u64>) -> String {
+    line.map(|line| format!(", line {line}")).unwrap_or_default()
+}
 
 /// `, did you mean "x"?` when one of `names` is close to `wanted`, else nothing.
 pub(crate) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> String {

@@ -58,7 +58,10 @@ fn cells(line: &str, names: &[&str], place: &Place) -> Result<Vec<Raw>> {
     let mut json = serde_json::Deserializer::from_str(line);
     let row = Row(names).deserialize(&mut json).and_then(|row| json.end().map(|()| row)).map_err(|e| {
         let hint = if line == "{" { "; each object must be on one line" } else { "" };
-        place.error(format!("bad JSON: {e}{hint}"))
+        let said = e.to_string();
+        // The line is the file's, not the parser's.
+        let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
+        place.error(format!("bad JSON: {what} at column {}{hint}", e.column()))
     })?;
     row.into_iter()
         .zip(names)
@@ -69,8 +72,9 @@ fn cells(line: &str, names: &[&str], place: &Place) -> Result<Vec<Raw>> {
                     Ok(Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
                     _ => Vec::new(),
                 };
-                let there = absent(name, keys.iter().map(String::as_str));
-                Err(place.error(format!("there is no column `{name}`; {there}")))
+                let message = absent(name, keys.iter().map(String::as_str));
+                let (path, line) = (place.path.to_owned(), Some(place.line));
+                Err(Error::Column { path, line, column: (*name).into(), message })
             }
         })
         .collect()

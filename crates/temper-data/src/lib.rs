@@ -41,5 +41,6 @@ pub use labels::{Label, LabelKind};
 pub use load::{Dataset, load};
 pub use order::Order;
 pub use prefetch::{Prefetch, prefetch};
+pub use random::Random;
 pub use report::{DataReport, Finding, LabelCount, LengthStats, Severity, SplitReport};
 pub use tokenizer::{Encoded, Tokenizer};

@@ -83,8 +83,8 @@ impl Order {
     }
 
     /// Rows seen in an epoch.
-    #[must_use]
-    pub fn rows_per_epoch(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn rows_per_epoch(&self) -> u64 {
         self.rows_per_epoch
     }
 

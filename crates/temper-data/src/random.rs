@@ -1,11 +1,11 @@
 //! Seeded randomness that is the same on every machine and in every version: SplitMix64.
 
-/// SplitMix64 (Steele, Lea & Flood 2014).
-pub(crate) struct Random(u64);
+/// SplitMix64 (Steele, Lea & Flood 2014): a stream of numbers that is the same on every machine and in every version.
+pub struct Random(u64);
 
 impl Random {
     /// A stream of its own for each (seed, stream) pair.
-    pub(crate) fn new(seed: u64, stream: u64) -> Self {
+    pub fn new(seed: u64, stream: u64) -> Self {
         Self(mix(mix(seed) ^ stream))
     }
 
@@ -15,8 +15,13 @@ impl Random {
     }
 
     /// Uniform in 0..n, for n > 0 (multiply-shift; the bias is below n/2^64).
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
+    }
+
+    /// Uniform in [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Fisher-Yates.

@@ -70,7 +70,7 @@ impl Columns {
                     (Some(_), Some(_)) => "the file has two columns of that name; rename one".into(),
                     (None, _) => absent(wanted, there.iter().copied()),
                 };
-                Err(Error::Column { path: path.to_owned(), column: wanted.into(), message })
+                Err(Error::Column { path: path.to_owned(), line: None, column: wanted.into(), message })
             })
             .collect()
     }

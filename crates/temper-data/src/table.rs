@@ -45,7 +45,8 @@ pub(crate) fn read_arrow(path: &Path, mut file: File, columns: &Columns, sink: S
         locate(path, columns, &reader.schema())?;
         read_batches(path, reader, columns, sink)
     } else {
-        let reader = StreamReader::try_new(file, None).map_err(|e| fail(path, e))?;
+        let reader = StreamReader::try_new(file, None)
+            .map_err(|e| fail(path, format!("it is neither an Arrow file nor an Arrow stream ({e})")))?;
         locate(path, columns, &reader.schema())?;
         read_batches(path, reader, columns, sink)
     }
@@ -72,6 +73,7 @@ fn read_batches(
             .map(|(i, column)| {
                 Cells::new(batch.column(i)).map_err(|message| Error::Column {
                     path: path.to_owned(),
+                    line: None,
                     column: column.into(),
                     message,
                 })

@@ -176,7 +176,7 @@ fn every_mistake_has_its_own_message() {
         ("array.json", "[{\"text\":\"a\",\"label\":1}]", &["JSON array", "jq"]),
         ("pretty.json", "{\n \"text\": \"a\"\n}", &["each object must be on one line"]),
         ("number.jsonl", "3\n", &["line 1", "an object such as"]),
-        ("typo.jsonl", "{\"txt\":\"a\",\"label\":1}", &["line 1", "no column `text`", "did you mean \"txt\"?"]),
+        ("typo.jsonl", "{\"txt\":\"a\",\"label\":1}", &["line 1", "find column `text`", "did you mean \"txt\"?"]),
         ("null.jsonl", "{\"text\":null,\"label\":1}", &["line 1", "`text` is null"]),
         ("object.jsonl", "{\"text\":{\"a\":1},\"label\":1.5}", &["the label is 1.5"]),
         ("twice.jsonl", "{\"text\":\"a\",\"text\":\"b\",\"label\":1}", &["line 1", "\"text\" comes twice"]),

@@ -21,7 +21,7 @@ use crate::optim::Optimizer;
 use crate::plan::Scores;
 use crate::weights::{self, Held};
 
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 const TRAINABLE: &str = "trainable.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
@@ -41,6 +41,23 @@ pub(crate) struct Progress {
     pub seconds: f64,
     /// Tokens seen.
     pub tokens: u64,
+    /// The steps since the last report.
+    pub window: Window,
+}
+
+/// What the steps since the last report came to: a report after a resume covers those before it too.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Window {
+    /// Sum of the losses of their targets.
+    pub loss: f64,
+    /// Their targets.
+    pub targets: f64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// How many they are.
+    pub steps: u32,
+    /// Seconds that they took, evaluations and checkpoints not counted.
+    pub seconds: f64,
 }
 
 #[derive(Serialize, Deserialize)]

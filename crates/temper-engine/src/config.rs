@@ -81,6 +81,9 @@ pub enum OptimKind {
     Sgd,
     /// Chen et al. 2023, arXiv:2302.06675.
     Lion,
+    /// Shazeer & Stern 2018, arXiv:1804.04235, as `torch.optim.Adafactor`: keeps of a matrix one number a row and one a
+    /// column. The step is `lr` times the root mean square of the parameter, so `lr` wants 1e-3 to 1e-2.
+    Adafactor,
 }
 
 /// `[schedule]`: the learning rate over the steps.

@@ -10,7 +10,8 @@ use crate::plan::Scores;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A checkpoint was refused because it is damaged; it was set aside and an older one is tried.
+    /// A checkpoint was refused because it is damaged. One to resume from is set aside and an older one tried; in place of
+    /// a best one the last weights are used.
     Refused {
         /// Where it is now.
         path: PathBuf,

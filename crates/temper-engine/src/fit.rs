@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{FloatDType, Tensor};
 
-use crate::checkpoint::{Progress, Store};
+use crate::checkpoint::{Progress, Store, Window};
 use crate::error::{BoxError, Error};
 use crate::event::{Event, StopReason};
 use crate::gradients::Gradients;
@@ -21,7 +21,8 @@ pub struct Outcome<M> {
     pub reason: StopReason,
     /// Steps done.
     pub step: u64,
-    /// The best evaluation: after which step, and what it measured.
+    /// The best evaluation: after which step, and what it measured. None too if its checkpoint is damaged: then `model`
+    /// has the last weights.
     pub best: Option<(u64, Scores)>,
     /// The last evaluation.
     pub last: Option<Scores>,
@@ -59,7 +60,6 @@ where
     (model, progress) = store.resume(model, &mut optimizer, observe)?;
     let clock = Clock { before: progress.seconds, started: Instant::now() };
     let mut data = data(progress.step);
-    let mut window = Window::default();
 
     let mut ending = plan.ending(&progress, stop);
     while ending.is_none() {
@@ -74,11 +74,10 @@ where
         progress.step = at;
         progress.tokens += measured.tokens;
         progress.seconds = clock.seconds();
-        window.add(&measured, started.elapsed());
+        progress.window.add(&measured, started.elapsed());
 
         if at.is_multiple_of(plan.log_every.max(1)) || at == plan.steps {
-            observe(&window.report(plan, &progress, &measured));
-            window = Window::default();
+            observe(&std::mem::take(&mut progress.window).report(plan, &progress, &measured));
         }
 
         ending = plan.ending(&progress, stop);
@@ -103,9 +102,17 @@ where
     }
 
     let reason = ending.unwrap_or(StopReason::Finished);
-    let Progress { step, best, last, tokens, .. } = progress;
-    if let Some((best, _)) = best.as_ref().filter(|(best, _)| *best != step) {
-        model = store.weights_of(*best, model)?;
+    let Progress { step, mut best, last, tokens, .. } = progress;
+    if let Some((at, _)) = best.as_ref().filter(|(at, _)| *at != step) {
+        match store.weights_of(*at, model.clone()) {
+            Ok(weights) => model = weights,
+            Err(Error::Damaged { path, reason }) => {
+                // The last weights are whole, and better than none.
+                observe(&Event::Refused { path, reason });
+                best = None;
+            }
+            Err(error) => return Err(error),
+        }
     }
     let seconds = clock.seconds();
     observe(&Event::Stopped { step, reason, seconds });
@@ -215,23 +222,13 @@ impl Clock {
     }
 }
 
-/// The steps since the last report.
-#[derive(Default)]
-struct Window {
-    loss: f64,
-    targets: f64,
-    tokens: u64,
-    steps: u32,
-    busy: Duration,
-}
-
 impl Window {
     fn add(&mut self, measured: &Measured, busy: Duration) {
         self.loss += measured.loss;
         self.targets += measured.targets;
         self.tokens += measured.tokens;
         self.steps += 1;
-        self.busy += busy;
+        self.seconds += busy.as_secs_f64();
     }
 
     fn report(&self, plan: &FitPlan, progress: &Progress, last: &Measured) -> Event {
@@ -243,8 +240,8 @@ impl Window {
             lr: last.lr,
             grad_norm: last.grad_norm,
             tokens: progress.tokens,
-            tokens_per_second: self.tokens as f64 / self.busy.as_secs_f64(),
-            step_ms: ms(self.busy) / f64::from(self.steps),
+            tokens_per_second: self.tokens as f64 / self.seconds,
+            step_ms: self.seconds * 1e3 / f64::from(self.steps),
         }
     }
 }

@@ -191,7 +191,7 @@ fn one_micro_batch_of_eight_equals_eight_of_one() {
 
 #[test]
 fn ten_steps_equal_five_and_five_bitwise() {
-    for kind in [OptimKind::Adamw, OptimKind::Sgd, OptimKind::Lion] {
+    for kind in [OptimKind::Adamw, OptimKind::Sgd, OptimKind::Lion, OptimKind::Adafactor] {
         let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut plan = plan(10);
         plan.optim = OptimConfig { kind, momentum: 0.9, ..plan.optim };
@@ -348,6 +348,39 @@ fn early_stopping_returns_the_best_and_stays_stopped() {
     let again = run(&plan, dir.path(), 2, &scores).0.unwrap();
     assert_eq!((again.reason, again.step), (StopReason::EarlyStopped, 8));
     assert_eq!(again.model.bits(), outcome.model.bits());
+
+    // A damaged best: said, and the last weights ship.
+    fs::remove_file(dir.path().join("checkpoints/step-000004/trainable.safetensors")).unwrap();
+    let (last, events) = run(&plan, dir.path(), 2, &scores);
+    let last = last.unwrap();
+    assert!(matches!(&events[1], Event::Refused { path, .. } if path.ends_with("step-000004")), "{events:?}");
+    assert!(last.best.is_none());
+    let eight = train(&FitPlan { steps: 8, eval_every: None, ..plan }, two.path());
+    assert_eq!(last.model.bits(), eight.bits());
+}
+
+#[test]
+fn a_report_covers_the_steps_before_a_resume() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let plan = FitPlan { log_every: 4, save_every: Some(1), ..plan(8) };
+    let losses = |events: Vec<Event>| -> Vec<(u64, f64)> {
+        events
+            .iter()
+            .filter_map(|e| if let Event::Step { step, loss, .. } = e { Some((*step, *loss)) } else { None })
+            .collect()
+    };
+    let wanted = losses(run(&plan, whole.path(), 2, &[0.0]).1);
+    assert_eq!(wanted.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [4, 8]);
+    let stop = Stop::default();
+    let asker = stop.clone();
+    let mut observe = |event: &Event| {
+        if matches!(event, Event::Saved { step: 6, .. }) {
+            asker.request_stop();
+        }
+    };
+    let mut evaluate = |_: &Net| Ok(Scores::default());
+    fit(Net::new(), &plan, parts.path(), |from| steps(from, 2), &mut evaluate, &mut observe, &stop).unwrap();
+    assert_eq!(losses(run(&plan, parts.path(), 2, &[0.0]).1), wanted[1..]);
 }
 
 #[test]
@@ -433,7 +466,7 @@ impl Objective for Linear {
 #[test]
 fn optimizers_and_clipping_equal_torch_over_ten_steps() {
     let traces: Vec<Trace> = serde_json::from_str(include_str!("../fixtures/optim.json")).unwrap();
-    assert_eq!(traces.len(), 5);
+    assert_eq!(traces.len(), 7);
     let device = Device::flex().autodiff();
     let schedule = Schedule::new(
         &ScheduleConfig { kind: ScheduleKind::Constant, warmup_steps: Some(0), ..Default::default() },

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use temper_nn::Activation;
@@ -44,7 +45,11 @@ impl Config {
     ///
     /// When the file cannot be read, the architecture is not known, or a field is missing or not supported.
     pub fn read(directory: &Path) -> Result<Self, Error> {
-        Self::read_file(&directory.join("config.json"))
+        let path = directory.join("config.json");
+        if directory.is_dir() && !path.exists() {
+            return Err(Error::NoConfig { path: directory.into() });
+        }
+        Self::read_file(&path)
     }
 
     /// Reads a configuration that may have any name.
@@ -86,12 +91,17 @@ impl Config {
                 rule,
             });
         }
-        let bad = |error: serde_json::Error| malformed(error.to_string());
-        let bert = || serde_json::from_value(raw.clone()).map_err(bad);
+        if raw.get("auto_map").is_some() {
+            let rule = format!(
+                "temper runs no code that comes with a model; remove it if the network is a plain {model_type}"
+            );
+            let (field, found) = ("auto_map", "there".into());
+            return Err(Error::Field { path: path.into(), field, found, rule });
+        }
         let model = match model_type {
-            "bert" => Model::Bert(bert()?),
-            "distilbert" => Model::DistilBert(serde_json::from_value(raw.clone()).map_err(bad)?),
-            "roberta" | "xlm-roberta" => Model::Roberta(bert()?),
+            "bert" => Model::Bert(fields(&raw, path)?),
+            "distilbert" => Model::DistilBert(fields(&raw, path)?),
+            "roberta" | "xlm-roberta" => Model::Roberta(fields(&raw, path)?),
             other => {
                 let names = MODEL_TYPES.map(|(name, _)| name);
                 let score = |name: &&str| strsim::jaro_winkler(name, other);
@@ -267,6 +277,15 @@ pub(crate) struct Sizes<'a> {
     pub feed_forward: usize,
     pub activation: &'a str,
     pub dropouts: [(&'static str, f64); 2],
+}
+
+/// The fields of an architecture, with the name of a bad one in the error.
+fn fields<T: DeserializeOwned>(raw: &Value, path: &Path) -> Result<T, Error> {
+    serde_path_to_error::deserialize(raw).map_err(|error| {
+        let place = error.path().to_string();
+        let place = if place == "." { String::new() } else { format!("`{place}`: ") };
+        Error::Malformed { path: path.into(), reason: format!("{place}{}", error.inner()) }
+    })
 }
 
 #[cfg(test)]

@@ -15,6 +15,12 @@ pub enum Error {
         /// The system's complaint.
         source: std::io::Error,
     },
+    /// A directory is not a model's.
+    #[error("`{}` holds no config.json: it is not a model in Hugging Face's layout", path.display())]
+    NoConfig {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A file is not what it should be.
     #[error("`{}` is not valid: {reason}", path.display())]
     Malformed {
@@ -76,6 +82,18 @@ pub enum Error {
         name: String,
         /// Its dtype.
         dtype: String,
+    },
+    /// A tensor holds a NaN or an infinity: training could only diverge.
+    #[error("tensor `{name}` in `{}` is damaged: its value {at} is {value}", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Which value, in row-major order, from 0.
+        at: usize,
+        /// The value.
+        value: f32,
     },
     /// Tensors do not fit the model.
     #[error("the weights in `{}` do not fit the model: {}", path.display(), list(.tensors))]

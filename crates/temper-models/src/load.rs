@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use safetensors::Dtype;
 use temper_peft::init::normal;
 use temper_peft::parameters::{Entry, Mapper, assign, list, map};
 
@@ -20,6 +21,8 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
     /// Parameters whose tensor has another shape.
     pub wrong_shape: Vec<WrongShape>,
+    /// Tensors of a dtype that is not read.
+    pub wrong_dtype: Vec<String>,
 }
 
 /// A tensor that does not fit its parameter.
@@ -67,6 +70,9 @@ pub fn check(entries: &[Entry], weights: &Weights, names: impl Fn(&str) -> Vec<S
             None => report.missing.push(path),
             Some((name, shape)) => {
                 used.insert(name.clone());
+                if weights.dtype(&name).is_some_and(|dtype| !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)) {
+                    report.wrong_dtype.push(name.clone());
+                }
                 match shape == entry.shape {
                     true => report.loaded.push((path, name)),
                     false => {
@@ -88,7 +94,7 @@ pub fn check(entries: &[Entry], weights: &Weights, names: impl Fn(&str) -> Vec<S
 ///
 /// # Errors
 ///
-/// When a tensor has another shape than its parameter, or a dtype that is not read.
+/// When a tensor has another shape than its parameter, a dtype that is not read, or a value that is not finite.
 pub fn load<M: Module>(
     module: M,
     weights: &Weights,
@@ -150,7 +156,7 @@ impl Mapper for Fill<'_> {
 
 impl std::fmt::Display for WrongShape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "`{}` should have shape {:?} but has {:?}", self.path, self.expected, self.found)
+        write!(f, "`{}` should have shape {:?} but has {:?}", self.name, self.expected, self.found)
     }
 }
 

@@ -97,17 +97,20 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// When there is no such tensor, or its dtype is not F32, F16 or BF16.
+    /// When there is no such tensor, its dtype is not F32, F16 or BF16, or a value is not finite.
     pub fn read(&self, name: &str) -> Result<Vec<f32>, Error> {
         let Some((shard, info)) = self.find(name) else {
             return Err(Error::NoSuchTensor { path: self.directory.clone(), name: name.into() });
         };
         let (begin, end) = info.data_offsets;
-        to_f32(info.dtype, &shard.map[shard.start + begin..shard.start + end]).ok_or_else(|| Error::Dtype {
-            path: shard.path.clone(),
-            name: name.into(),
-            dtype: format!("{:?}", info.dtype),
-        })
+        let values = to_f32(info.dtype, &shard.map[shard.start + begin..shard.start + end]);
+        let (path, name) = (|| shard.path.clone(), || name.to_owned());
+        let dtype = || format!("{:?}", info.dtype);
+        let values = values.ok_or_else(|| Error::Dtype { path: path(), name: name(), dtype: dtype() })?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(at) => Err(Error::NotFinite { path: path(), name: name(), at, value: values[at] }),
+        }
     }
 
     /// The safetensors files.

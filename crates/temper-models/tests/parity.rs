@@ -267,7 +267,7 @@ fn wrong_shapes_are_named_and_missing_parameters_begin_anew() {
     let swapped = |path: &str| candidates("bert", &path.replace("intermediate.dense.weight", "output.dense.weight"));
     let backbone = Backbone::new(&fixture.config, &Device::flex());
     let message = load(backbone, &weights, swapped, &init).unwrap_err().to_string();
-    assert!(message.contains("encoder.layer.0.intermediate.dense.weight"), "{message}");
+    assert!(message.contains("encoder.layer.0.output.dense.weight"), "{message}");
     assert!(message.contains("[48, 32]") && message.contains("[32, 48]"), "{message}");
 
     let without = |path: &str| if path.contains("pooler") { vec![] } else { candidates("bert", path) };

@@ -13,7 +13,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use temper_data::{Examples, TokenBatch};
+use temper_data::{Examples, Random, TokenBatch};
 use temper_engine::{Loss, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::Pass;
@@ -76,7 +76,7 @@ impl Masking {
     fn apply(&self, mut tokens: TokenBatch, seed: u64) -> MaskedBatch {
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
         for row in 0..tokens.batch {
-            let mut random = Random(mix(seed ^ mix(u64::from(tokens.rows[row]))));
+            let mut random = Random::new(seed, u64::from(tokens.rows[row]));
             for column in 0..tokens.lengths[row] as usize {
                 let position = row * tokens.seq + column;
                 let id = tokens.ids[position] as u32;
@@ -106,7 +106,10 @@ impl Masking {
             .filter(real)
             .filter(|&position| !self.special_ids.contains(&(tokens.ids[position] as u32)))
             .collect();
-        let Some(&position) = candidates.get((mix(seed) % candidates.len().max(1) as u64) as usize) else { return };
+        if candidates.is_empty() {
+            return;
+        }
+        let position = candidates[Random::new(seed, u64::MAX).below(candidates.len())];
         positions.push(position as i32);
         targets.push(tokens.ids[position]);
         tokens.ids[position] = self.mask_id as i32;
@@ -114,29 +117,12 @@ impl Masking {
 
     fn random_token(&self, random: &mut Random) -> u32 {
         loop {
-            let id = (random.unit() * f64::from(self.vocab_size)) as u32;
+            let id = random.below(self.vocab_size as usize) as u32;
             if !self.special_ids.contains(&id) {
                 return id;
             }
         }
     }
-}
-
-/// SplitMix64 (Steele et al. 2014).
-struct Random(u64);
-
-impl Random {
-    /// Uniform in [0, 1).
-    fn unit(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        (mix(self.0) >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 impl MaskedLm {

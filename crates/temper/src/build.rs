@@ -14,7 +14,7 @@ use temper_tasks::{SequenceClassifier, Task, checkpoint_names, hugging_face_name
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{Plan, TaskPlan};
-use crate::resolve::Inputs;
+use crate::resolve::{Inputs, TeacherInputs};
 
 /// A classifier without values.
 pub fn classifier(config: &Config, task: &TaskPlan, device: &Device) -> SequenceClassifier {
@@ -70,10 +70,11 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
 }
 
 /// The network that a student learns from, without its pooler.
-pub fn teacher(config: &Config, weights: &Weights, ids: Vec<i32>, device: &Device) -> Result<Teacher, Failure> {
-    let backbone = Backbone::new(config, device).without_pooler();
+pub fn teacher(inputs: TeacherInputs, device: &Device) -> Result<Teacher, Failure> {
+    let TeacherInputs { config, weights, ids } = inputs;
+    let backbone = Backbone::new(&config, device).without_pooler();
     let names = |path: &str| candidates(config.prefix(), path);
-    let loaded = temper_models::load(backbone, weights, names, &Init { seed: 0, range: 0.0 });
+    let loaded = temper_models::load(backbone, &weights, names, &Init { seed: 0, range: 0.0 });
     let (backbone, report) = loaded.context(Kind::Data, "failed to load the teacher")?;
     match report.missing.first() {
         Some(path) => Err(Failure::new(Kind::Data, format!("error: the teacher's weights lack `{path}`"))),

@@ -13,7 +13,7 @@ use crate::inference::Trained;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
 use crate::train::{self, Finished};
-use crate::{device, logs, signals};
+use crate::{device, logs};
 
 /// Fine-tune and train models from a TOML recipe.
 #[derive(Debug, Parser)]
@@ -202,7 +202,6 @@ impl TrainArgs {
         let recipe = self.recipe.load()?;
         device::limit_threads(&recipe.device)?;
         let stop = Stop::default();
-        signals::install(&stop)?;
         let Finished { plan, best } = train::train(&recipe, self.fresh, &stop)?;
         if let Some((step, scores)) = best {
             let scores: Vec<String> = scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
@@ -272,9 +271,19 @@ impl PredictArgs {
         };
         let mut texts = Vec::new();
         for (number, line) in lines.lines().enumerate() {
-            let line = line.context(Kind::Data, format!("failed to read line {}", number + 1))?;
-            let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
-            texts.push(text_of(line, &columns.text, pair, number + 1)?);
+            let line = line.context(Kind::Data, format!("failed to read line {}", number + 1));
+            let text = line.and_then(|line| {
+                let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
+                text_of(line, &columns.text, pair, number + 1)
+            });
+            match text {
+                Ok(text) => texts.push(text),
+                Err(failure) => {
+                    // The lines before a bad one get their answers.
+                    predict(&model, &texts)?;
+                    return Err(failure);
+                }
+            }
             if texts.len() == 256 {
                 predict(&model, &std::mem::take(&mut texts))?;
             }

@@ -13,9 +13,11 @@ use temper_peft::{AdapterConfig, Method};
 use temper_tasks::{Problem, Task, hugging_face_name};
 
 use crate::failure::{Context, Failure, Kind};
+use crate::finish::Pages;
 use crate::plan::{Plan, TaskPlan};
+use crate::provenance::Provenance;
 use crate::recipe::{Dtype, Recipe, plain};
-use crate::run_dir::write_atomically;
+use crate::run_dir::{write_atomically, write_json};
 
 /// The largest difference of an output that a merge may make, relative to the largest output (at least 1). Sums are
 /// rounded in another order, nothing else differs.
@@ -34,26 +36,35 @@ pub struct Shipped<'a> {
 }
 
 /// Writes the model into `dir`, which is replaced as a whole. `trained` are the paths of the parameters that trained.
-pub fn export<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
+pub fn export<T: Task>(
+    model: &T,
+    trained: &[String],
+    shipped: &Shipped<'_>,
+    pages: &Pages,
+    dir: &Path,
+) -> Result<(), Failure> {
     replace(dir, |dir| {
         if matches!(shipped.plan.adapter.config.method, Method::Lora | Method::Dora) {
             write_adapter(model, trained, shipped, dir)?;
-            write_companions(shipped, Dtype::F32, dir)
+            write_companions(shipped, Dtype::F32, &pages.card, dir)?;
         } else {
-            write_full(model, shipped, dir)
+            write_full(model, shipped, &pages.card, dir)?;
         }
+        write_atomically(&dir.join("curves.svg"), pages.curves.as_bytes())
     })
 }
 
 /// Writes full weights and what belongs to them.
-pub fn write_full<T: Task>(model: &T, shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
+pub fn write_full<T: Task>(model: &T, shipped: &Shipped<'_>, card: &str, dir: &Path) -> Result<(), Failure> {
     write_weights(model, shipped.config, shipped.recipe.export.dtype, dir)?;
-    write_companions(shipped, shipped.recipe.export.dtype, dir)
+    write_companions(shipped, shipped.recipe.export.dtype, card, dir)
 }
 
-fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, dir: &Path) -> Result<(), Failure> {
+fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, card: &str, dir: &Path) -> Result<(), Failure> {
     write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dtype, dir)?;
-    write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)
+    write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)?;
+    Provenance::of(shipped.plan).write(dir)?;
+    write_atomically(&dir.join("README.md"), card.as_bytes())
 }
 
 /// Adds the adapter into the weights, proves on `outputs` that nothing changed, and writes the model into `dir`.
@@ -166,7 +177,8 @@ pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype,
 pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> Result<(), Failure> {
     for from in tokenizer.files() {
         let to = dir.join(from.file_name().unwrap_or_default());
-        fs::copy(from, &to).context(Kind::Other, format!("failed to copy {}", from.display()))?;
+        let bytes = fs::read(from).context(Kind::Other, format!("failed to copy {}", from.display()))?;
+        write_atomically(&to, &bytes)?;
     }
     let path = dir.join("tokenizer_config.json");
     let text = fs::read_to_string(&path).unwrap_or_else(|_| r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#.into());
@@ -174,9 +186,4 @@ pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> 
     let mut settings = settings.context(Kind::Data, "failed to understand tokenizer_config.json")?;
     settings["model_max_length"] = json!(max_length);
     write_json(&path, &settings)
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).context(Kind::Other, "failed to write JSON")?;
-    write_atomically(path, (text + "\n").as_bytes())
 }

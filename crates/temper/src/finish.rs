@@ -1,4 +1,4 @@
-//! After training: the model card and `report.html`, from the plan, the events and the last evaluation.
+//! After training: the model card and `report.html`, from the plan, the events and the evaluation of what ships.
 
 use std::collections::BTreeMap;
 
@@ -19,26 +19,43 @@ use crate::run_dir::RunDir;
 /// Rows of the table of errors.
 const WORST: usize = 20;
 
-/// Writes `report.html`, and the card into the export.
-pub fn finish(
-    shipped: &Shipped<'_>,
-    measured: Option<&Evaluation>,
-    train: &Examples,
-    eval: &Examples,
-    run: &RunDir,
-) -> Result<(), Failure> {
-    let data = report_data(shipped, measured, train, eval, run)?;
-    run.write("report.html", report::render(&data).as_bytes())?;
-    let card = card(shipped, measured, &data, [train, eval]);
-    run.write("export/README.md", render(&card).as_bytes())?;
-    run.write("export/curves.svg", report::render_svg_curves(&data).as_bytes())
+/// What people read of a run.
+pub struct Pages {
+    /// `report.html`.
+    pub report: String,
+    /// The model card of what trained.
+    pub card: String,
+    /// The model card of the same with its adapter merged.
+    pub merged_card: String,
+    /// The curves that the cards show, SVG.
+    pub curves: String,
+}
+
+impl Pages {
+    /// Writes them, from the events on the disk and the evaluation of what ships.
+    pub fn compose(
+        shipped: &Shipped<'_>,
+        measured: Option<&Evaluation>,
+        splits: [&Examples; 2],
+        run: &RunDir,
+    ) -> Result<Self, Failure> {
+        let data = report_data(shipped, measured, splits, run)?;
+        let adapted = matches!(shipped.plan.adapter.config.method, Method::Lora | Method::Dora);
+        let relation = if adapted { Relation::Adapter } else { Relation::Finetune };
+        let card = |relation| render(&card(shipped, measured, &data, splits, relation));
+        Ok(Self {
+            report: report::render(&data),
+            card: card(relation),
+            merged_card: card(Relation::Finetune),
+            curves: report::render_svg_curves(&data),
+        })
+    }
 }
 
 fn report_data(
     shipped: &Shipped<'_>,
     measured: Option<&Evaluation>,
-    train: &Examples,
-    eval: &Examples,
+    [train, eval]: [&Examples; 2],
     run: &RunDir,
 ) -> Result<ReportData, Failure> {
     let plan = shipped.plan;
@@ -135,10 +152,10 @@ fn card(
     measured: Option<&Evaluation>,
     data: &ReportData,
     [train, eval]: [&Examples; 2],
+    relation: Relation,
 ) -> Card {
     let (plan, recipe) = (shipped.plan, shipped.recipe);
     let adapted = matches!(plan.adapter.config.method, Method::Lora | Method::Dora);
-    let relation = if adapted { Relation::Adapter } else { Relation::Finetune };
     let pipeline = match plan.task {
         TaskPlan::SequenceClassification { .. } => Pipeline::TextClassification,
         TaskPlan::MaskedLm { .. } => Pipeline::FillMask,

@@ -12,6 +12,7 @@ use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metric
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::TaskPlan;
+use crate::provenance::{Objective, Provenance};
 use crate::recipe::Dtype;
 use crate::{build, export};
 
@@ -26,6 +27,7 @@ pub struct Trained {
     model: SequenceClassifier,
     tokenizer: Tokenizer,
     max_length: usize,
+    provenance: Option<Provenance>,
 }
 
 impl Trained {
@@ -41,7 +43,8 @@ impl Trained {
         }
         let at = |what: &str| format!("failed to load {what} of {shown}");
         let config = Config::read(&dir).context(Kind::Data, at("the configuration"))?;
-        let task = task_of(&config, &shown)?;
+        let provenance = Provenance::read(&dir)?;
+        let task = task_of(&config, provenance.as_ref(), &shown)?;
         let tokenizer = Tokenizer::from_dir(&dir).context(Kind::Data, at("the tokenizer"))?;
         let adapter = dir.join("adapter_config.json").is_file().then(|| file::open(&dir)).transpose();
         let adapter = adapter.context(Kind::Data, at("the adapter"))?;
@@ -49,18 +52,19 @@ impl Trained {
             None => dir.clone(),
             Some(adapter) => PathBuf::from(adapter.config.base_model_name_or_path.clone().unwrap_or_default()),
         };
+        if let (Some(provenance), Some(_)) = (&provenance, &adapter) {
+            provenance.check_base(&weights_dir)?;
+        }
         let weights = Weights::open(&weights_dir).context(Kind::Data, at("the weights"))?;
         let model = build::classifier(&config, &task, device);
         let model = build::restore(model, &config, &task, &weights, adapter.as_ref())?;
         let max_length = model_max_length(&dir).unwrap_or_else(|| config.max_positions().min(512));
-        Ok(Self { dir, config, task, model, tokenizer, max_length })
+        Ok(Self { dir, config, task, model, tokenizer, max_length, provenance })
     }
 
-    /// The `[data]` table of the run, which knows the columns; the default for an export away from its run.
+    /// The `[data]` table with the columns of training; the default for a model of another program.
     pub fn columns(&self) -> DataConfig {
-        let plan = self.dir.parent().and_then(|run| fs::read_to_string(run.join("plan.json")).ok());
-        let plan: Option<Value> = plan.and_then(|text| serde_json::from_str(&text).ok());
-        plan.and_then(|mut plan| serde_json::from_value(plan["data"]["config"].take()).ok()).unwrap_or_default()
+        self.provenance.as_ref().map(Provenance::data).unwrap_or_default()
     }
 
     /// The label names.
@@ -163,7 +167,9 @@ impl Trained {
         let write = |merged: &SequenceClassifier, dir: &Path| {
             export::write_weights(merged, &self.config, Dtype::F32, dir)?;
             export::write_config(&class_of(&self.config), &self.task, &self.config, Dtype::F32, dir)?;
-            export::write_tokenizer(&self.tokenizer, self.max_length, dir)
+            export::write_tokenizer(&self.tokenizer, self.max_length, dir)?;
+            let merged = |provenance: &Provenance| Provenance { base: Vec::new(), ..provenance.clone() };
+            self.provenance.as_ref().map_or(Ok(()), |provenance| merged(provenance).write(dir))
         };
         export::export_merged(&self.model, outputs, write, out)
     }
@@ -175,7 +181,7 @@ fn class_of(config: &Config) -> String {
 }
 
 /// What a `config.json` of ours, or of Transformers, says about the head.
-fn task_of(config: &Config, shown: &str) -> Result<TaskPlan, Failure> {
+fn task_of(config: &Config, provenance: Option<&Provenance>, shown: &str) -> Result<TaskPlan, Failure> {
     let class = class_of(config);
     if !class.ends_with("ForSequenceClassification") {
         let message = format!("error: {shown} holds a {class}, and this command is for sequence classification");
@@ -187,12 +193,19 @@ fn task_of(config: &Config, shown: &str) -> Result<TaskPlan, Failure> {
         _ => Problem::SingleLabel,
     };
     let labels = config.labels();
+    let objective = provenance.and_then(|provenance| provenance.objective.clone());
+    let Objective { class_weights, label_smoothing, metrics } =
+        objective.filter(|objective| objective.class_weights.len() == labels.len()).unwrap_or_else(|| Objective {
+            class_weights: vec![1.0; labels.len()],
+            label_smoothing: 0.0,
+            metrics: problem.possible_metrics().to_vec(),
+        });
     Ok(TaskPlan::SequenceClassification {
         problem,
-        class_weights: vec![1.0; labels.len()],
         labels,
-        label_smoothing: 0.0,
-        metrics: problem.possible_metrics().to_vec(),
+        class_weights,
+        label_smoothing,
+        metrics,
         best_by: Metric::Loss,
     })
 }

@@ -15,6 +15,7 @@ pub mod logs;
 pub mod memory;
 pub mod plan;
 pub mod progress;
+pub mod provenance;
 pub mod recipe;
 pub mod report;
 pub mod reporters;

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use temper_data::{DataConfig, DataReport};
 use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
 use temper_peft::AdapterConfig;
@@ -49,7 +49,7 @@ pub struct RunPlan {
 }
 
 /// A file, pinned.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinnedFile {
     /// The path, as the recipe has it.
     pub path: String,

@@ -1,30 +1,29 @@
 //! From what the user wrote to what will happen: reads configuration, tensor headers and data, and allocates no tensor.
 
+mod adapter;
+mod task;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
 use temper_data::{Dataset, LabelColumns, LabelKind, Tokenizer};
 use temper_engine::{Every, EveryName, Schedule};
-use temper_models::{Config, LoadReport, Weights};
+use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters::{self, Entry};
-use temper_peft::targets::{self, Match, Trainable};
-use temper_peft::{AdapterConfig, Method};
-use temper_tasks::sequence_classification::{Balanced, ClassWeights};
-use temper_tasks::{
-    Distillation, MaskedLm, Metric, Problem, SequenceClassificationConfig, TaskConfig, checkpoint_names,
-    hugging_face_name, new_modules,
-};
+use temper_tasks::{Distillation, MaskedLm, Problem, TaskConfig, hugging_face_name};
 
 use crate::build;
 use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
 use crate::memory::{Memory, Shape};
-use crate::plan::{
-    AdaptedModule, AdapterPlan, DataPlan, DevicePlan, Group, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan,
-};
-use crate::recipe::{Recipe, nearest, plain};
+use crate::plan::{AdapterPlan, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
+use crate::provenance::Provenance;
+use crate::recipe::{Recipe, plain};
+use adapter::{check_weights, resolve_adapter};
+pub use task::TeacherInputs;
+use task::resolve_task;
 
 /// What the plan was made from, ready to be built from.
 pub struct Inputs {
@@ -38,6 +37,8 @@ pub struct Inputs {
     pub dataset: Dataset,
     /// The adapter that training goes on from.
     pub adapter: Option<AdapterFile>,
+    /// The network to learn from, in a distillation.
+    pub teacher: Option<TeacherInputs>,
 }
 
 /// Decides everything.
@@ -49,13 +50,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let tokenizer = read_tokenizer(recipe, &config)?;
     let max_length = max_length(recipe, &config)?;
     let dataset = read_data(recipe, &tokenizer, max_length)?;
-    let task = resolve_task(recipe, &dataset, &tokenizer, max_length)?;
-    let adapter = match &recipe.adapter.from {
-        Some(from) => {
-            Some(file::open(&recipe.resolve(from)).map_err(|e| point(recipe, Kind::Data, "adapter.from", e))?)
-        }
-        None => None,
-    };
+    let (task, teacher) = resolve_task(recipe, &dataset, &tokenizer, max_length)?;
+    let adapter = recipe.adapter.from.as_ref().map(|from| open_adapter(recipe, from)).transpose()?;
 
     let lazy = LazyModel::new(&config, &task);
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
@@ -94,7 +90,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let mut plan =
         Plan { fingerprint: String::new(), run, model, task, data, adapter: adapter_plan, train, device, memory };
     plan.fingerprint = fingerprint(&plan)?;
-    Ok((plan, Inputs { config, weights, tokenizer, dataset, adapter }))
+    Ok((plan, Inputs { config, weights, tokenizer, dataset, adapter, teacher }))
 }
 
 /// An error of the floors below, with the place in the recipe that it is about.
@@ -145,6 +141,14 @@ fn read_model(recipe: &Recipe) -> Result<(Config, Option<Weights>), Failure> {
 
 fn base_dir(recipe: &Recipe) -> Option<PathBuf> {
     recipe.model.base.as_ref().map(|base| recipe.resolve(base))
+}
+
+fn open_adapter(recipe: &Recipe, from: &str) -> Result<AdapterFile, Failure> {
+    let dir = recipe.resolve(from);
+    if let (Some(provenance), Some(base)) = (Provenance::read(&dir)?, base_dir(recipe)) {
+        provenance.check_base(&base)?;
+    }
+    file::open(&dir).map_err(|error| point(recipe, Kind::Data, "adapter.from", error))
 }
 
 fn read_tokenizer(recipe: &Recipe, config: &Config) -> Result<Tokenizer, Failure> {
@@ -210,257 +214,10 @@ fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
     let (kind, key) = match &error {
         Error::Config { field, .. } => (Kind::Recipe, format!("data.{field}")),
         Error::Column { column, .. } => (Kind::Recipe, key_of(column).into()),
-        // JSON lines may each have columns of their own, so that a missing one is found in a row.
-        Error::Row { message, .. } if message.starts_with("there is no column `") => {
-            let column = message.split('`').nth(1).unwrap_or_default();
-            (Kind::Recipe, key_of(column).into())
-        }
         Error::File { path, .. } | Error::Row { path, .. } => (Kind::Data, file_key(path).into()),
         _ => (Kind::Data, "data.train".into()),
     };
     point(recipe, kind, &key, error)
-}
-
-fn resolve_task(
-    recipe: &Recipe,
-    dataset: &Dataset,
-    tokenizer: &Tokenizer,
-    max_length: usize,
-) -> Result<TaskPlan, Failure> {
-    let named = |default: Metric, possible: &[Metric]| match &recipe.eval.metric {
-        None => Ok(default),
-        Some(name) => Metric::from_name(name).filter(|metric| possible.contains(metric)).ok_or_else(|| {
-            let names: Vec<&str> = possible.iter().map(|metric| metric.name()).collect();
-            let near = nearest(name, names.iter().copied()).map(|near| format!("; did you mean `{near}`?"));
-            let message = format!(
-                "this task does not measure `{name}` (it can measure {}){}",
-                names.join(", "),
-                near.unwrap_or_default()
-            );
-            point(recipe, Kind::Recipe, "eval.metric", message)
-        }),
-    };
-    match &recipe.task {
-        TaskConfig::MaskedLm(task) => {
-            if tokenizer.mask_id().is_none() {
-                let message = "masked-lm needs a mask token, and the tokenizer has none";
-                return Err(point(recipe, Kind::Data, "task.kind", message));
-            }
-            let best_by = named(Metric::Loss, &[Metric::Loss, Metric::Perplexity])?;
-            Ok(TaskPlan::MaskedLm { mask_probability: task.mask_probability, best_by })
-        }
-        TaskConfig::Distillation(task) => {
-            let (config, weights, ids) = read_teacher(recipe, &task.teacher, tokenizer)?;
-            if max_length > config.max_positions() {
-                let message =
-                    format!("`max_length` is {max_length}, the teacher holds {} tokens", config.max_positions());
-                return Err(point(recipe, Kind::Recipe, "data.max_length", message));
-            }
-            let dir = recipe.resolve(&task.teacher);
-            let files = pin(std::iter::once(dir.join("config.json")).chain(weights.files()).collect())?;
-            let ids = Sha256::digest(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
-            let tokens = ids.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-            let best_by = named(Metric::Loss, &[Metric::Loss])?;
-            Ok(TaskPlan::Distillation {
-                teacher: task.teacher.clone(),
-                files,
-                tokens,
-                width: config.hidden_size(),
-                best_by,
-            })
-        }
-        TaskConfig::SequenceClassification(task) => {
-            let problem = task.problem;
-            let labels = match problem {
-                Problem::Regression => vec!["score".to_owned()],
-                _ => dataset.train.label_names().to_vec(),
-            };
-            let possible = problem.possible_metrics();
-            let mut metrics = task.metrics.clone().unwrap_or_else(|| problem.default_metrics().to_vec());
-            if let Some(i) = metrics.iter().position(|metric| !possible.contains(metric)) {
-                let name = metrics[i].name();
-                let message = format!("`{name}` is not a metric of {} problems", problem.hugging_face());
-                return Err(point(recipe, Kind::Recipe, &format!("task.metrics.{i}"), message));
-            }
-            let best_by = named(*metrics.first().unwrap_or(&Metric::Loss), possible)?;
-            if !metrics.contains(&best_by) && best_by != Metric::Loss {
-                metrics.push(best_by);
-            }
-            let class_weights = class_weights(recipe, task, dataset, &labels)?;
-            let label_smoothing = task.label_smoothing as f32;
-            Ok(TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, best_by })
-        }
-    }
-}
-
-/// The network to learn from, and its id of each of the student's tokens.
-pub fn read_teacher(
-    recipe: &Recipe,
-    teacher: &str,
-    student: &Tokenizer,
-) -> Result<(Config, Weights, Vec<i32>), Failure> {
-    let dir = recipe.resolve(teacher);
-    let at_teacher = |error: temper_models::Error| point(recipe, Kind::Data, "task.teacher", error);
-    let (config, weights) = (Config::read(&dir).map_err(at_teacher)?, Weights::open(&dir).map_err(at_teacher)?);
-    let theirs = Tokenizer::from_dir(&dir).map_err(|e| point(recipe, Kind::Data, "task.teacher", e))?;
-    let id = |id: u32| theirs.token_id(&student.token(id)?).map(|id| id as i32);
-    let ids: Option<Vec<i32>> = (0..student.vocab_size() as u32).map(id).collect();
-    let foreign = "the student's vocabulary must be a part of the teacher's, so that both read the same tokens";
-    Ok((config, weights, ids.ok_or_else(|| point(recipe, Kind::Data, "task.teacher", foreign))?))
-}
-
-fn class_weights(
-    recipe: &Recipe,
-    task: &SequenceClassificationConfig,
-    dataset: &Dataset,
-    labels: &[String],
-) -> Result<Vec<f32>, Failure> {
-    let rows = dataset.report.train.rows as f64;
-    if let Some(ClassWeights::Table(table)) = &task.class_weights
-        && let Some((label, weight)) = table.iter().find(|(_, weight)| !(weight.is_finite() && **weight > 0.0))
-    {
-        let key = format!("task.class_weights.{label}");
-        return Err(point(recipe, Kind::Recipe, &key, format!("a class weight must be above 0, found {weight}")));
-    }
-    match &task.class_weights {
-        None => Ok(vec![1.0; labels.len()]),
-        Some(ClassWeights::Named(Balanced::Balanced)) => Ok(dataset
-            .report
-            .train
-            .labels
-            .iter()
-            .map(|label| (rows / (labels.len() as f64 * label.rows.max(1) as f64)) as f32)
-            .collect()),
-        Some(ClassWeights::Table(table)) => {
-            if let Some(unknown) = table.keys().find(|name| !labels.contains(name)) {
-                let near = nearest(unknown, labels.iter().map(String::as_str));
-                let near = near.map_or_else(String::new, |near| format!(", did you mean `{near}`?"));
-                let message = format!("no label is called `{unknown}`{near}");
-                return Err(point(recipe, Kind::Recipe, &format!("task.class_weights.{unknown}"), message));
-            }
-            Ok(labels.iter().map(|label| table.get(label).map_or(1.0, |&weight| weight as f32)).collect())
-        }
-    }
-}
-
-/// Holds the checkpoint against the model. A head for other labels is not used; anything else that differs is an error.
-fn check_weights(
-    recipe: &Recipe,
-    weights: &Weights,
-    config: &Config,
-    task: &TaskPlan,
-    lazy: &LazyModel,
-) -> Result<LoadReport, Failure> {
-    let report = temper_models::check(&lazy.entries, weights, |path| build::names(config, task, path));
-    let missing: Vec<&String> = report.missing.iter().filter(|path| path.starts_with("backbone.")).collect();
-    let optional = |path: &str| path.starts_with("backbone.pooler.");
-    if let Some(path) = missing.iter().find(|path| !optional(path)) {
-        let names = checkpoint_names(config.prefix(), path).join("` or `");
-        let message =
-            format!("the weights lack `{names}` (and {} more tensors of {})", missing.len() - 1, config.model_type());
-        return Err(point(recipe, Kind::Data, "model.base", message));
-    }
-    if let Some(wrong) = report.wrong_shape.first() {
-        return Err(point(recipe, Kind::Data, "model.base", wrong));
-    }
-    Ok(report)
-}
-
-fn resolve_adapter(
-    recipe: &Recipe,
-    config: &Config,
-    lazy: &LazyModel,
-    checked: Option<&LoadReport>,
-    from: Option<&AdapterFile>,
-) -> Result<AdapterPlan, Failure> {
-    let prefix = config.prefix();
-    let mut adapter = match from {
-        None => recipe.adapter.clone(),
-        Some(from) => {
-            if !from.ignored.is_empty() {
-                tracing::warn!(fields = ?from.ignored, "the adapter's configuration has fields that change nothing here");
-            }
-            let mut table = AdapterConfig { from: recipe.adapter.from.clone(), ..from.config.table() };
-            if recipe.source.wrote("adapter.dropout") {
-                table.dropout = recipe.adapter.dropout;
-            }
-            // PEFT names `classifier` and `score` whichever of them the model has.
-            table.modules_to_save.retain(|name| from.tensors.keys().any(|key| key.contains(&format!(".{name}."))));
-            table
-        }
-    };
-    let fail = |error: temper_peft::Error| {
-        let key = match &error {
-            temper_peft::Error::NoSuchKey { field, .. } | temper_peft::Error::Pattern { field, .. } => {
-                format!("adapter.{field}")
-            }
-            temper_peft::Error::Range { field, .. } => format!("adapter.{field}"),
-            _ => "adapter.targets".into(),
-        };
-        point(recipe, Kind::Recipe, &key, error)
-    };
-    // Whatever starts from random values trains whole and is saved: a head or pooler that did neither would be noise.
-    let missing = checked.map(|report| report.missing.as_slice()).unwrap_or_default();
-    if adapter.method != Method::Full {
-        let pooler = missing.iter().any(|path| path.starts_with("backbone.pooler.")).then_some("pooler");
-        let is_head = |name: &str| lazy.entries.iter().any(|entry| entry.path.starts_with(&format!("head.{name}.")));
-        let head: Vec<&str> = new_modules(config).iter().copied().filter(|name| is_head(name)).collect();
-        if head.is_empty() && missing.iter().any(|path| path.starts_with("head.")) {
-            let message =
-                "the head of this task starts from random values and would stay so: only `method = \"full\"` trains it";
-            return Err(point(recipe, Kind::Recipe, "adapter.method", message));
-        }
-        for name in head.into_iter().chain(pooler) {
-            if !adapter.modules_to_save.iter().any(|known| known == name) {
-                adapter.modules_to_save.push(name.into());
-            }
-        }
-    }
-    let matches = targets::find(&adapter, &lazy.targets, &lazy.linears).map_err(fail)?;
-    if matches!(adapter.method, Method::Lora | Method::Dora) && matches.is_empty() {
-        let message = "every target is among the modules that train whole: no module is left for an adapter";
-        return Err(point(recipe, Kind::Recipe, "adapter.modules_to_save", message));
-    }
-    let paths: Vec<String> = lazy.entries.iter().map(|entry| hugging_face_name(prefix, &entry.path)).collect();
-    let trainable = Trainable::new(&adapter, &matches, &paths).map_err(fail)?;
-    let groups = groups(lazy, &paths, &adapter, &matches, &trainable);
-    if groups.iter().all(|group| group.trainable == 0) {
-        let key = if adapter.freeze.is_empty() { "adapter.method" } else { "adapter.freeze" };
-        return Err(point(recipe, Kind::Recipe, key, "no parameter is left to train"));
-    }
-    let modules = matches.into_iter().map(|Match { path, rank, alpha }| AdaptedModule { path, rank, alpha }).collect();
-    Ok(AdapterPlan { config: adapter, modules, groups })
-}
-
-fn groups(
-    lazy: &LazyModel,
-    paths: &[String],
-    adapter: &AdapterConfig,
-    matches: &[Match],
-    trainable: &Trainable,
-) -> Vec<Group> {
-    let group = |name: &str, prefix: &str| {
-        let entries = || lazy.entries.iter().zip(paths).filter(|(entry, _)| entry.path.starts_with(prefix));
-        let trains = entries().filter(|(_, path)| trainable.trains(path));
-        Group {
-            name: name.into(),
-            total: entries().map(|(entry, _)| entry.count()).sum(),
-            trainable: trains.map(|(entry, _)| entry.count()).sum(),
-        }
-    };
-    let factors: usize = matches
-        .iter()
-        .filter_map(|found| {
-            let weight = format!("{}.weight", found.path);
-            let shape = &lazy.entries[paths.iter().position(|path| *path == weight)?].shape;
-            Some(found.parameters([shape[0], shape[1]], adapter.method == Method::Dora))
-        })
-        .sum();
-    let mut groups = vec![group("backbone", "backbone."), group("head", "head.")];
-    if factors > 0 {
-        groups.push(Group { name: "adapter".into(), total: factors, trainable: factors });
-    }
-    groups
 }
 
 fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failure> {
@@ -474,6 +231,10 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failur
         (None, epochs) => (epochs.unwrap_or(3.0) * steps_per_epoch as f64).ceil() as u64,
     };
     let schedule = Schedule::new(&recipe.schedule, steps);
+    if schedule.warmup_steps >= steps && recipe.source.wrote("schedule.warmup_steps") {
+        let message = format!("`warmup_steps` in [schedule] must be below the steps of the run, which are {steps}");
+        return Err(point(recipe, Kind::Recipe, "schedule.warmup_steps", message));
+    }
     let eval_every = match recipe.eval.every {
         Every::Steps(steps) => Some(steps),
         Every::Named(EveryName::Epoch) if dataset.eval.is_empty() && !recipe.source.wrote("eval.every") => None,
@@ -511,6 +272,8 @@ fn estimate(config: &Config, task: &TaskPlan, dataset: &Dataset, adapter: &Adapt
     let states = match train.optim.kind {
         OptimKind::Adamw => 2,
         OptimKind::Lion => 1,
+        // A row and a column of numbers for each matrix: too little to count.
+        OptimKind::Adafactor => 0,
         OptimKind::Sgd => u64::from(train.optim.momentum > 0.0),
     };
     let shape = Shape {
@@ -551,15 +314,15 @@ fn data_files(recipe: &Recipe) -> Vec<PathBuf> {
     files.chain(eval).map(|(path, _)| recipe.resolve(path)).collect()
 }
 
-fn pin(paths: Vec<PathBuf>) -> Result<Vec<PinnedFile>, Failure> {
+/// Size and hash of each file.
+pub fn pin(paths: Vec<PathBuf>) -> Result<Vec<PinnedFile>, Failure> {
     let pinned = paths.iter().map(|path| {
         let shown = plain(path).display().to_string();
         let mut hash = Sha256::new();
         let bytes = std::fs::File::open(path)
             .and_then(|mut file| std::io::copy(&mut file, &mut hash))
             .context(Kind::Data, format!("failed to read {shown}"))?;
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(PinnedFile { path: shown, bytes, sha256 })
+        Ok(PinnedFile { path: shown, bytes, sha256: hex(&hash.finalize()) })
     });
     pinned.collect()
 }
@@ -582,8 +345,11 @@ fn fingerprint(plan: &Plan) -> Result<String, Failure> {
             file.as_object_mut().map(|file| file.remove("path"));
         }
     }
-    let hash = Sha256::digest(value.to_string().as_bytes());
-    Ok(hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&Sha256::digest(value.to_string().as_bytes())[..16]))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Takes the paths out of a `train` or `eval` of `[data]` and leaves the weights: files are known by their hashes.

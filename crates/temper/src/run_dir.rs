@@ -92,6 +92,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     atomically(path, |file| fs::write(file, bytes)).context(Kind::Other, "failed to save")
 }
 
+/// Writes JSON for people, whole or not at all.
+pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).context(Kind::Other, "failed to write JSON")?;
+    write_atomically(path, (text + "\n").as_bytes())
+}
+
 fn remove(result: std::io::Result<()>, path: &Path) -> Result<(), Failure> {
     match result {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

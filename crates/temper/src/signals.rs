@@ -1,4 +1,5 @@
-//! SIGINT, SIGTERM and SIGHUP ask the loop to stop after the step at hand; a second one ends the process at once.
+//! SIGINT, SIGTERM and SIGHUP ask the loop to stop after the step at hand; a second one ends the process at once. Before the
+//! handler is installed, while the plan is made, the first one does.
 
 use temper_engine::Stop;
 
@@ -11,7 +12,7 @@ pub fn install(stop: &Stop) -> Result<(), Failure> {
         if stop.is_requested() {
             std::process::exit(Kind::Interrupted as i32);
         }
-        eprintln!("stopping after this step; once more to stop at once");
+        eprintln!("stopping when the work at hand is safe; once more to stop at once");
         stop.request_stop();
     })
     .context(Kind::Other, "failed to install the signal handler")

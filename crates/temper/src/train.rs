@@ -12,13 +12,13 @@ use temper_tasks::{Distillation, Evaluation, MaskedLm, Task};
 
 use crate::export::{self, Shipped, export};
 use crate::failure::{Failure, Kind};
-use crate::finish::finish;
+use crate::finish::Pages;
 use crate::plan::{Plan, TaskPlan};
 use crate::recipe::{Recipe, parse_duration};
 use crate::reporters::Reporters;
-use crate::resolve::{Inputs, read_teacher, resolve};
+use crate::resolve::{Inputs, resolve};
 use crate::run_dir::RunDir;
-use crate::{build, device, logs, memory, units};
+use crate::{build, device, logs, memory, signals, units};
 
 /// Batches that wait for the loop.
 const PREFETCH: usize = 4;
@@ -40,7 +40,8 @@ type Best = Option<(u64, Scores)>;
 /// Whatever is wrong with the recipe, the data, the weights, the disk, or the numbers.
 pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Failure> {
     let started = Instant::now();
-    let (plan, inputs) = resolve(recipe)?;
+    let (plan, mut inputs) = resolve(recipe)?;
+    signals::install(stop)?;
     refuse_what_cannot_fit(&plan)?;
     let run = RunDir::open(&plan, &recipe.source.text(), fresh)?;
     logs::to_file(&run.join("train.log"))?;
@@ -61,10 +62,10 @@ pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Fail
             };
             corridor.walk(MaskedLm::new(&inputs.config, &device), masking, inputs)
         }
-        TaskPlan::Distillation { teacher, width, .. } => {
-            let (config, weights, ids) = read_teacher(recipe, teacher, &inputs.tokenizer)?;
-            let teacher = build::teacher(&config, &weights, ids, &device::inference())?;
-            corridor.walk(Distillation::new(&inputs.config, *width, Some(teacher), &device), pad_id, inputs)
+        TaskPlan::Distillation { width, .. } => {
+            let teacher =
+                inputs.teacher.take().map(|teacher| build::teacher(teacher, &device::inference())).transpose()?;
+            corridor.walk(Distillation::new(&inputs.config, *width, teacher, &device), pad_id, inputs)
         }
     }?;
     Ok(Finished { plan, best })
@@ -91,13 +92,15 @@ impl Corridor<'_> {
         let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
         let measure = |model: &T, rows: &Examples| model.evaluate(&collator, rows, plan.train.eval_batch);
 
-        let Outcome { model, reason, best, .. } = fit(
+        let mut evaluation = None;
+        let Outcome { model, reason, best, last, .. } = fit(
             model,
             &fit_plan(plan),
             run.path(),
             |first| batches::<T>(plan, &train, &collator, first),
             &mut |model| {
-                let mut scores = measure(model, &eval).scores;
+                let measured = evaluation.insert(measure(model, &eval));
+                let mut scores = measured.scores.clone();
                 // An undefined metric, the correlation with a constant say, is no reason to lose the run.
                 scores.entry(plan.task.best_by().name().into()).or_insert(f64::NAN);
                 Ok(Scores(scores))
@@ -111,20 +114,23 @@ impl Corridor<'_> {
         }
 
         let model = model.valid();
-        let measured = (!eval.is_empty()).then(|| measure(&model, &eval));
+        // The last evaluation is of this model if it was the best one too.
+        let evaluation = evaluation.filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
+        let measured = (!eval.is_empty()).then(|| evaluation.unwrap_or_else(|| measure(&model, &eval)));
         let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe: self.recipe };
-        export(&model, &trained, &shipped, &run.join("export"))?;
+        let pages = Pages::compose(&shipped, measured.as_ref(), [&train, &eval], run)?;
+        export(&model, &trained, &shipped, &pages, &run.join("export"))?;
         if self.recipe.export.merge {
             let probe = if eval.is_empty() { &*train } else { &eval };
             let outputs = |model: &T| {
                 let Evaluation { scores, logits } = measure(model, probe);
                 Ok(logits.concat().into_iter().chain(scores.get("loss").map(|&loss| loss as f32)).collect())
             };
-            let write = |merged: &T, dir: &Path| export::write_full(merged, &shipped, dir);
+            let write = |merged: &T, dir: &Path| export::write_full(merged, &shipped, &pages.merged_card, dir);
             let difference = export::export_merged(&model, outputs, write, &run.join("merged"))?;
             tracing::info!(difference, "the merged model says the same");
         }
-        finish(&shipped, measured.as_ref(), &train, &eval, run)?;
+        run.write("report.html", pages.report.as_bytes())?;
         tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
         Ok(best)
     }

@@ -3,6 +3,7 @@
 //! State is f32 and is keyed by parameter path. Matrices are decayed, vectors (norms, biases) are not. A parameter in
 //! half precision gets an f32 master copy that the rule updates, so that steps smaller than its rounding are not lost.
 
+mod adafactor;
 mod adamw;
 mod lion;
 mod sgd;
@@ -16,6 +17,7 @@ use temper_peft::parameters::{Mapper, map};
 use crate::config::{OptimConfig, OptimKind};
 use crate::gradients::Gradients;
 use crate::weights::{Held, replace, upload};
+use adafactor::Adafactor;
 use adamw::AdamW;
 use lion::Lion;
 use sgd::Sgd;
@@ -27,14 +29,18 @@ enum Rule {
     AdamW(AdamW),
     Sgd(Sgd),
     Lion(Lion),
+    Adafactor(Adafactor),
 }
 
 impl Rule {
-    fn slots(&self) -> &'static [&'static str] {
+    /// What is kept of a parameter of that shape, beside the count of updates: names, and how many values each has.
+    fn slots(&self, shape: &[usize]) -> Vec<(&'static str, usize)> {
+        let whole = |names: &[&'static str]| names.iter().map(|name| (*name, shape.iter().product())).collect();
         match self {
-            Rule::AdamW(_) => AdamW::SLOTS,
-            Rule::Sgd(rule) => rule.slots(),
-            Rule::Lion(_) => Lion::SLOTS,
+            Rule::AdamW(_) => whole(AdamW::SLOTS),
+            Rule::Sgd(rule) => whole(rule.slots()),
+            Rule::Lion(_) => whole(Lion::SLOTS),
+            Rule::Adafactor(rule) => rule.slots(shape),
         }
     }
 
@@ -43,6 +49,7 @@ impl Rule {
             Rule::AdamW(rule) => rule.update(param, gradient, update),
             Rule::Sgd(rule) => rule.update(param, gradient, update),
             Rule::Lion(rule) => rule.update(param, gradient, update),
+            Rule::Adafactor(rule) => rule.update(param, gradient, update),
         }
     }
 }
@@ -67,6 +74,8 @@ struct Update<'a> {
     lr: f64,
     /// `1 - lr · decay`: what decoupled decay leaves of the parameter.
     keep: f64,
+    /// The parameter's shape; it and its gradient come flat.
+    shape: &'a [usize],
     state: &'a mut State,
 }
 
@@ -85,6 +94,7 @@ impl Optimizer {
         let rule = match config.kind {
             OptimKind::Adamw => Rule::AdamW(AdamW { betas: config.betas.unwrap_or([0.9, 0.999]), eps: config.eps }),
             OptimKind::Sgd => Rule::Sgd(Sgd { momentum: config.momentum }),
+            OptimKind::Adafactor => Rule::Adafactor(Adafactor),
             OptimKind::Lion => Rule::Lion(Lion { betas: config.betas.unwrap_or([0.9, 0.99]) }),
         };
         Self { rule, weight_decay: config.weight_decay, state: BTreeMap::new() }
@@ -121,19 +131,19 @@ impl Optimizer {
                 state.updates = updates.copied().ok_or_else(|| format!("`{name}` is not one i64"))? as u64;
                 continue;
             }
-            let count = param.shape.iter().product::<usize>();
-            if data.dtype() != DType::F32 || data.num_elements() != count {
-                let found = format!("{} values of {:?}", data.num_elements(), data.dtype());
-                return Err(format!("optimizer state `{name}` has {found}, and its parameter {count} of F32"));
+            if data.dtype() != DType::F32 {
+                return Err(format!("optimizer state `{name}` is {:?}, and F32 is kept", data.dtype()));
             }
             state.slots.insert(slot.into(), upload(data, &param.device));
         }
         for (path, state) in &all {
-            let master = (held[path].dtype != DType::F32).then_some(MASTER);
-            let mut wanted: Vec<&str> = self.rule.slots().iter().copied().chain(master).collect();
+            let Held { shape, dtype, .. } = &held[path];
+            let master = (*dtype != DType::F32).then(|| (MASTER, shape.iter().product()));
+            let mut wanted: Vec<(&str, usize)> = self.rule.slots(shape).into_iter().chain(master).collect();
             wanted.sort_unstable();
-            let found: Vec<&str> = state.slots.keys().map(String::as_str).collect();
-            if found != wanted {
+            let count = |(name, value): (&String, &Tensor<1>)| (name.clone(), value.dims()[0]);
+            let found: Vec<(String, usize)> = state.slots.iter().map(count).collect();
+            if !found.iter().map(|(name, count)| (name.as_str(), *count)).eq(wanted.iter().copied()) {
                 return Err(format!("optimizer state of `{path}` is {found:?}, and this optimizer keeps {wanted:?}"));
             }
         }
@@ -155,7 +165,8 @@ impl Mapper for Step<'_> {
         let decay = if D > 1 { self.optimizer.weight_decay } else { 0.0 };
         let state = self.optimizer.state.entry(path.into()).or_default();
         state.updates += 1;
-        let mut update = Update { lr: self.lr, keep: 1.0 - self.lr * decay, state };
+        let shape = param.shape();
+        let mut update = Update { lr: self.lr, keep: 1.0 - self.lr * decay, shape: &shape, state };
         let gradient = if self.scale == 1.0 { gradient } else { gradient.mul_scalar(self.scale) };
         replace(param, |value| {
             let dtype = value.dtype();

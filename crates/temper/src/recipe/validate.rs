@@ -40,6 +40,9 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
     rules.must("device.threads", recipe.device.threads.is_none_or(|n| (1..=4096).contains(&n)), "in 1 to 4096");
     if matches!(recipe.adapter.method, Method::Full | Method::Frozen) {
         rules.idle(&["export.merge"], "there is no adapter to merge", "adapter.method");
+    } else if !recipe.export.merge {
+        let because = "an adapter is stored as it trained, in f32; full weights are written with `merge = true` alone";
+        rules.idle(&["export.dtype"], because, "adapter.method");
     }
     for path in ["export.name", "export.license", "export.language", "run.dir", "run.name"] {
         rules.not_empty(path);
@@ -141,6 +144,13 @@ fn task(rules: &mut Rules<'_>, recipe: &Recipe) {
     }
     match &recipe.task {
         TaskConfig::SequenceClassification(task) => {
+            if task.metrics.as_ref().is_some_and(Vec::is_empty) {
+                rules.wrong(
+                    "task.metrics",
+                    "`metrics` in [task] names no metric",
+                    "remove it to measure the task's own",
+                );
+            }
             rules.must("task.label_smoothing", (0.0..1.0).contains(&task.label_smoothing), "in [0, 1)");
             if task.problem == Problem::Regression {
                 let keys = ["task.label_smoothing", "task.labels", "task.class_weights"];
@@ -171,7 +181,11 @@ fn data(rules: &mut Rules<'_>, data: &DataConfig) {
             rules.wrong(path, &format!("{} names no file", super::name(path)), "");
         }
         for (i, (_, weight)) in entries.iter().enumerate() {
-            rules.must(&format!("{path}.{i}.weight"), *weight > 0.0 && weight.is_finite(), "above 0");
+            let key = format!("{path}.{i}.weight");
+            rules.must(&key, *weight > 0.0 && weight.is_finite(), "above 0");
+            if path == "data.eval" {
+                rules.idle(&[&key], "evaluation sees each row once", "");
+            }
         }
     }
     for path in ["data.train", "data.eval", "data.text", "data.text_pair", "data.label"] {
@@ -267,11 +281,13 @@ fn optim(rules: &mut Rules<'_>, recipe: &Recipe) {
         OptimKind::Adamw => "the optimizer is AdamW",
         OptimKind::Sgd => "the optimizer is SGD",
         OptimKind::Lion => "the optimizer is Lion",
+        OptimKind::Adafactor => "the optimizer is Adafactor",
     };
     let idle: &[&str] = match optim.kind {
         OptimKind::Adamw => &["optim.momentum"],
         OptimKind::Sgd => &["optim.betas", "optim.eps"],
         OptimKind::Lion => &["optim.momentum", "optim.eps"],
+        OptimKind::Adafactor => &["optim.momentum", "optim.eps", "optim.betas"],
     };
     rules.idle(idle, because, "optim.kind");
     rules.must("optim.weight_decay", optim.weight_decay >= 0.0 && optim.weight_decay.is_finite(), "at least 0");
@@ -305,17 +321,18 @@ fn schedule(rules: &mut Rules<'_>, recipe: &Recipe) {
 }
 
 fn eval(rules: &mut Rules<'_>, recipe: &Recipe) {
-    const KEYS: [&str; 4] = ["eval.metric", "eval.patience", "eval.min_delta", "eval.batch"];
+    const CHOICE: [&str; 3] = ["eval.metric", "eval.patience", "eval.min_delta"];
     let eval = &recipe.eval;
     rules.must("eval.every", !matches!(eval.every, Every::Steps(0)), "at least 1");
     rules.must("eval.batch", eval.batch != Some(0), "at least 1");
     rules.must("eval.min_delta", eval.min_delta >= 0.0 && eval.min_delta.is_finite(), "at least 0");
     rules.not_empty("eval.metric");
     if matches!(eval.every, Every::Named(EveryName::Never)) {
-        rules.idle(&KEYS, "nothing is evaluated with `every = \"never\"`", "eval.every");
+        rules.idle(&CHOICE, "with `every = \"never\"` the model is measured once, at the end", "eval.every");
     } else if recipe.data.eval_fraction == Some(0.0) {
-        rules.idle(&["eval.every"], "`eval_fraction = 0` leaves nothing to evaluate on", "data.eval_fraction");
-        rules.idle(&KEYS, "`eval_fraction = 0` leaves nothing to evaluate on", "data.eval_fraction");
+        let because = "`eval_fraction = 0` leaves nothing to evaluate on";
+        rules.idle(&["eval.every", "eval.batch"], because, "data.eval_fraction");
+        rules.idle(&CHOICE, because, "data.eval_fraction");
     } else if eval.patience == 0 {
         rules.idle(&["eval.min_delta"], "training never stops early while `patience` is 0", "eval.patience");
     }

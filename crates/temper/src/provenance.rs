@@ -1,0 +1,120 @@
+//! `temper.json`: what an export remembers of its training, so that it can be used away from its run.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use temper_data::{DataConfig, LabelColumns};
+use temper_peft::Method;
+use temper_tasks::Metric;
+
+use crate::failure::{Context, Failure, Kind};
+use crate::plan::{PinnedFile, Plan, TaskPlan};
+use crate::resolve::pin;
+use crate::run_dir::write_json;
+
+/// The file's name.
+const NAME: &str = "temper.json";
+
+/// What an export remembers of its training. Nothing in it names a place on the machine that trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The version of temper that wrote it.
+    pub temper: String,
+    /// The columns of the rows.
+    pub columns: Columns,
+    /// How a classifier was taught.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objective: Option<Objective>,
+    /// The weights that an adapter was trained on; empty for full weights.
+    pub base: Vec<PinnedFile>,
+}
+
+/// The columns of the rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Columns {
+    text: String,
+    text_pair: Option<String>,
+    label: LabelColumns,
+}
+
+/// How a classifier was taught.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Objective {
+    /// The weight of each label in the loss.
+    pub class_weights: Vec<f32>,
+    /// Label smoothing.
+    pub label_smoothing: f32,
+    /// What was measured.
+    pub metrics: Vec<Metric>,
+}
+
+impl Provenance {
+    /// Of what `plan` trains.
+    pub fn of(plan: &Plan) -> Self {
+        let DataConfig { text, text_pair, label, .. } = plan.data.config.clone();
+        let objective = match &plan.task {
+            TaskPlan::SequenceClassification { class_weights, label_smoothing, metrics, .. } => Some(Objective {
+                class_weights: class_weights.clone(),
+                label_smoothing: *label_smoothing,
+                metrics: metrics.clone(),
+            }),
+            TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
+        };
+        let adapted = matches!(plan.adapter.config.method, Method::Lora | Method::Dora);
+        let weights = plan.model.files.iter().filter(|file| adapted && file.path.ends_with(".safetensors"));
+        let name = |file: &PinnedFile| PinnedFile { path: base_name(&file.path).into(), ..file.clone() };
+        Self {
+            temper: env!("CARGO_PKG_VERSION").into(),
+            columns: Columns { text, text_pair, label },
+            objective,
+            base: weights.map(name).collect(),
+        }
+    }
+
+    /// Writes it into an export.
+    pub fn write(&self, dir: &Path) -> Result<(), Failure> {
+        let value = serde_json::to_value(self).context(Kind::Other, "failed to write JSON")?;
+        write_json(&dir.join(NAME), &value)
+    }
+
+    /// Reads that of an export; other programs' models have none.
+    ///
+    /// # Errors
+    /// When it is there and cannot be understood.
+    pub fn read(dir: &Path) -> Result<Option<Self>, Failure> {
+        let path = dir.join(NAME);
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(None) };
+        let read =
+            serde_json::from_str(&text).context(Kind::Data, format!("failed to understand {}", path.display()))?;
+        Ok(Some(read))
+    }
+
+    /// The `[data]` table with the columns of training.
+    pub fn data(&self) -> DataConfig {
+        let Columns { text, text_pair, label } = self.columns.clone();
+        DataConfig { text, text_pair, label, ..DataConfig::default() }
+    }
+
+    /// Refuses weights that are not those that the adapter was trained on: the sum of the two would be noise that looks
+    /// like a model.
+    pub fn check_base(&self, dir: &Path) -> Result<(), Failure> {
+        let found = pin(self.base.iter().map(|file| dir.join(&file.path)).collect())?;
+        match self.base.iter().zip(&found).find(|(wanted, found)| wanted.sha256 != found.sha256) {
+            None => Ok(()),
+            Some((wanted, found)) => Err(Failure::new(
+                Kind::Data,
+                format!(
+                    "error: {} is not the file that the adapter was trained on: its sha256 is {}…, and was {}…",
+                    found.path,
+                    &found.sha256[..12],
+                    &wanted.sha256[..12.min(wanted.sha256.len())]
+                ),
+            )),
+        }
+    }
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}

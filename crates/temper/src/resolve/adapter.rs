@@ -1,0 +1,138 @@
+//! `[adapter]` against the model: what the checkpoint holds, which modules match, what trains.
+
+use temper_models::{Config, LoadReport, Weights};
+use temper_peft::file::AdapterFile;
+use temper_peft::targets::{self, Match, Trainable};
+use temper_peft::{AdapterConfig, Method};
+use temper_tasks::{checkpoint_names, hugging_face_name, new_modules};
+
+use super::{LazyModel, point};
+use crate::build;
+use crate::failure::{Failure, Kind};
+use crate::plan::{AdaptedModule, AdapterPlan, Group, TaskPlan};
+use crate::recipe::Recipe;
+
+/// Holds the checkpoint against the model. A head for other labels is not used; anything else that differs is an error.
+pub(super) fn check_weights(
+    recipe: &Recipe,
+    weights: &Weights,
+    config: &Config,
+    task: &TaskPlan,
+    lazy: &LazyModel,
+) -> Result<LoadReport, Failure> {
+    let report = temper_models::check(&lazy.entries, weights, |path| build::names(config, task, path));
+    let missing: Vec<&String> = report.missing.iter().filter(|path| path.starts_with("backbone.")).collect();
+    let optional = |path: &str| path.starts_with("backbone.pooler.");
+    if let Some(path) = missing.iter().find(|path| !optional(path)) {
+        let names = checkpoint_names(config.prefix(), path).join("` or `");
+        let message =
+            format!("the weights lack `{names}` (and {} more tensors of {})", missing.len() - 1, config.model_type());
+        return Err(point(recipe, Kind::Data, "model.base", message));
+    }
+    if let Some(name) = report.wrong_dtype.first() {
+        let dtype = weights.dtype(name).map(|dtype| format!("{dtype:?}")).unwrap_or_default();
+        let message = format!("tensor `{name}` has dtype {dtype}; temper reads F32, F16 and BF16");
+        return Err(point(recipe, Kind::Data, "model.base", message));
+    }
+    if let Some(wrong) = report.wrong_shape.first() {
+        return Err(point(recipe, Kind::Data, "model.base", wrong));
+    }
+    Ok(report)
+}
+
+pub(super) fn resolve_adapter(
+    recipe: &Recipe,
+    config: &Config,
+    lazy: &LazyModel,
+    checked: Option<&LoadReport>,
+    from: Option<&AdapterFile>,
+) -> Result<AdapterPlan, Failure> {
+    let prefix = config.prefix();
+    let mut adapter = match from {
+        None => recipe.adapter.clone(),
+        Some(from) => {
+            if !from.ignored.is_empty() {
+                tracing::warn!(fields = ?from.ignored, "the adapter's configuration has fields that change nothing here");
+            }
+            let mut table = AdapterConfig { from: recipe.adapter.from.clone(), ..from.config.table() };
+            if recipe.source.wrote("adapter.dropout") {
+                table.dropout = recipe.adapter.dropout;
+            }
+            // PEFT names `classifier` and `score` whichever of them the model has.
+            table.modules_to_save.retain(|name| from.tensors.keys().any(|key| key.contains(&format!(".{name}."))));
+            table
+        }
+    };
+    let fail = |error: temper_peft::Error| {
+        let key = match &error {
+            temper_peft::Error::NoSuchKey { field, .. } | temper_peft::Error::Pattern { field, .. } => {
+                format!("adapter.{field}")
+            }
+            temper_peft::Error::Range { field, .. } => format!("adapter.{field}"),
+            _ => "adapter.targets".into(),
+        };
+        point(recipe, Kind::Recipe, &key, error)
+    };
+    // Whatever starts from random values trains whole and is saved: a head or pooler that did neither would be noise.
+    let missing = checked.map(|report| report.missing.as_slice()).unwrap_or_default();
+    if adapter.method != Method::Full {
+        let pooler = missing.iter().any(|path| path.starts_with("backbone.pooler.")).then_some("pooler");
+        let is_head = |name: &str| lazy.entries.iter().any(|entry| entry.path.starts_with(&format!("head.{name}.")));
+        let head: Vec<&str> = new_modules(config).iter().copied().filter(|name| is_head(name)).collect();
+        if head.is_empty() && missing.iter().any(|path| path.starts_with("head.")) {
+            let message =
+                "the head of this task starts from random values and would stay so: only `method = \"full\"` trains it";
+            return Err(point(recipe, Kind::Recipe, "adapter.method", message));
+        }
+        for name in head.into_iter().chain(pooler) {
+            if !adapter.modules_to_save.iter().any(|known| known == name) {
+                adapter.modules_to_save.push(name.into());
+            }
+        }
+    }
+    let matches = targets::find(&adapter, &lazy.targets, &lazy.linears).map_err(fail)?;
+    if matches!(adapter.method, Method::Lora | Method::Dora) && matches.is_empty() {
+        let message = "every target is among the modules that train whole: no module is left for an adapter";
+        return Err(point(recipe, Kind::Recipe, "adapter.modules_to_save", message));
+    }
+    let paths: Vec<String> = lazy.entries.iter().map(|entry| hugging_face_name(prefix, &entry.path)).collect();
+    let trainable = Trainable::new(&adapter, &matches, &paths).map_err(fail)?;
+    let groups = groups(lazy, &paths, &adapter, &matches, &trainable);
+    if groups.iter().all(|group| group.trainable == 0) {
+        let key = if adapter.freeze.is_empty() { "adapter.method" } else { "adapter.freeze" };
+        return Err(point(recipe, Kind::Recipe, key, "no parameter is left to train"));
+    }
+    let modules = matches.into_iter().map(|Match { path, rank, alpha }| AdaptedModule { path, rank, alpha }).collect();
+    Ok(AdapterPlan { config: adapter, modules, groups })
+}
+
+fn groups(
+    lazy: &LazyModel,
+    paths: &[String],
+    adapter: &AdapterConfig,
+    matches: &[Match],
+    trainable: &Trainable,
+) -> Vec<Group> {
+    let group = |name: &str, prefix: &str| {
+        let entries = || lazy.entries.iter().zip(paths).filter(|(entry, _)| entry.path.starts_with(prefix));
+        let trains = entries().filter(|(_, path)| trainable.trains(path));
+        Group {
+            name: name.into(),
+            total: entries().map(|(entry, _)| entry.count()).sum(),
+            trainable: trains.map(|(entry, _)| entry.count()).sum(),
+        }
+    };
+    let factors: usize = matches
+        .iter()
+        .filter_map(|found| {
+            let weight = format!("{}.weight", found.path);
+            let shape = &lazy.entries[paths.iter().position(|path| *path == weight)?].shape;
+            Some(found.parameters([shape[0], shape[1]], adapter.method == Method::Dora))
+        })
+        .sum();
+    let mut groups = vec![group("backbone", "backbone."), group("head", "head.")];
+    if factors > 0 {
+        groups.push(Group { name: "adapter".into(), total: factors, trainable: factors });
+    }
+    groups
+}
