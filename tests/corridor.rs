@@ -265,9 +265,11 @@ fn an_adapter_refuses_another_base() {
     *weights.last_mut().unwrap() ^= 1;
     fs::write(base.join("model.safetensors"), weights).unwrap();
     let predict = temper(&["predict", model.to_str().unwrap(), "a text"]);
-    let again =
-        arguments(&dir.path().join("second"), &[&from, &format!("adapter.from={}", model.join("export").display())]);
-    let train = temper(&again.iter().map(String::as_str).collect::<Vec<_>>());
+    let recipe = fs::read_to_string(crate::root().join("tests/recipes/short.toml")).unwrap();
+    let recipe = recipe.replace("rank = 4", &format!("from = {:?}", model.join("export")));
+    let recipe = recipe.replace("../..", crate::root().to_str().unwrap());
+    fs::write(dir.path().join("again.toml"), recipe).unwrap();
+    let train = temper(&["train", "--recipe", dir.path().join("again.toml").to_str().unwrap(), "--set", &from]);
     for out in [predict, train] {
         assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
         assert!(text(&out.stderr).contains("is not the file that the adapter was trained on"), "{}", text(&out.stderr));
