@@ -38,7 +38,8 @@ fn data_case(name: &str, bytes: &[u8], set: &[&str]) -> String {
 /// `n` rows of alternating labels as JSON lines, with `line` in place of the third.
 fn rows(n: usize, line: &str) -> Vec<u8> {
     let row = |i: usize| {
-        json!({"text": format!("row {i} of many"), "label": (if i % 2 == 0 { "no" } else { "yes" })}).to_string()
+        json!({"text": format!("row {i} of many"), "label": (if i.is_multiple_of(2) { "no" } else { "yes" })})
+            .to_string()
     };
     let lines: Vec<String> = (0..n).map(|i| if i == 2 { line.into() } else { row(i) }).collect();
     (lines.join("\n") + "\n").into_bytes()
