@@ -152,7 +152,8 @@ fn act(hub: &Hub, request: &Request, repo: &Repo, found: &Discussion, verb: &str
             changed.status = text("status");
             event("status-change", user, json!({ "status": text("status") }))
         }
-        "merge" if found.pull_request && writer => {
+        "merge" if !writer => return Err(Refusal::forbidden("You may not merge this pull request")),
+        "merge" if found.pull_request => {
             let merged = merge(hub, repo, found, user)?;
             changed.status = "merged".to_owned();
             changed.merge_commit = Some(merged.clone());
@@ -164,9 +165,12 @@ fn act(hub: &Hub, request: &Request, repo: &Repo, found: &Discussion, verb: &str
     hub.change(repo.kind, &repo.id, |repo| {
         repo.discussions.iter_mut().filter(|it| it.number == changed.number).for_each(|it| *it = changed.clone());
     });
-    let mut answer = json!({ "newStatus": changed.status, "newTitle": changed.title });
-    answer[if verb == "comment" { "newMessage" } else { "event" }] = event;
-    Ok(Reply::json(&answer))
+    let told = match verb {
+        "comment" => "newMessage",
+        "title" => "newTitle",
+        _ => "newStatus",
+    };
+    Ok(Reply::json(&json!({ told: event })))
 }
 
 /// Moves `main` to the pull request's commit. Only a straight line is merged: a test that needs more has git.
