@@ -175,6 +175,7 @@ pub(crate) fn identity(name: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

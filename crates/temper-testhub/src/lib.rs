@@ -6,7 +6,7 @@
 //!
 //! # fn main() -> Result<(), temper_testhub::Error> {
 //! let hub = TestHub::start(Options::default())?;
-//! hub.seed(Kind::Model, "lab/tiny", &[("config.json", b"{}"), ("model.safetensors", b"...")])?;
+//! hub.seed(Kind::Model, "lab/tiny", &[("config.json", "{}"), ("model.safetensors", "...")])?;
 //! hub.fault(Fault::new("GET", "*model.safetensors", Trouble::CutDownload(1)));
 //! // HF_ENDPOINT = hub.endpoint(), HF_TOKEN = hub.token()
 //! # Ok(())
