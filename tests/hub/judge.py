@@ -60,14 +60,17 @@ def run(binary, flags, xet, mode, place):
             "HF_XET_CACHE": f"{place}/xet",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
             "JUDGE_MODE": mode,
             "JUDGE_HUB": line,
             "JUDGE_PLACE": place,
         }
         if not xet:
             environment["HF_HUB_DISABLE_XET"] = "1"
-        checks = pathlib.Path(__file__).with_name("checks.py")
-        child = subprocess.run([sys.executable, checks], env=environment, stdout=subprocess.PIPE, text=True, timeout=600)
+        checks = pathlib.Path(__file__).with_name("checks")
+        child = subprocess.run(
+            [sys.executable, checks], env=environment, stdout=subprocess.PIPE, text=True, timeout=600
+        )
         try:
             return json.loads(child.stdout.splitlines()[-1])
         except (IndexError, ValueError):

@@ -1,11 +1,14 @@
 //! Requests and replies as the endpoints see them: whole, and without `async`.
 
+use std::sync::OnceLock;
+
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::accounts::Caller;
 use crate::error::{Answer, Refusal};
 
 /// One of the two servers: they differ in port, so that a client takes them for two hosts.
@@ -28,6 +31,8 @@ pub(crate) struct Request {
     pub(crate) body: Bytes,
     /// Path and query as they came.
     pub(crate) target: String,
+    /// Who asks, once that was asked: a request uses its token once.
+    pub(crate) identified: OnceLock<Option<Caller>>,
 }
 
 impl Request {

@@ -67,9 +67,13 @@ impl Hub {
 
     /// Who asks. No token is nobody; a wrong or expired one is refused, whatever is asked for.
     pub(crate) fn caller(&self, request: &Request) -> Result<Option<Caller>, Refusal> {
+        if let Some(known) = request.identified.get() {
+            return Ok(known.clone());
+        }
         let Some(header) = request.header("authorization") else { return Ok(None) };
         let token = header.strip_prefix("Bearer ").ok_or_else(Refusal::bad_credentials)?;
-        self.world().accounts.accept(token).map(Some).ok_or_else(Refusal::bad_credentials)
+        let caller = self.world().accounts.accept(token).ok_or_else(Refusal::bad_credentials)?;
+        Ok(request.identified.get_or_init(|| Some(caller)).clone())
     }
 
     /// Who asks, when that must be somebody.

@@ -40,15 +40,22 @@ impl Logged {
 
 /// The requests, in the order in which they came.
 #[derive(Debug, Default)]
-pub(crate) struct Log(Mutex<Vec<Logged>>);
+pub(crate) struct Log(Mutex<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    /// The number of the first entry: those before it were cleared.
+    first: usize,
+    entries: Vec<Logged>,
+}
 
 impl Log {
-    /// Notes a request, and returns its number. Numbers stay valid until the log is cleared.
+    /// Notes a request, and returns its number.
     pub(crate) fn arrive(&self, side: Side, parts: &Parts) -> usize {
         let value = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let headers = parts.headers.iter().map(|(name, text)| (name.as_str().to_owned(), value(text))).collect();
         let mut log = lock(&self.0);
-        log.push(Logged {
+        log.entries.push(Logged {
             side,
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
@@ -57,18 +64,23 @@ impl Log {
             body_bytes: 0,
             status: None,
         });
-        log.len() - 1
+        log.first + log.entries.len() - 1
     }
 
+    /// Adds to an entry, unless it was cleared.
     pub(crate) fn note(&self, number: usize, note: impl FnOnce(&mut Logged)) {
-        lock(&self.0).get_mut(number).map(note);
+        let mut log = lock(&self.0);
+        let index = number.checked_sub(log.first);
+        index.and_then(|index| log.entries.get_mut(index)).map(note);
     }
 
     pub(crate) fn all(&self) -> Vec<Logged> {
-        lock(&self.0).clone()
+        lock(&self.0).entries.clone()
     }
 
     pub(crate) fn clear(&self) {
-        lock(&self.0).clear();
+        let mut log = lock(&self.0);
+        log.first += log.entries.len();
+        log.entries.clear();
     }
 }

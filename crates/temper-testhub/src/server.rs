@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -117,6 +117,7 @@ async fn carry_out(seen: &Seen, parts: Parts, body: Bytes) -> Reply {
         query: pairs(parts.uri.query().unwrap_or_default()),
         headers: parts.headers,
         body,
+        identified: OnceLock::new(),
         target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
     };
     if seen.side == Side::Storage && xet::is_for_xet(&request) {

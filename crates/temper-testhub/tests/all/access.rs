@@ -58,6 +58,9 @@ fn tokens_expire_midway() {
     bench.hub.expire_after(&token, 2).unwrap();
     let statuses: Vec<u16> = (0..3).map(|_| bench.send("GET", INFO, Some(&token), "").status).collect();
     assert_eq!(statuses, [200, 200, 401]);
+    bench.hub.expire_after(&token, 2).unwrap();
+    let open = || bench.send("POST", "/api/models/me/tiny/discussions", Some(&token), r#"{"title":"x"}"#).status;
+    assert_eq!([open(), open(), open()], [200, 200, 401], "a request uses its token once");
     assert!(bench.hub.expire_after("nonsense", 1).is_err());
 }
 
