@@ -13,13 +13,36 @@
 //! assert!(render(&card).starts_with("---\nlicense: apache-2.0\n"));
 //! ```
 
+mod answer;
 mod body;
+mod cache;
 mod card;
+mod download;
 mod error;
+mod hf;
+mod http;
+mod hub;
+mod id;
+mod model;
+mod names;
 mod private;
+mod pull;
+mod settings;
+mod token;
+mod tree;
+mod verify;
 mod yaml;
 
 pub use card::{
     Card, Confusion, DataFile, Dataset, Evaluation, Metric, Pipeline, Relation, hub_id, license_of, render, sha256_of,
 };
+pub use download::Verify;
 pub use error::{Error, Result};
+pub use hub::Hub;
+pub use id::{Reference, RepoId, RepoKind};
+pub use model::ModelFiles;
+pub use names::Commit;
+pub use pull::{Limits, OnProgress, Progress, PullOptions, Pulled, Snapshot};
+pub use settings::{Origin, PUBLIC_HUB, Patience, Setting, Settings};
+pub use token::Token;
+pub use tree::{Listing, Pinned, TreeFile};

@@ -1,0 +1,7 @@
+//! The client against `temper-testhub`: what works, and that nothing is lost or doubled when something does not.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod bench;
+mod pull;
+mod pull_faults;
