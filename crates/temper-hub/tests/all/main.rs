@@ -5,3 +5,5 @@
 mod bench;
 mod pull;
 mod pull_faults;
+mod push;
+mod push_faults;
