@@ -15,14 +15,19 @@
 
 mod answer;
 mod body;
+mod browse;
 mod cache;
 mod card;
+mod dataset;
 mod download;
 mod error;
+mod front;
 mod hf;
 mod http;
 mod hub;
 mod id;
+mod licence;
+mod login;
 mod model;
 mod names;
 mod private;
@@ -34,13 +39,17 @@ mod tree;
 mod verify;
 mod yaml;
 
+pub use browse::{Facts, Found, Search};
 pub use card::{
     Card, Confusion, DataFile, Dataset, Evaluation, Metric, Pipeline, Relation, hub_id, license_of, render, sha256_of,
 };
+pub use dataset::{DataFiles, DataRequest};
 pub use download::Verify;
 pub use error::{Error, Result};
 pub use hub::Hub;
 pub use id::{Reference, RepoId, RepoKind};
+pub use licence::{Decision, Terms, decide};
+pub use login::{login, logout};
 pub use model::ModelFiles;
 pub use names::Commit;
 pub use pull::{Limits, OnProgress, Progress, PullOptions, Pulled, Snapshot};

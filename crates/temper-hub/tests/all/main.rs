@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bench;
+mod browse;
 mod pull;
 mod pull_faults;
 mod push;
