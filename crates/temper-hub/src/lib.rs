@@ -18,6 +18,7 @@ mod body;
 mod browse;
 mod cache;
 mod card;
+mod data_card;
 mod dataset;
 mod download;
 mod error;
@@ -41,8 +42,10 @@ mod yaml;
 
 pub use browse::{Facts, Found, Search};
 pub use card::{
-    Card, Confusion, DataFile, Dataset, Evaluation, Metric, Pipeline, Relation, hub_id, license_of, render, sha256_of,
+    Card, Confusion, DataFile, DataSource, Dataset, Evaluation, History, Metric, Pipeline, Relation, hub_id,
+    license_of, render, sha256_of,
 };
+pub use data_card::{DataCard, DataSplit, render_data};
 pub use dataset::{DataFiles, DataRequest};
 pub use download::Verify;
 pub use error::{Error, Result};
