@@ -7,7 +7,7 @@ written and parsed once more.
 import math
 import pathlib
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 
 HERE = pathlib.Path(__file__).parent
 HOSTILE = ["yes", "no", "null", "1.0", "a: b", "it's \"quoted\"", "---", "x\n---\ny", "naïve 日本 🙂", "# no", "~", "c\\d\u0085e"]
@@ -45,4 +45,13 @@ check("reviews.md", {**COMMON, "language": ["en"], "tags": ["temper", "burn", "l
 check("hostile.md", {**COMMON, "language": ["no", "en"], "tags": ["temper", "burn", *HOSTILE, ADAPTER],
                      "metrics": ["accuracy", "loss"]}, [accuracy, loss])
 assert ModelCard.load(HERE / "hostile.md").data.model_name == "yes: a \"model\"\n---\nno"
-print("both cards say what was meant")
+check("complete.md", {**COMMON, "license": "other", "license_name": "acme-community", "language": ["en"],
+                      "datasets": ["lab/reviews"], "tags": ["temper", "burn", "lora", ADAPTER], "metrics": ["accuracy"]},
+      [accuracy])
+data = DatasetCard.load(HERE / "data.md").data.to_dict()
+assert data["configs"] == [{"config_name": "default", "data_files": [
+    {"split": "test", "path": "data/test-*.parquet"}, {"split": "train", "path": "data/train-*.parquet"}]}], data
+assert data["dataset_info"]["splits"][1] == {"name": "train", "num_examples": 1310, "num_bytes": 90000}, data
+assert data["dataset_info"]["features"] == [{"name": "text", "dtype": "string"}, {"name": "label", "dtype": "int64"}], data
+assert (data["license"], data["size_categories"], data["tags"]) == ("cc-by-4.0", ["1K<n<10K"], ["temper"]), data
+print("the cards say what was meant")

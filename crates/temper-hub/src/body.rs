@@ -3,14 +3,16 @@
 use std::fmt::Write as _;
 
 use crate::{
-    Card, Pipeline, Relation,
+    Card, Commit, Pipeline, Relation,
     card::{Confusion, Evaluation, hub_id},
+    names::wrong_with_path,
 };
 
 /// The whole body, from the heading to the device.
 pub(crate) fn markdown(card: &Card) -> String {
     let mut sections = vec![format!("# {}", line(&card.title)), about(card)];
     sections.extend(results(card));
+    sections.extend(sources(card));
     sections.extend(data(card));
     sections.push(usage(card));
     sections.extend(procedure(card));
@@ -31,7 +33,9 @@ fn about(card: &Card) -> String {
         None if card.base_model.is_empty() => "a base model that the run did not name".into(),
         None => format!("the local model `{}`", last(&card.base_model)),
     };
-    let made = format!("{kind} {base}, made with temper (Rust, on burn).");
+    let commit = card.base_revision.as_deref().and_then(Commit::new);
+    let at = commit.map(|commit| format!(" at `{commit}`")).unwrap_or_default();
+    let made = format!("{kind} {base}{at}, made with temper (Rust, on burn).");
     if card.summary.is_empty() { made } else { format!("{}\n\n{made}", card.summary.trim()) }
 }
 
@@ -46,6 +50,19 @@ fn results(card: &Card) -> Option<String> {
         }
     }
     (!rows.is_empty()).then(|| section("Results", &table(&["data set", "split", "metric", "value"], &rows)))
+}
+
+fn sources(card: &Card) -> Option<String> {
+    let row = |source: &crate::DataSource| {
+        let id = hub_id(&source.id)?;
+        let link = format!("[{id}](https://huggingface.co/datasets/{id})");
+        let commit = Commit::new(&source.revision).map(|commit| format!("`{commit}`")).unwrap_or_default();
+        let license = source.license.clone().unwrap_or_else(|| "not stated".into());
+        Some(vec![link, source.config.clone(), source.splits.join(", "), commit, license])
+    };
+    let rows: Vec<_> = card.sources.iter().filter_map(row).collect();
+    let header = ["data set", "configuration", "splits", "commit", "licence"];
+    (!rows.is_empty()).then(|| section("Data sets", &table(&header, &rows)))
 }
 
 fn data(card: &Card) -> Option<String> {
@@ -122,6 +139,14 @@ fn procedure(card: &Card) -> Option<String> {
     if !card.hyperparameters.is_empty() {
         parts.push(pairs(&["hyper-parameter", "value"], &card.hyperparameters));
     }
+    if let Some(history) = card.history.as_ref().filter(|history| !history.rows.is_empty()) {
+        let header: Vec<&str> = history.columns.iter().map(String::as_str).collect();
+        parts.push(table(&header, &history.rows));
+    }
+    // An image beside the card; a name with a scheme or a way out would load it from elsewhere.
+    if let Some(curves) = card.curves.as_deref().filter(|name| wrong_with_path(name).is_none()) {
+        parts.push(format!("![Training curves]({})", curves.replace(' ', "%20").replace(')', "%29")));
+    }
     if !card.recipe.trim().is_empty() {
         parts.push(format!("The recipe:\n\n{}", fence("toml", card.recipe.trim_end())));
     }
@@ -158,9 +183,17 @@ fn limitations(card: &Card) -> String {
 }
 
 fn license(card: &Card) -> Option<String> {
-    let text =
+    let missing =
         "No licence is given: neither the author nor the base model's card stated one. Ask the author before use.";
-    card.license.is_none().then(|| section("Licence", text))
+    let mut notes: Vec<String> = card.license_notes.clone();
+    if card.license.is_none() {
+        notes.insert(0, missing.into());
+    }
+    match &notes[..] {
+        [] => None,
+        [only] => Some(section("Licence", &line(only))),
+        several => Some(section("Licence", &list(several))),
+    }
 }
 
 fn environment(card: &Card) -> Option<String> {
@@ -171,7 +204,7 @@ fn environment(card: &Card) -> Option<String> {
     (!rows.is_empty()).then(|| section("Versions and device", &pairs(&["what", "which"], &rows)))
 }
 
-fn section(heading: &str, text: &str) -> String {
+pub(crate) fn section(heading: &str, text: &str) -> String {
     format!("## {heading}\n\n{text}")
 }
 
@@ -179,14 +212,14 @@ fn pairs(header: &[&str], rows: &[(String, String)]) -> String {
     table(header, &rows.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect::<Vec<_>>())
 }
 
-fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let row = |cells: &mut dyn Iterator<Item = String>| format!("| {} |", cells.collect::<Vec<_>>().join(" | "));
     let mut lines = vec![row(&mut header.iter().map(|text| cell(text))), row(&mut header.iter().map(|_| "---".into()))];
     lines.extend(rows.iter().map(|cells| row(&mut cells.iter().map(|text| cell(text)))));
     lines.join("\n")
 }
 
-fn list(items: &[String]) -> String {
+pub(crate) fn list(items: &[String]) -> String {
     items.iter().map(|item| format!("- {}", line(item))).collect::<Vec<_>>().join("\n")
 }
 
@@ -195,7 +228,7 @@ fn cell(text: &str) -> String {
     line(text).replace('|', "\\|")
 }
 
-fn line(text: &str) -> String {
+pub(crate) fn line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -23,6 +23,12 @@ pub struct Card {
     pub license: Option<String>,
     /// The base model as the recipe names it. Only what [`hub_id`] accepts reaches the front matter.
     pub base_model: String,
+    /// The commit of the base, 40 hexadecimal digits; nothing else is written.
+    pub base_revision: Option<String>,
+    /// The licence's own name and where it can be read, of a licence `other`.
+    pub license_name: Option<String>,
+    /// What is to be said of the licence beside its id, a sentence each.
+    pub license_notes: Vec<String>,
     /// What the result is to its base.
     pub relation: Relation,
     /// What the model does.
@@ -31,6 +37,8 @@ pub struct Card {
     pub tags: Vec<String>,
     /// Hub ids of the data sets it was trained on. What [`hub_id`] refuses is left out.
     pub datasets: Vec<String>,
+    /// Data sets of the Hub that it was trained and evaluated on, pinned. Their ids need not be in `datasets` too.
+    pub sources: Vec<DataSource>,
     /// The files that it was trained and evaluated on.
     pub files: Vec<DataFile>,
     /// What was measured.
@@ -39,6 +47,10 @@ pub struct Card {
     pub labels: Vec<String>,
     /// Predictions on the evaluation data.
     pub confusion: Option<Confusion>,
+    /// What was measured along the way: a table's header and rows.
+    pub history: Option<History>,
+    /// The training curves: the name of an image that lies beside the card.
+    pub curves: Option<String>,
     /// The command line that uses this model with temper.
     pub command: String,
     /// Hyper-parameters as (name, value), in the order to show them.
@@ -75,6 +87,30 @@ pub enum Pipeline {
     FillMask,
     /// Hidden states.
     FeatureExtraction,
+}
+
+/// A data set of the Hub, as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DataSource {
+    /// Its Hub id. What [`hub_id`] refuses is left out.
+    pub id: String,
+    /// Its configuration; empty for the only one.
+    pub config: String,
+    /// The splits that were read.
+    pub splits: Vec<String>,
+    /// The commit, 40 hexadecimal digits.
+    pub revision: String,
+    /// Its licence's Hub id.
+    pub license: Option<String>,
+}
+
+/// Numbers measured along the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct History {
+    /// Names of the columns, such as `step`, `training loss`, `accuracy`.
+    pub columns: Vec<String>,
+    /// A row for each evaluation, as it is to be shown.
+    pub rows: Vec<Vec<String>>,
 }
 
 /// A file of examples.
@@ -169,14 +205,20 @@ impl Card {
             language: Vec::new(),
             license: None,
             base_model: String::new(),
+            base_revision: None,
+            license_name: None,
+            license_notes: Vec::new(),
             relation,
             pipeline,
             tags: Vec::new(),
             datasets: Vec::new(),
+            sources: Vec::new(),
             files: Vec::new(),
             evaluations: Vec::new(),
             labels: Vec::new(),
             confusion: None,
+            history: None,
+            curves: None,
             command: String::new(),
             hyperparameters: Vec::new(),
             recipe: String::new(),
@@ -206,17 +248,25 @@ impl Card {
             tags.push(format!("base_model:adapter:{base}"));
         }
         let task = TaskType { kind: self.pipeline };
+        let mut datasets: Vec<&str> = Vec::new();
+        let named = self.datasets.iter().chain(self.sources.iter().map(|source| &source.id));
+        for id in named.filter_map(|name| hub_id(name)) {
+            if !datasets.contains(&id) {
+                datasets.push(id);
+            }
+        }
         let results: Vec<_> = results.into_iter().map(|evaluation| IndexResult { task, evaluation }).collect();
         let index = (!results.is_empty()).then(|| vec![IndexEntry { name: &self.title, results }]);
         Metadata {
             language: &self.language,
             license: self.license.as_deref(),
+            license_name: self.license_name.as_deref().filter(|_| self.license.as_deref() == Some("other")),
             base_model,
             base_model_relation: base_model.map(|_| self.relation),
             pipeline_tag: self.pipeline,
             library_name,
             tags,
-            datasets: self.datasets.iter().filter_map(|name| hub_id(name)).collect(),
+            datasets,
             metrics,
             index,
         }
@@ -230,6 +280,8 @@ struct Metadata<'a> {
     language: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     license: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    license_name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     base_model: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -52,6 +52,45 @@ fn hostile() -> Card {
     card
 }
 
+/// A card that uses everything: data of the Hub, curves, a licence of its own.
+fn complete() -> Card {
+    let mut card = reviews();
+    card.license = Some("other".into());
+    card.license_name = Some("acme-community".into());
+    card.license_notes = vec!["The base asks for a notice.".into(), "The author says: they | agreed.".into()];
+    card.base_revision = Some("c".repeat(40));
+    card.sources = vec![DataSource {
+        id: "lab/reviews".into(),
+        config: "en".into(),
+        splits: vec!["train".into(), "test".into()],
+        revision: "d".repeat(40),
+        license: Some("cc-by-4.0".into()),
+    }];
+    let row = |cells: [&str; 3]| cells.map(String::from).to_vec();
+    card.history = Some(History {
+        columns: row(["step", "training loss", "accuracy"]),
+        rows: vec![row(["100", "0.61", "0.81"]), row(["200", "0.32", "0.91"])],
+    });
+    card.curves = Some("curves.svg".into());
+    card
+}
+
+#[test]
+fn golden_complete_card() {
+    assert_eq!(render(&complete()), include_str!("../golden/complete.md"), "regenerate: see write_the_cards");
+}
+
+#[test]
+fn curves_and_revisions_are_what_they_seem() {
+    let mut card = complete();
+    for name in ["https://example.com/x.png", "../x.png", "/tmp/x.png", "javascript:alert(1)"] {
+        card.curves = Some(name.into());
+        assert!(!render(&card).contains("![Training"), "{name}");
+    }
+    card.base_revision = Some("main".into());
+    assert!(!render(&card).contains(" at `"));
+}
+
 #[test]
 fn golden_card() {
     assert_eq!(render(&reviews()), include_str!("../golden/reviews.md"), "regenerate: see write_the_cards");
@@ -64,6 +103,8 @@ fn write_the_cards() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
     fs::write(golden.join("reviews.md"), render(&reviews())).unwrap();
     fs::write(golden.join("hostile.md"), render(&hostile())).unwrap();
+    fs::write(golden.join("complete.md"), render(&complete())).unwrap();
+    fs::write(golden.join("data.md"), crate::render_data(&crate::data_card::tests::reviews())).unwrap();
 }
 
 #[test]

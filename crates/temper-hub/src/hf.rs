@@ -182,12 +182,12 @@ fn failure(http: &Http, error: HFError, about: &About<'_>) -> Failure {
         HFError::RateLimited { retry_after, context } => (context, *retry_after),
         HFError::Request { source, .. } if !source.is_decode() => {
             let error = http.no_network(about, crate::http::reason_of(source));
-            return Failure { error, passing: true, wait: None };
+            return Failure { error: Box::new(error), passing: true, wait: None };
         }
         other => {
             let said = printable(&crate::settings::without_query(&other.to_string()));
             let error = http.bad_answer(about, format!("its answer cannot be read: {said}"));
-            return Failure { error, passing: false, wait: None };
+            return Failure { error: Box::new(error), passing: false, wait: None };
         }
     };
     let refusal = Refusal {

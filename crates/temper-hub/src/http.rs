@@ -87,7 +87,7 @@ pub(crate) struct Answer {
 /// A failure, and whether it may pass.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    pub(crate) error: Error,
+    pub(crate) error: Box<Error>,
     /// Whether the same may succeed a little later.
     pub(crate) passing: bool,
     /// How long the server asks to wait.
@@ -182,7 +182,10 @@ impl Http {
         self.patiently(tries, || match self.follow(request, about) {
             Ok(answer) if answer.response.status().is_success() || answer.response.status() == 304 => Ok(answer),
             Ok(answer) => Err(self.failure(&self.refusal(answer), &request.url, about)),
-            Err(error) => Err(Failure { passing: matches!(error, Error::NoNetwork { .. }), error, wait: None }),
+            Err(error) => {
+                let passing = matches!(error, Error::NoNetwork { .. });
+                Err(Failure { passing, error: Box::new(error), wait: None })
+            }
         })
     }
 
@@ -204,7 +207,7 @@ impl Http {
             };
             let too_long = failure.wait.is_some_and(|wait| wait > self.patience.longest_wait);
             if !failure.passing || attempt >= tries || too_long {
-                return Err(failure.error);
+                return Err(*failure.error);
             }
             let wait = failure.wait.unwrap_or_else(|| self.backoff(attempt));
             tracing::debug!(attempt, ?wait, error = %failure.error, "trying again");
@@ -216,7 +219,7 @@ impl Http {
     /// What a refusal of a request to `url` comes to.
     pub(crate) fn failure(&self, refusal: &Refusal, url: &str, about: &About<'_>) -> Failure {
         Failure {
-            error: refusal.error(about, self.asked(url)),
+            error: Box::new(refusal.error(about, self.asked(url))),
             passing: refusal.is_transient(),
             wait: refusal.retry_after,
         }

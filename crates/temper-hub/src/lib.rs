@@ -15,34 +15,48 @@
 
 mod answer;
 mod body;
+mod browse;
 mod cache;
 mod card;
+mod data_card;
+mod dataset;
 mod download;
 mod error;
+mod front;
 mod hf;
 mod http;
 mod hub;
 mod id;
+mod licence;
+mod login;
 mod model;
 mod names;
 mod private;
 mod pull;
+mod push;
 mod settings;
 mod token;
 mod tree;
 mod verify;
 mod yaml;
 
+pub use browse::{Facts, Found, Search};
 pub use card::{
-    Card, Confusion, DataFile, Dataset, Evaluation, Metric, Pipeline, Relation, hub_id, license_of, render, sha256_of,
+    Card, Confusion, DataFile, DataSource, Dataset, Evaluation, History, Metric, Pipeline, Relation, hub_id,
+    license_of, render, sha256_of,
 };
+pub use data_card::{DataCard, DataSplit, render_data};
+pub use dataset::{DataFiles, DataRequest};
 pub use download::Verify;
 pub use error::{Error, Result};
 pub use hub::Hub;
 pub use id::{Reference, RepoId, RepoKind};
+pub use licence::{Decision, Terms, decide};
+pub use login::{login, logout};
 pub use model::ModelFiles;
 pub use names::Commit;
 pub use pull::{Limits, OnProgress, Progress, PullOptions, Pulled, Snapshot};
+pub use push::{Account, Outcome, Push, PushFile, Pushed, Pusher, Ready, Target};
 pub use settings::{Origin, PUBLIC_HUB, Patience, Setting, Settings};
 pub use token::Token;
 pub use tree::{Listing, Pinned, TreeFile};

@@ -16,6 +16,11 @@ impl Commit {
         is_hex(text, 40).then(|| Self(text.into()))
     }
 
+    /// No commit: what git writes for one that is not there.
+    pub(crate) fn zero() -> Self {
+        Self("0".repeat(40))
+    }
+
     /// Its 40 digits.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -3,5 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bench;
+mod browse;
 mod pull;
 mod pull_faults;
+mod push;
+mod push_faults;

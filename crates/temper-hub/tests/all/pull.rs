@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use temper_hub::{Hub, Limits, PullOptions, Reference, RepoId, Verify};
+use temper_hub::{DataRequest, Hub, Limits, PullOptions, Reference, RepoId, Verify};
 use temper_testhub::{Gated, Kind, Options, Role};
 
 use crate::bench::{Bench, noise, pull_all, pull_model, says, walk};
@@ -210,4 +210,26 @@ fn the_token_goes_to_the_hub_only() {
     says(Hub::new(plain), &["in the clear", "https://"]);
     let reader = bench.server.issue("you", Role::Read);
     pull_model(&Hub::new(bench.settings(Some(&reader))).unwrap(), "lab/tiny").unwrap();
+}
+
+#[test]
+fn data_files_of_a_dataset() {
+    let bench = Bench::new();
+    let readme = "---\nlicense: cc-by-4.0\nconfigs:\n- config_name: a\n  data_files:\n  - split: train\n    path: a/*.csv\n---\n";
+    let files = [("README.md", readme), ("a/1.csv", "x\n1\n"), ("a/2.csv", "x\n2\n"), ("b/1.csv", "x\n3\n")];
+    let commit = bench.server.seed(Kind::Dataset, "lab/data", &files).unwrap();
+    let hub = bench.hub();
+    let reference = Reference::dataset("hf://datasets/lab/data").unwrap();
+    let request = DataRequest { reference, config: None, split: None };
+    let options = PullOptions::default();
+    let data = hub.data_files(&request, &options).unwrap();
+    assert_eq!((data.config.as_str(), data.license.as_deref()), ("a", Some("cc-by-4.0")));
+    assert_eq!(data.listing.pinned.commit.as_str(), commit);
+    let fetched = |part: &str| bench.server.requests().iter().any(|request| request.path.contains(part));
+    assert!(!fetched("a/1.csv"), "choosing fetches no data");
+    let snapshot = hub.pull(&data.listing, &data.files(), &options, &|_| {}).unwrap();
+    let names: Vec<_> = snapshot.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(names, ["a/1.csv", "a/2.csv"]);
+    assert!(!fetched("b/1.csv"));
+    assert_eq!(bench.offline().data_files(&request, &options).unwrap().splits, data.splits);
 }
