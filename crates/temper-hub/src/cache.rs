@@ -136,6 +136,9 @@ impl Folder {
         loop {
             let options = File::options().create(true).truncate(false).write(true).open(&path);
             let file = options.map_err(Error::io("create", &path))?;
+            if file.try_lock().is_err() {
+                tracing::info!(etag, "another process may be fetching this file: waiting for it");
+            }
             if file.lock().is_err() {
                 return Ok(Lock { _file: None });
             }

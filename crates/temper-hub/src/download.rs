@@ -143,7 +143,7 @@ impl Download<'_> {
             let before = there;
             let broken = self.stretch(file, &mut out, &mut there).map_err(|error| match error {
                 Error::DiskFull { path, .. } => {
-                    Error::DiskFull { path, needed: file.size - there, free: self.folder.free() }
+                    Error::DiskFull { path, needed: Some(file.size - there), free: self.folder.free() }
                 }
                 error => error,
             })?;

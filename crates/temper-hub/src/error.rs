@@ -34,14 +34,14 @@ pub enum Error {
     },
     /// No room for a file.
     #[error(
-        "store {needed} bytes under {path}: {} there; free some space, or point HF_HUB_CACHE at a larger disk",
-        room(*.free), path = path.display()
+        "store {} {path}: {}; free some space, or point HF_HUB_CACHE at a larger disk",
+        bytes(*.needed), room(*.free), path = path.display()
     )]
     DiskFull {
         /// The directory.
         path: PathBuf,
-        /// Bytes still to be written.
-        needed: u64,
+        /// Bytes still to be written, when that is known.
+        needed: Option<u64>,
         /// Bytes free, when that is known.
         free: Option<u64>,
     },
@@ -365,14 +365,20 @@ impl Error {
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path, needed: 0, free: None },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { path, needed: None, free: None }
+            }
             _ => Self::Io { doing, path, source },
         }
     }
 }
 
+fn bytes(needed: Option<u64>) -> String {
+    needed.map_or_else(|| "a file at".into(), |needed| format!("{needed} bytes under"))
+}
+
 fn room(free: Option<u64>) -> String {
-    free.map_or_else(|| "no space is left".into(), |free| format!("only {free} bytes are free"))
+    free.map_or_else(|| "no space is left there".into(), |free| format!("only {free} bytes are free there"))
 }
 
 fn wait(retry_after: Option<Duration>) -> String {

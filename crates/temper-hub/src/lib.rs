@@ -1,8 +1,31 @@
-//! How do files travel? Today: the model card that goes beside exported weights.
+//! How do files travel? Between this machine and a Hugging Face hub, or a private hub that speaks its protocol; and the
+//! cards that go with them.
 //!
-//! [`Card`] holds what a run knows, [`render`] turns it into a `README.md` that the Hugging Face Hub reads: YAML front
-//! matter and a Markdown body. Nothing in a card is guessed: a licence comes from the user or from the base
-//! ([`license_of`]), a metric is one that was measured, and no path of the machine and no Hub token reaches the text.
+//! Every call blocks; what is asynchronous below stays below. [`Settings`] say where the hub and the cache are, a
+//! [`Hub`] does the rest:
+//!
+//! - **Pull.** [`Hub::pin`] resolves a revision once to a commit, [`Hub::list`] names its files with sizes and hashes,
+//!   [`Hub::model_files`] and [`Hub::data_files`] choose those that are needed, [`Hub::pull`] brings them into the cache
+//!   that Python's client uses too. Nothing is readable there before its hash was verified.
+//! - **Push.** [`Hub::prepare`] finds out before a run whether a push will be allowed, [`Hub::push`] makes one commit of
+//!   named files and never makes it twice, a [`Pusher`] does so beside training.
+//! - **Cards.** [`Card`] and [`DataCard`] hold what a run knows, [`render`] and [`render_data`] turn them into a
+//!   `README.md`; [`decide`] says under which licence. Nothing in a card is guessed, and no path of the machine and no
+//!   token reaches the text.
+//!
+//! ```no_run
+//! use temper_hub::{Hub, PullOptions, Settings};
+//!
+//! # fn main() -> temper_hub::Result<()> {
+//! let hub = Hub::new(Settings::from_env()?)?;
+//! let pinned = hub.pin(&"google-bert/bert-base-uncased".parse()?)?;
+//! let snapshot = hub.pull_model(&pinned, &PullOptions::default(), &|progress| {
+//!     eprint!("\r{} of {} bytes", progress.bytes, progress.total);
+//! })?;
+//! println!("{} at {}: {}", pinned.repo, pinned.commit, snapshot.dir.display());
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! ```
 //! use temper_hub::{Card, Pipeline, Relation, render};
@@ -12,6 +35,10 @@
 //! card.license = Some("apache-2.0".into());
 //! assert!(render(&card).starts_with("---\nlicense: apache-2.0\n"));
 //! ```
+//!
+//! A server is not trusted: names, commits and hashes are checked before they touch the disk, sizes are bounded before
+//! the first byte, the token goes to the configured origin only, safetensors are preferred and pickles refused, and no
+//! code of a repository is ever run.
 
 mod answer;
 mod body;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{Error, Hub, Listing, OnProgress, Pinned, PullOptions, Result, Snapshot, TreeFile, names::hostile_path};
 
 /// What describes a model or its tokenizer, by exact name; each is fetched if it is there.
-const COMPANIONS: [&str; 20] = [
+const COMPANIONS: [&str; 21] = [
     "config.json",
     "generation_config.json",
     "adapter_config.json",
@@ -29,6 +29,7 @@ const COMPANIONS: [&str; 20] = [
     "LICENSE.txt",
     "LICENSE.md",
     "NOTICE",
+    "USE_POLICY.md",
 ];
 
 /// Names of weights in one file, of a whole model and of an adapter.

@@ -65,9 +65,9 @@ pub struct Progress {
     pub bytes: u64,
     /// Bytes in all.
     pub total: u64,
-    /// Files done.
+    /// Files done; a push, which is one commit, does not count them.
     pub files: usize,
-    /// Files in all.
+    /// Files in all; 0 of a push.
     pub of_files: usize,
 }
 
@@ -258,7 +258,7 @@ fn check_room(folder: &Folder, files: &[TreeFile]) -> Result<()> {
     }
     match folder.free() {
         Some(free) if needed > 0 && free < needed.saturating_add(SPARE) => {
-            Err(Error::DiskFull { path: folder.root().into(), needed, free: Some(free) })
+            Err(Error::DiskFull { path: folder.root().into(), needed: Some(needed), free: Some(free) })
         }
         _ => Ok(()),
     }

@@ -138,7 +138,9 @@ impl Hub {
                 return self.done(push, &journal, earlier, settled, Pushed::there(contents.len()));
             }
         }
-        self.make_branch(push)?;
+        if !push.target.pull_request {
+            self.make_branch(push)?;
+        }
         let total = contents.iter().map(|content| content.size).sum();
         let sending = Sending { total, bytes: AtomicU64::new(0), on_progress };
         let mut sent = 0;

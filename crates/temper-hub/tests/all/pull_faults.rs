@@ -244,3 +244,59 @@ fn redirects_on_the_same_host() {
     bench.server.seed(Kind::Model, "lab/small", &[("a.txt", "a")]).unwrap();
     pull_all(&bench.hub(), RepoId::model("lab/small").unwrap()).unwrap();
 }
+
+/// Pulls until some bytes are there, then fills the disk.
+#[test]
+#[ignore = "the child of a_full_disk"]
+fn full_disk_child() {
+    let (Ok(endpoint), Ok(home)) = (std::env::var("CHILD_ENDPOINT"), std::env::var("CHILD_HOME")) else { return };
+    let home = std::path::Path::new(&home);
+    let settings = temper_hub::Settings::given(&endpoint, None, home).unwrap();
+    let hub = Hub::new(temper_hub::Settings { patience: crate::bench::SHORT, ..settings }).unwrap();
+    let pinned = hub.pin(&"lab/tiny".parse().unwrap()).unwrap();
+    let filler = home.join("hub/filler");
+    let fill = |progress: temper_hub::Progress| {
+        if progress.bytes > 100_000 && !filler.exists() {
+            let mut file = fs::File::create(&filler).unwrap();
+            while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        }
+    };
+    let error = hub.pull_model(&pinned, &Default::default(), &fill).unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, Error::DiskFull { .. }) && message.contains("HF_HUB_CACHE"), "{message}");
+    let kept = walk(&home.join("hub/models--lab--tiny"));
+    assert!(!kept.iter().any(|name| name.ends_with("/model.safetensors")), "{kept:?}");
+    // With room again, it goes on from what is there.
+    fs::remove_file(&filler).unwrap();
+    let dir = pull_model(&hub, "lab/tiny").unwrap().dir;
+    assert_eq!(fs::read(dir.join("model.safetensors")).unwrap(), noise(700_000, 7));
+}
+
+#[test]
+fn a_full_disk() {
+    let drip = Trouble::Drip { bytes: 20_000, pause: Duration::from_millis(2) };
+    let bench = with_model(Fault::new("GET", WEIGHTS, drip));
+    let cache = bench.home.path().join("hub");
+    fs::create_dir_all(&cache).unwrap();
+    let script = "mount -t tmpfs -o size=80m none \"$CHILD_HOME/hub\" || exit 77; exec \"$0\" --ignored --exact \
+                  pull_faults::full_disk_child";
+    // A file system of its own, which only this child sees.
+    let done = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .env("CHILD_ENDPOINT", bench.server.endpoint())
+        .env("CHILD_HOME", bench.home.path())
+        .output();
+    let words = |done: &std::process::Output| {
+        format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr))
+    };
+    match done {
+        Ok(done) if words(&done).contains("test result: ok. 1 passed") => {
+            let starts = starts(&bench);
+            assert!(starts.len() == 2 && starts[1] > 0, "{starts:?}");
+        }
+        Ok(done) if words(&done).contains("full_disk_child") => panic!("{}", words(&done)),
+        Ok(done) => eprintln!("skipped: no file system could be mounted here ({})", words(&done).trim()),
+        Err(error) => eprintln!("skipped: there is no `unshare` here ({error})"),
+    }
+}

@@ -84,6 +84,10 @@ fn somebody_elses_commit_is_built_upon() {
     assert_eq!(bench.server.read(Kind::Model, "me/x", "main", "theirs.txt").unwrap(), b"theirs");
     assert_eq!(bench.server.read(Kind::Model, "me/x", "main", "adapter_model.safetensors").unwrap(), weights());
     assert_eq!(uploaded(&bench), 300_000, "the weights were sent once");
+    let requests = bench.server.requests();
+    let offers = requests.iter().filter(|request| request.path.contains("/commit/"));
+    let statuses: Vec<_> = offers.map(|request| request.status).collect();
+    assert_eq!(statuses, [Some(412), Some(200)], "the commit says which head it was made for");
 }
 
 #[test]
