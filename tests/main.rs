@@ -6,6 +6,7 @@ mod bad_recipes;
 mod corridor;
 mod golden;
 mod house;
+mod hub;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Training files: one path, a list of paths, or a list of `{path, weight}`. Paths are relative to the recipe.
+    /// Training files: one path, a list of paths, or a list of `{path, weight}`. Paths are relative to the recipe;
+    /// `hf://datasets/organisation/name` is a data set of the hub.
     /// Kinds by extension: `.jsonl` `.ndjson` `.json` (one JSON object a line), `.csv` `.tsv` (with a header; `.tsv`
     /// knows no quotes), `.parquet`, `.arrow` `.feather` `.ipc`.
     pub train: Files,
@@ -89,27 +90,30 @@ impl DataConfig {
 
 /// One or several files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a path, a list of paths, or a list of {path = \"…\", weight = 1.0}")]
+#[serde(untagged, expecting = "expected a path, {path = \"…\", …}, or a list of those")]
 pub enum Files {
-    /// One path.
-    One(String),
+    /// One.
+    One(FileEntry),
     /// Several, each with or without a weight.
     Many(Vec<FileEntry>),
 }
 
 impl Files {
-    /// Every path with its weight.
+    /// One file of weight 1.
+    pub fn one(path: impl Into<String>) -> Self {
+        Self::One(FileEntry::Path(path.into()))
+    }
+
+    /// Every file, with its defaults put in.
     #[must_use]
-    pub fn entries(&self) -> Vec<(&str, f64)> {
+    pub fn entries(&self) -> Vec<FileTable> {
+        let table = |entry: &FileEntry| match entry {
+            FileEntry::Path(path) => FileTable { path: path.clone(), weight: 1.0, config: None, split: None },
+            FileEntry::Table(table) => table.clone(),
+        };
         match self {
-            Self::One(path) => vec![(path, 1.0)],
-            Self::Many(entries) => entries
-                .iter()
-                .map(|entry| match entry {
-                    FileEntry::Path(path) => (path.as_str(), 1.0),
-                    FileEntry::Weighted(file) => (file.path.as_str(), file.weight),
-                })
-                .collect(),
+            Self::One(entry) => vec![table(entry)],
+            Self::Many(entries) => entries.iter().map(table).collect(),
         }
     }
 }
@@ -120,20 +124,26 @@ impl Files {
 pub enum FileEntry {
     /// A path of weight 1.
     Path(String),
-    /// A path and how often its rows are seen.
-    Weighted(WeightedFile),
+    /// A path, how often its rows are seen, and which part of a data set it means.
+    Table(FileTable),
 }
 
-/// A path and how often its rows are seen.
+/// A path, how often its rows are seen, and which part of a data set it means.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct WeightedFile {
-    /// The file, relative to the recipe.
+pub struct FileTable {
+    /// The file, relative to the recipe, or a data set of the hub: `hf://datasets/organisation/name[@revision][/glob]`.
     pub path: String,
     /// Times each row is seen in an epoch; of a fraction, a seeded draw that changes by epoch. Default 1. Evaluation
     /// ignores it.
     #[serde(default = "default_weight")]
     pub weight: f64,
+    /// Hub: the configuration (subset) of the data set. Default: its only one, or the one called `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// Hub: the split. Default `train` in `data.train`, `validation` in `data.eval`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
 }
 
 fn default_weight() -> f64 {
@@ -168,11 +178,13 @@ mod tests {
     #[test]
     fn defaults_and_every_shape_of_files() {
         let config = read(r#"{"train": "a.jsonl"}"#).unwrap();
-        assert_eq!(config, DataConfig { train: Files::One("a.jsonl".into()), ..DataConfig::default() });
+        assert_eq!(config, DataConfig { train: Files::one("a.jsonl"), ..DataConfig::default() });
         assert_eq!((config.resolved_eval_fraction().unwrap(), config.workers, config.bucket), (0.1, 1, true));
         let config =
             read(r#"{"train": ["a", {"path": "b", "weight": 2.5}], "label": ["x", "y"], "eval": "c"}"#).unwrap();
-        assert_eq!(config.train.entries(), [("a", 1.0), ("b", 2.5)]);
+        let entries: Vec<(String, f64)> =
+            config.train.entries().into_iter().map(|file| (file.path, file.weight)).collect();
+        assert_eq!(entries, [("a".into(), 1.0), ("b".into(), 2.5)]);
         assert_eq!(config.label, LabelColumns::Many(vec!["x".into(), "y".into()]));
         assert_eq!(config.resolved_eval_fraction().unwrap(), 0.0);
     }

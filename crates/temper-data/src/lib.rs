@@ -34,7 +34,7 @@ mod vocabulary;
 mod words;
 
 pub use batch::TokenBatch;
-pub use config::{DataConfig, FileEntry, Files, LabelColumns, WeightedFile};
+pub use config::{DataConfig, FileEntry, FileTable, Files, LabelColumns};
 pub use error::{Error, Result};
 pub use examples::{Examples, Source};
 pub use labels::{Label, LabelKind};

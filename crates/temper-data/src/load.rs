@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     audit,
-    config::{DataConfig, Files},
+    config::{DataConfig, FileTable, Files},
     error::{Error, Result},
     examples::{Examples, FileRows, Store},
     labels::{LabelKind, Labels},
@@ -147,7 +147,7 @@ impl Reader<'_> {
             return Err(Error::Config { field, message: "it names no file".into() });
         }
         let mut sources = Vec::new();
-        for (path, weight) in entries {
+        for FileTable { path, weight, .. } in entries {
             if !(weight.is_finite() && weight > 0.0 && weight <= 1000.0) {
                 return Err(Error::Config {
                     field,

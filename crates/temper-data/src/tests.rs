@@ -28,10 +28,7 @@ impl Folder {
     }
 
     fn load(&self, name: &str, kind: LabelKind) -> Result<Dataset> {
-        self.load_with(
-            &DataConfig { train: Files::One(name.into()), eval_fraction: Some(0.0), ..Default::default() },
-            kind,
-        )
+        self.load_with(&DataConfig { train: Files::one(name), eval_fraction: Some(0.0), ..Default::default() }, kind)
     }
 
     fn load_with(&self, config: &DataConfig, kind: LabelKind) -> Result<Dataset> {
@@ -243,7 +240,9 @@ fn the_configuration_is_checked() {
         let Err(error) = folder.load_with(&config, kind) else { panic!("{part}") };
         assert!(error.to_string().contains(part), "{error}");
     };
-    let weighted = |weight| Files::Many(vec![FileEntry::Weighted(WeightedFile { path: "a.jsonl".into(), weight })]);
+    let weighted = |weight| {
+        Files::Many(vec![FileEntry::Table(FileTable { path: "a.jsonl".into(), weight, config: None, split: None })])
+    };
     fails(DataConfig::default(), LabelKind::None, "names no file");
     for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         fails(DataConfig { train: weighted(weight), ..Default::default() }, LabelKind::None, "weight");
@@ -261,11 +260,7 @@ fn labels_of_training_and_evaluation_share_their_names() {
         ("t.jsonl", "{\"text\":\"a\",\"label\":\"y\"}\n{\"text\":\"b\",\"label\":\"z\"}"),
         ("e.jsonl", "{\"text\":\"c\",\"label\":\"x\"}\n{\"text\":\"d\",\"label\":\"z\"}"),
     ]);
-    let config = DataConfig {
-        train: Files::One("t.jsonl".into()),
-        eval: Some(Files::One("e.jsonl".into())),
-        ..Default::default()
-    };
+    let config = DataConfig { train: Files::one("t.jsonl"), eval: Some(Files::one("e.jsonl")), ..Default::default() };
     let data = folder.load_with(&config, LabelKind::Class(None)).unwrap();
     assert_eq!(data.eval.label_names(), ["x", "y", "z"]);
     assert_eq!(
@@ -304,11 +299,7 @@ fn the_audit_finds_what_is_wrong() {
                 .collect::<String>(),
         ),
     ]);
-    let config = DataConfig {
-        train: Files::One("t.jsonl".into()),
-        eval: Some(Files::One("e.jsonl".into())),
-        ..Default::default()
-    };
+    let config = DataConfig { train: Files::one("t.jsonl"), eval: Some(Files::one("e.jsonl")), ..Default::default() };
     let data = folder.load_with(&config, LabelKind::Class(None)).unwrap();
     let find = |code: &str| data.report.findings.iter().find(|finding| finding.code == code).unwrap().message.clone();
     assert!(find("duplicate-rows").starts_with("1 training rows repeat another one: t.jsonl line 1 = t.jsonl line 3"));
@@ -331,7 +322,7 @@ fn the_audit_finds_what_is_wrong() {
     assert_eq!(of("long.jsonl", class()), ["truncated-rows"]);
     assert_eq!(of("strange.jsonl", class()), ["unknown-tokens"]);
     assert!(of("rare.jsonl", class()).contains(&"label-imbalance".to_owned()));
-    let split = folder.load_with(&DataConfig { train: Files::One("long.jsonl".into()), ..Default::default() }, class());
+    let split = folder.load_with(&DataConfig { train: Files::one("long.jsonl"), ..Default::default() }, class());
     assert!(split.unwrap().report.errors().any(|finding| finding.code == "no-eval-rows"));
 }
 
@@ -342,7 +333,7 @@ fn batches_are_padded_to_their_longest_row() {
         "{\"a\":\"the cat\",\"b\":\"dog\"}\n{\"a\":\"\",\"b\":\"\"}\n{\"a\":\"a\",\"b\":\"b c d\"}\n",
     )]);
     let config = DataConfig {
-        train: Files::One("p.jsonl".into()),
+        train: Files::one("p.jsonl"),
         eval_fraction: Some(0.0),
         text: "a".into(),
         text_pair: Some("b".into()),
@@ -365,7 +356,7 @@ fn weights_follow_their_files_through_the_split() {
     let folder = Folder::with(&[("a.jsonl", &lines(b'a', b'k')), ("b.jsonl", &lines(b'k', b'z'))]);
     let train = Files::Many(vec![
         FileEntry::Path("a.jsonl".into()),
-        FileEntry::Weighted(WeightedFile { path: "b.jsonl".into(), weight: 3.0 }),
+        FileEntry::Table(FileTable { path: "b.jsonl".into(), weight: 3.0, config: None, split: None }),
     ]);
     let config = DataConfig { train, eval_fraction: Some(0.2), ..Default::default() };
     let data = folder.load_with(&config, LabelKind::None).unwrap();

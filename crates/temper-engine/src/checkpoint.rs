@@ -242,6 +242,16 @@ impl Store {
     }
 }
 
+/// The trained parameters of the checkpoint in `dir`, by path.
+///
+/// # Errors
+/// When it is not whole.
+pub fn read_trained(dir: &Path) -> Result<BTreeMap<String, TensorData>, Error> {
+    let bytes = read_file(dir, STATE)?;
+    let state: State = serde_json::from_slice(&bytes).map_err(|error| damaged(dir, format!("{STATE}: {error}")))?;
+    read_tensors(dir, TRAINABLE, &state)
+}
+
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -16,6 +16,7 @@ mod plan;
 mod schedule;
 mod weights;
 
+pub use checkpoint::read_trained;
 pub use config::{
     Decay, EvalConfig, Every, EveryName, OptimConfig, OptimKind, ScheduleConfig, ScheduleKind, TrainConfig,
 };

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod hub;
+
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +11,7 @@ use temper_data::{DataConfig, Files, LabelColumns};
 use temper_engine::Stop;
 
 use crate::failure::{Context, Failure, Kind};
+use crate::fetch::fetch;
 use crate::inference::Trained;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
@@ -68,6 +71,13 @@ enum Verb {
     Predict(PredictArgs),
     /// Add a trained adapter into the weights of its base, and prove that nothing changed.
     Merge(MergeArgs),
+    /// Push what a run left to the hub: later, again, or after a failure; only what is missing is sent.
+    Push(hub::PushArgs),
+    /// Look around on the hub, fetch from it, log in to it.
+    #[command(subcommand)]
+    Hub(hub::HubVerb),
+    /// Say what of the environment decides where files come from and go to.
+    Env,
 }
 
 #[derive(Debug, Args)]
@@ -167,6 +177,9 @@ impl Cli {
             Verb::Eval(args) => args.run(),
             Verb::Predict(args) => args.run(),
             Verb::Merge(args) => args.run(),
+            Verb::Push(args) => args.run(),
+            Verb::Hub(verb) => verb.run(),
+            Verb::Env => hub::env(),
         }
     }
 }
@@ -199,23 +212,25 @@ impl RecipeArgs {
 
 impl TrainArgs {
     fn run(self) -> Result<(), Failure> {
-        let recipe = self.recipe.load()?;
+        let mut recipe = self.recipe.load()?;
         device::limit_threads(&recipe.device)?;
         let stop = Stop::default();
-        let Finished { plan, best } = train::train(&recipe, self.fresh, &stop)?;
+        let Finished { plan, best, pushed } = train::train(&mut recipe, self.fresh, &stop)?;
         if let Some((step, scores)) = best {
             let scores: Vec<String> = scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
             writeln(&format!("best at step {step}: {}", scores.join(", ")))?;
         }
         let dir = Path::new(&plan.run.dir);
         writeln(&format!("report  {}", dir.join("report.html").display()))?;
-        writeln(&format!("model   {}", dir.join("export").display()))
+        writeln(&format!("model   {}", dir.join("export").display()))?;
+        pushed.map_or(Ok(()), |page| writeln(&format!("hub     {page}")))
     }
 }
 
 impl PlanArgs {
     fn run(self) -> Result<(), Failure> {
-        let recipe = self.recipe.load()?;
+        let mut recipe = self.recipe.load()?;
+        fetch(&mut recipe, false)?;
         let (plan, inputs) = resolve(&recipe)?;
         if self.order {
             let order = train::order(&plan, &inputs.dataset.train);
@@ -235,7 +250,7 @@ impl EvalArgs {
     fn run(self) -> Result<(), Failure> {
         let model = Trained::open(&self.model, &device::inference())?;
         let mut data = self.columns.over(model.columns());
-        data.train = Files::One(self.data.display().to_string());
+        data.train = Files::one(self.data.display().to_string());
         (data.eval, data.eval_fraction) = (None, Some(0.0));
         match self.label.as_slice() {
             [] => {}

@@ -1,13 +1,15 @@
 //! What ships: adapter or full weights, configuration, tokenizer, model card. Python's `peft` and `transformers` load it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use temper_data::Tokenizer;
+use temper_hub::Decision;
 use temper_models::Config;
 use temper_peft::file::{self, PeftConfig};
-use temper_peft::parameters;
+use temper_peft::parameters::{self, Values};
 use temper_peft::targets::{self, Match};
 use temper_peft::{AdapterConfig, Method};
 use temper_tasks::{Problem, Task, hugging_face_name};
@@ -33,6 +35,8 @@ pub struct Shipped<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The recipe.
     pub recipe: &'a Recipe,
+    /// What follows from the licences of what it is made from; decided where the result is pushed.
+    pub licence: Option<&'a Decision>,
 }
 
 /// Writes the model into `dir`, which is replaced as a whole. `trained` are the paths of the parameters that trained.
@@ -43,13 +47,27 @@ pub fn export<T: Task>(
     pages: &Pages,
     dir: &Path,
 ) -> Result<(), Failure> {
+    if matches!(shipped.plan.adapter.config.method, Method::Lora | Method::Dora) {
+        let values = parameters::read(model, |path| trained.iter().any(|trained| trained == path))
+            .context(Kind::Other, "failed to read the trained parameters")?;
+        return export_adapter(values, shipped, pages, dir);
+    }
     replace(dir, |dir| {
-        if matches!(shipped.plan.adapter.config.method, Method::Lora | Method::Dora) {
-            write_adapter(model, trained, shipped, dir)?;
-            write_companions(shipped, Dtype::F32, &pages.card, dir)?;
-        } else {
-            write_full(model, shipped, &pages.card, dir)?;
-        }
+        write_full(model, shipped, &pages.card, dir)?;
+        write_atomically(&dir.join("curves.svg"), pages.curves.as_bytes())
+    })
+}
+
+/// Writes an adapter, whose trained parameters are `values` by path, into `dir`, which is replaced as a whole.
+pub fn export_adapter(
+    values: BTreeMap<String, Values>,
+    shipped: &Shipped<'_>,
+    pages: &Pages,
+    dir: &Path,
+) -> Result<(), Failure> {
+    replace(dir, |dir| {
+        write_adapter(values, shipped, dir)?;
+        write_companions(shipped, Dtype::F32, &pages.card, dir)?;
         write_atomically(&dir.join("curves.svg"), pages.curves.as_bytes())
     })
 }
@@ -111,10 +129,8 @@ pub fn replace(dir: &Path, fill: impl FnOnce(&Path) -> Result<(), Failure>) -> R
     replaced
 }
 
-fn write_adapter<T: Task>(model: &T, trained: &[String], shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
+fn write_adapter(values: BTreeMap<String, Values>, shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
     let (config, plan) = (shipped.config, shipped.plan);
-    let values = parameters::read(model, |path| trained.iter().any(|trained| trained == path))
-        .context(Kind::Other, "failed to read the trained parameters")?;
     let adapted = |path: &str| {
         let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
         plan.adapter.modules.iter().any(|adapted| adapted.path == module)
@@ -134,11 +150,18 @@ fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
     let mut peft = PeftConfig::new(adapter, &targets, &adapter.modules_to_save);
     let classifies = matches!(shipped.plan.task, TaskPlan::SequenceClassification { .. });
     peft.task_type = classifies.then(|| "SEQ_CLS".into());
-    // Absolute, so that the adapter finds its base from any directory of this machine.
-    let base = shipped.recipe.model.base.as_ref().map(|base| plain(&shipped.recipe.resolve(base)));
-    let base = base.map(|base| std::path::absolute(&base).unwrap_or(base));
-    peft.base_model_name_or_path = base.map(|base| base.display().to_string());
+    let base = shipped.recipe.model.base.as_ref();
+    (peft.base_model_name_or_path, peft.revision) = match shipped.plan.source("model.base") {
+        Some(pinned) => (Some(pinned.repo.id().to_owned()), Some(pinned.commit.to_string())),
+        // Absolute, so that the adapter finds its base from any directory of this machine.
+        None => (base.map(|base| absolute(&shipped.recipe.resolve(base))), None),
+    };
     peft
+}
+
+fn absolute(path: &Path) -> String {
+    let path = plain(path);
+    std::path::absolute(&path).unwrap_or(path).display().to_string()
 }
 
 /// Writes every parameter that ships under the name that Transformers gives it.

@@ -27,6 +27,8 @@ pub enum Kind {
     Interrupted = 5,
     /// Loss or gradient is not finite.
     Diverged = 6,
+    /// The hub refused, could not be reached, or sent what is not whole.
+    Hub = 7,
 }
 
 impl Failure {

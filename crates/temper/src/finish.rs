@@ -1,9 +1,11 @@
 //! After training: the model card and `report.html`, from the plan, the events and the evaluation of what ships.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use temper_data::{Examples, Label};
-use temper_hub::{Card, Confusion, DataFile, Dataset, Metric, Pipeline, Relation, license_of, render};
+use temper_hub::{
+    Card, Confusion, DataFile, DataSource, Dataset, History, Metric, Pinned, Pipeline, Relation, license_of, render,
+};
 use temper_peft::Method;
 use temper_tasks::{Evaluation, Problem, metrics};
 
@@ -13,7 +15,7 @@ use crate::failure::{Context, Failure, Kind};
 use crate::memory;
 use crate::plan::{Plan, TaskPlan};
 use crate::recipe::plain;
-use crate::report::{self, ReportData, Section, Split, WorstError, bins};
+use crate::report::{self, EvaluationPoint, ReportData, Section, Split, WorstError, bins};
 use crate::run_dir::RunDir;
 
 /// Rows of the table of errors.
@@ -166,14 +168,33 @@ fn card(
     card.summary = format!("{}, trained with temper.", data.summary);
     card.language = recipe.export.language.iter().cloned().collect();
     let inherited = || recipe.model.base.as_ref().and_then(|base| license_of(&recipe.resolve(base)));
-    card.license = recipe.export.license.clone().or_else(inherited);
-    card.base_model = recipe.model.base.clone().unwrap_or_default();
+    match shipped.licence {
+        Some(decision) => {
+            card.license.clone_from(&decision.license);
+            card.license_name.clone_from(&decision.license_name);
+            card.license_notes.clone_from(&decision.notes);
+        }
+        None => card.license = recipe.export.license.clone().or_else(inherited),
+    }
+    let base = plan.source("model.base");
+    card.base_revision = base.map(|pinned| pinned.commit.to_string());
+    let base = base.map(|pinned| pinned.repo.id().to_owned()).or_else(|| plan.export.base_model.clone());
+    card.base_model = base.or_else(|| recipe.model.base.clone()).unwrap_or_default();
+    card.sources = data_sources(plan);
+    card.history = history(data);
+    card.curves = Some("curves.svg".into());
     card.tags = if adapted { vec![format!("{:?}", plan.adapter.config.method).to_lowercase()] } else { Vec::new() };
     card.files = [files(plan, "train", train), files(plan, "eval", eval)].concat();
     card.labels = plan.task.labels().to_vec();
     let eval_file = card.files.iter().find(|file| file.split == "eval").map(|file| file.name.clone());
     if let (Some(measured), Some(kind)) = (measured, eval_file) {
-        let dataset = Dataset { name: kind.clone(), kind, split: Some("eval".into()), revision: None };
+        let dataset = match plan.source("data.eval") {
+            Some(Pinned { repo, commit, .. }) => {
+                let [kind, name] = [repo.id(), repo.id()].map(str::to_owned);
+                Dataset { kind, name, split: Some("eval".into()), revision: Some(commit.to_string()) }
+            }
+            None => Dataset { name: kind.clone(), kind, split: Some("eval".into()), revision: None },
+        };
         card.evaluations = vec![temper_hub::Evaluation { dataset, metrics: card_metrics(&measured.scores) }];
         let rows = plan.data.report.eval.rows;
         card.evaluated = vec![format!("The {rows} evaluation rows named above; they also chose the checkpoint.")];
@@ -196,6 +217,39 @@ fn card(
     card.versions.clone_from(&data.versions);
     card.device.clone_from(&data.device);
     card
+}
+
+/// The data sets of the hub that rows came from, each once.
+fn data_sources(plan: &Plan) -> Vec<DataSource> {
+    let mut sources: Vec<DataSource> = Vec::new();
+    for (key, split) in [("data.train", "train"), ("data.eval", "eval")] {
+        for source in plan.sources.iter().filter(|source| source.key == key) {
+            let (id, revision) = (source.pinned.repo.id().to_owned(), source.pinned.commit.to_string());
+            match sources.iter_mut().find(|known| known.id == id && known.revision == revision) {
+                Some(known) => known.splits.push(split.into()),
+                None => sources.push(DataSource {
+                    id,
+                    config: String::new(),
+                    splits: vec![split.into()],
+                    revision,
+                    license: None,
+                }),
+            }
+        }
+    }
+    sources
+}
+
+/// The evaluations of the run as a table.
+fn history(data: &ReportData) -> Option<History> {
+    let names: BTreeSet<&String> = data.evaluations.iter().flat_map(|evaluation| evaluation.scores.keys()).collect();
+    let row = |evaluation: &EvaluationPoint| {
+        let score = |name: &&String| evaluation.scores.get(*name).map_or("".into(), |value| format!("{value:.4}"));
+        std::iter::once(evaluation.step.to_string()).chain(names.iter().map(score)).collect()
+    };
+    let rows: Vec<Vec<String>> = data.evaluations.iter().map(row).collect();
+    let columns = std::iter::once("step".to_owned()).chain(names.iter().map(|name| (*name).clone())).collect();
+    (!rows.is_empty()).then_some(History { columns, rows })
 }
 
 /// The files that rows came from, with how many came from each.

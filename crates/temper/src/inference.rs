@@ -7,14 +7,14 @@ use burn::tensor::Device;
 use serde_json::{Map, Value, json};
 use temper_data::{DataConfig, Examples, LabelKind, TokenBatch, Tokenizer};
 use temper_models::{Config, Weights};
-use temper_peft::file;
+use temper_peft::file::{self, PeftConfig};
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::TaskPlan;
 use crate::provenance::{Objective, Provenance};
 use crate::recipe::Dtype;
-use crate::{build, export};
+use crate::{build, export, fetch};
 
 /// Rows per forward pass.
 const ROWS: usize = 32;
@@ -50,7 +50,7 @@ impl Trained {
         let adapter = adapter.context(Kind::Data, at("the adapter"))?;
         let weights_dir = match &adapter {
             None => dir.clone(),
-            Some(adapter) => PathBuf::from(adapter.config.base_model_name_or_path.clone().unwrap_or_default()),
+            Some(adapter) => base_of(&adapter.config)?,
         };
         if let (Some(provenance), Some(_)) = (&provenance, &adapter) {
             provenance.check_base(&weights_dir)?;
@@ -173,6 +173,15 @@ impl Trained {
         };
         export::export_merged(&self.model, outputs, write, out)
     }
+}
+
+/// Where the base of an adapter lies: a directory, or a repository of the hub.
+fn base_of(config: &PeftConfig) -> Result<PathBuf, Failure> {
+    let base = config.base_model_name_or_path.as_deref().unwrap_or_default();
+    if Path::new(base).is_dir() || Path::new(base).is_absolute() {
+        return Ok(base.into());
+    }
+    fetch::model(base, config.revision.as_deref())
 }
 
 /// The class that wrote a `config.json`.

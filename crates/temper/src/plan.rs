@@ -8,10 +8,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use temper_data::{DataConfig, DataReport};
 use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
+use temper_hub::Pinned;
 use temper_peft::AdapterConfig;
 use temper_tasks::{Metric, Problem};
 
+use crate::fetch::Source;
 use crate::memory::Memory;
+use crate::recipe::ExportConfig;
 use crate::units::grouped;
 
 /// What will happen.
@@ -19,6 +22,8 @@ use crate::units::grouped;
 pub struct Plan {
     /// Hash of everything below that decides a number.
     pub fingerprint: String,
+    /// What comes from the hub, at which commit. A run that goes on keeps its commits.
+    pub sources: Vec<Source>,
     /// Where the run goes.
     pub run: RunPlan,
     /// The network.
@@ -31,6 +36,8 @@ pub struct Plan {
     pub adapter: AdapterPlan,
     /// For how long.
     pub train: TrainPlan,
+    /// What the run leaves behind, and where it is pushed.
+    pub export: ExportConfig,
     /// On what.
     pub device: DevicePlan,
     /// What it will take.
@@ -235,6 +242,11 @@ pub struct DevicePlan {
 }
 
 impl Plan {
+    /// The repository of the hub that the recipe's `key` names.
+    pub fn source(&self, key: &str) -> Option<&Pinned> {
+        self.sources.iter().find(|source| source.key == key).map(|source| &source.pinned)
+    }
+
     /// The plan as titled tables of (name, value), for people.
     pub fn sections(&self) -> Vec<(&'static str, Vec<(String, String)>)> {
         let row = |name: &str, value: String| (name.to_owned(), value);
@@ -249,8 +261,23 @@ impl Plan {
         if !self.model.unused_tensors.is_empty() {
             model.push(row("not used", listed(&self.model.unused_tensors)));
         }
-        vec![("model", model), ("task", self.task_rows()), ("data", self.data_rows()), ("adapter", self.adapter_rows())]
-            .into_iter()
+        let source = |source: &Source| {
+            let Pinned { repo, revision, commit } = &source.pinned;
+            row(&source.key, format!("{repo} at {commit} ({revision})"))
+        };
+        let mut hub: Vec<_> = self.sources.iter().map(source).collect();
+        if let Some(to) = &self.export.push_to {
+            let seen = if self.export.private { "private" } else { "public" };
+            hub.push(row("pushed to", format!("{to} ({seen}, branch {})", self.export.branch())));
+        }
+        let hub = (!hub.is_empty()).then_some(("hub", hub));
+        hub.into_iter()
+            .chain([
+                ("model", model),
+                ("task", self.task_rows()),
+                ("data", self.data_rows()),
+                ("adapter", self.adapter_rows()),
+            ])
             .chain([("train", self.train_rows()), ("memory", self.memory.rows())])
             .collect()
     }

@@ -1,6 +1,7 @@
 //! Progress on standard error: one redrawn line on a terminal, plain lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use temper_engine::{Event, StopReason};
@@ -94,6 +95,61 @@ impl<W: Write> Drop for Progress<W> {
         if self.look.terminal {
             let _ = write!(self.out, "\r\x1b[2K");
             let _ = self.out.flush();
+        }
+    }
+}
+
+/// Shows a transfer in bytes: a line that is redrawn on a terminal, elsewhere one line when it ends. What is there already is
+/// not worth a word.
+#[derive(Debug)]
+pub struct Transfer {
+    what: String,
+    terminal: bool,
+    begun: Instant,
+    state: Mutex<(Option<Instant>, u64, temper_hub::Progress)>,
+}
+
+/// Seconds between two drawings of a transfer.
+const REDRAW: f64 = 0.1;
+
+impl Transfer {
+    /// A transfer of `what`, shown on standard error.
+    pub fn stderr(what: &str) -> Self {
+        let terminal = io::stderr().is_terminal();
+        Self { what: what.into(), terminal, begun: Instant::now(), state: Mutex::default() }
+    }
+
+    /// Takes note of progress.
+    pub fn on(&self, progress: temper_hub::Progress) {
+        let Ok(mut state) = self.state.lock() else { return };
+        let (drawn, first, last) = &mut *state;
+        if drawn.is_none() {
+            *first = progress.bytes;
+        }
+        *last = progress;
+        if drawn.is_none_or(|at| at.elapsed().as_secs_f64() >= REDRAW) {
+            *drawn = Some(Instant::now());
+            if self.terminal && progress.bytes > *first {
+                let _ = write!(io::stderr(), "\r\x1b[2K{}\r", self.line(&progress));
+            }
+        }
+    }
+
+    fn line(&self, progress: &temper_hub::Progress) -> String {
+        let temper_hub::Progress { bytes, total, files, of_files } = *progress;
+        let [bytes, total] = [bytes, total].map(units::bytes);
+        format!("{}: {bytes} of {total}, {files} of {of_files} files", self.what)
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let Ok(state) = self.state.get_mut() else { return };
+        let (_, first, last) = *state;
+        if last.bytes > first {
+            let clear = if self.terminal { "\r\x1b[2K" } else { "" };
+            let seconds = units::seconds(self.begun.elapsed().as_secs_f64());
+            let _ = writeln!(io::stderr(), "{clear}{} in {seconds}", self.line(&last));
         }
     }
 }

@@ -23,11 +23,14 @@ use temper_peft::AdapterConfig;
 use temper_tasks::TaskConfig;
 
 use crate::diagnostic::Diagnostics;
+use crate::fetch::Fetched;
 
 pub use hints::{list, nearest};
 pub use schema::schema;
 pub use source::Source;
-pub use tables::{DeviceConfig, DeviceKind, Dtype, ExportConfig, ModelConfig, Precision, RunConfig};
+pub use tables::{
+    DeviceConfig, DeviceKind, Dtype, ExportConfig, ModelConfig, Precision, PushWhat, PushWhen, RunConfig,
+};
 pub use validate::parse_duration;
 
 /// A recipe for `train`: one run, from a model and data to a trained model.
@@ -67,6 +70,9 @@ pub struct Recipe {
     /// The text, to point at.
     #[serde(skip)]
     pub source: Source,
+    /// Where what it names on the hub lies on this machine.
+    #[serde(skip)]
+    pub fetched: Fetched,
 }
 
 impl Recipe {
@@ -93,8 +99,18 @@ impl Recipe {
         self.run.dir.as_ref().map_or_else(|| Path::new("runs").join(self.name()), PathBuf::from)
     }
 
-    /// The file or directory that the recipe calls `path`: relative paths begin at the directory of the recipe.
-    pub fn resolve(&self, path: &str) -> PathBuf {
+    /// The file or directory that the recipe calls `name`: fetched from the hub, or beside the recipe.
+    pub fn resolve(&self, name: &str) -> PathBuf {
+        self.fetched.place(name).map_or_else(|| self.beside(name), Path::to_path_buf)
+    }
+
+    /// The `[data]` table with every file on this machine.
+    pub fn local_data(&self) -> &DataConfig {
+        self.fetched.data().unwrap_or(&self.data)
+    }
+
+    /// A path as the recipe writes it: relative ones begin at the directory of the recipe.
+    pub fn beside(&self, path: &str) -> PathBuf {
         Path::new(self.source.name()).parent().unwrap_or(Path::new("")).join(path)
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
-use temper_data::{Dataset, LabelColumns, LabelKind, Tokenizer};
+use temper_data::{Dataset, Files, LabelColumns, LabelKind, Tokenizer};
 use temper_engine::{Every, EveryName, Schedule};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
@@ -87,8 +87,19 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         dir: recipe.run_dir().display().to_string(),
         tensorboard: recipe.run.tensorboard,
     };
-    let mut plan =
-        Plan { fingerprint: String::new(), run, model, task, data, adapter: adapter_plan, train, device, memory };
+    let mut plan = Plan {
+        fingerprint: String::new(),
+        export: recipe.export.clone(),
+        sources: recipe.fetched.sources.clone(),
+        run,
+        model,
+        task,
+        data,
+        adapter: adapter_plan,
+        train,
+        device,
+        memory,
+    };
     plan.fingerprint = fingerprint(&plan)?;
     Ok((plan, Inputs { config, weights, tokenizer, dataset, adapter, teacher }))
 }
@@ -190,8 +201,8 @@ fn read_data(recipe: &Recipe, tokenizer: &Tokenizer, max_length: usize) -> Resul
         },
         TaskConfig::MaskedLm(_) | TaskConfig::Distillation(_) => LabelKind::None,
     };
-    let dir = recipe.resolve("");
-    let dataset = temper_data::load(&recipe.data, &dir, kind, tokenizer, max_length, recipe.train.seed)
+    let dir = recipe.beside("");
+    let dataset = temper_data::load(recipe.local_data(), &dir, kind, tokenizer, max_length, recipe.train.seed)
         .map_err(|error| data_failure(recipe, error))?;
     let errors: Vec<&str> = dataset.report.errors().map(|finding| finding.message.as_str()).collect();
     if errors.is_empty() { Ok(dataset) } else { Err(point(recipe, Kind::Data, "data.train", errors.join("; "))) }
@@ -200,10 +211,10 @@ fn read_data(recipe: &Recipe, tokenizer: &Tokenizer, max_length: usize) -> Resul
 /// Points at the key that an error of the data layer is about.
 fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
     use temper_data::Error;
-    let names_file =
-        |path: &Path, files: &temper_data::Files| files.entries().iter().any(|(file, _)| recipe.resolve(file) == path);
-    let file_key = |path: &Path| match &recipe.data.eval {
-        Some(files) if names_file(path, files) && !names_file(path, &recipe.data.train) => "data.eval",
+    let data = recipe.local_data();
+    let names_file = |path: &Path, files: &Files| files.entries().iter().any(|file| recipe.beside(&file.path) == path);
+    let file_key = |path: &Path| match &data.eval {
+        Some(files) if names_file(path, files) && !names_file(path, &data.train) => "data.eval",
         _ => "data.train",
     };
     let key_of = |column: &str| match &recipe.data.label {
@@ -309,9 +320,9 @@ fn adapter_files(recipe: &Recipe) -> Vec<PathBuf> {
 }
 
 fn data_files(recipe: &Recipe) -> Vec<PathBuf> {
-    let files = recipe.data.train.entries().into_iter();
-    let eval = recipe.data.eval.iter().flat_map(temper_data::Files::entries);
-    files.chain(eval).map(|(path, _)| recipe.resolve(path)).collect()
+    let data = recipe.local_data();
+    let eval = data.eval.iter().flat_map(Files::entries);
+    data.train.entries().into_iter().chain(eval).map(|file| recipe.beside(&file.path)).collect()
 }
 
 /// Size and hash of each file.
@@ -330,7 +341,7 @@ pub fn pin(paths: Vec<PathBuf>) -> Result<Vec<PinnedFile>, Failure> {
 /// Hash of what decides a number: not where the run goes, how often it reports or saves, nor what memory there is.
 fn fingerprint(plan: &Plan) -> Result<String, Failure> {
     let mut value = serde_json::to_value(plan).context(Kind::Other, "failed to hash the plan")?;
-    for table in ["run", "memory", "device", "fingerprint"] {
+    for table in ["run", "sources", "export", "memory", "device", "fingerprint"] {
         value.as_object_mut().map(|plan| plan.remove(table));
     }
     for key in ["log_every", "save_every", "keep_last", "max_wall"] {

@@ -1,4 +1,4 @@
-//! The corridor: recipe → plan → run directory → model → loop → export → report.
+//! The corridor: recipe → fetch → plan → run directory → model → loop → export → report → push.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,19 +6,22 @@ use std::time::Instant;
 
 use temper_data::{Examples, Order, prefetch};
 use temper_engine::{BoxError, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
+use temper_hub::{Decision, license_of};
 use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
 use temper_tasks::{Distillation, Evaluation, MaskedLm, Task};
 
 use crate::export::{self, Shipped, export};
 use crate::failure::{Failure, Kind};
+use crate::fetch::{self, fetch};
 use crate::finish::Pages;
 use crate::plan::{Plan, TaskPlan};
+use crate::push::Pushing;
 use crate::recipe::{Recipe, parse_duration};
 use crate::reporters::Reporters;
 use crate::resolve::{Inputs, resolve};
 use crate::run_dir::RunDir;
-use crate::{build, device, logs, memory, signals, units};
+use crate::{build, device, logs, memory, push, signals, units};
 
 /// Batches that wait for the loop.
 const PREFETCH: usize = 4;
@@ -29,6 +32,8 @@ pub struct Finished {
     pub plan: Plan,
     /// The best evaluation.
     pub best: Best,
+    /// The page of what was pushed.
+    pub pushed: Option<String>,
 }
 
 /// The best evaluation, if there was one: after which step, and what it measured.
@@ -38,8 +43,10 @@ type Best = Option<(u64, Scores)>;
 ///
 /// # Errors
 /// Whatever is wrong with the recipe, the data, the weights, the disk, or the numbers.
-pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Failure> {
+pub fn train(recipe: &mut Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Failure> {
     let started = Instant::now();
+    fetch(recipe, fresh)?;
+    let recipe = &*recipe;
     let (plan, mut inputs) = resolve(recipe)?;
     signals::install(stop)?;
     refuse_what_cannot_fit(&plan)?;
@@ -47,8 +54,14 @@ pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Fail
     logs::to_file(&run.join("train.log"))?;
     let device = device::training();
     let pad_id = inputs.tokenizer.pad_id();
-    let corridor = Corridor { plan: &plan, recipe, run: &run, stop, started };
-    let best = match &plan.task {
+    let licence = if plan.export.push_to.is_some() {
+        let base_license = recipe.model.base.as_ref().and_then(|base| license_of(&recipe.resolve(base)));
+        Some(push::licence(&plan, base_license, &fetch::hub()?)?)
+    } else {
+        None
+    };
+    let corridor = Corridor { plan: &plan, recipe, run: &run, licence: licence.as_ref(), stop, started };
+    let (best, pushed) = match &plan.task {
         TaskPlan::SequenceClassification { .. } => {
             corridor.walk(build::classifier(&inputs.config, &plan.task, &device), pad_id, inputs)
         }
@@ -68,7 +81,7 @@ pub fn train(recipe: &Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Fail
             corridor.walk(Distillation::new(&inputs.config, *width, teacher, &device), pad_id, inputs)
         }
     }?;
-    Ok(Finished { plan, best })
+    Ok(Finished { plan, best, pushed })
 }
 
 /// What every step of the way knows.
@@ -76,13 +89,19 @@ struct Corridor<'a> {
     plan: &'a Plan,
     recipe: &'a Recipe,
     run: &'a RunDir,
+    licence: Option<&'a Decision>,
     stop: &'a Stop,
     started: Instant,
 }
 
 impl Corridor<'_> {
     /// Weights and adapter into the model, the loop, and out again as an export and a report.
-    fn walk<T: Task>(&self, model: T, collator: T::Collator, inputs: Inputs) -> Result<Best, Failure> {
+    fn walk<T: Task>(
+        &self,
+        model: T,
+        collator: T::Collator,
+        inputs: Inputs,
+    ) -> Result<(Best, Option<String>), Failure> {
         let Self { plan, run, .. } = *self;
         let mut reporters = Reporters::open(plan, run, self.started)?;
         let model = build::prepare(model, plan, &inputs)?;
@@ -92,6 +111,9 @@ impl Corridor<'_> {
         let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
         let measure = |model: &T, rows: &Examples| model.evaluate(&collator, rows, plan.train.eval_batch);
 
+        let shipped =
+            Shipped { plan, config: &config, tokenizer: &tokenizer, recipe: self.recipe, licence: self.licence };
+        let mut pushing = Pushing::prepare(&shipped, [&train, &eval], run)?;
         let mut evaluation = None;
         let Outcome { model, reason, best, last, .. } = fit(
             model,
@@ -105,7 +127,12 @@ impl Corridor<'_> {
                 scores.entry(plan.task.best_by().name().into()).or_insert(f64::NAN);
                 Ok(Scores(scores))
             },
-            &mut |event| reporters.observe(event),
+            &mut |event| {
+                reporters.observe(event);
+                if let Some(pushing) = &mut pushing {
+                    pushing.observe(event);
+                }
+            },
             self.stop,
         )
         .map_err(engine_failure)?;
@@ -117,7 +144,6 @@ impl Corridor<'_> {
         // The last evaluation is of this model if it was the best one too.
         let evaluation = evaluation.filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
         let measured = (!eval.is_empty()).then(|| evaluation.unwrap_or_else(|| measure(&model, &eval)));
-        let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe: self.recipe };
         let pages = Pages::compose(&shipped, measured.as_ref(), [&train, &eval], run)?;
         export(&model, &trained, &shipped, &pages, &run.join("export"))?;
         if self.recipe.export.merge {
@@ -132,7 +158,8 @@ impl Corridor<'_> {
         }
         run.write("report.html", pages.report.as_bytes())?;
         tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
-        Ok(best)
+        let pushed = pushing.map(Pushing::finish).transpose()?;
+        Ok((best, pushed.map(|pushed| pushed.url)))
     }
 }
 

@@ -11,7 +11,8 @@ use temper_models::SaveDtype;
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("oneOf" = [{"required": ["base"]}, {"required": ["config"]}]))]
 pub struct ModelConfig {
-    /// Directory of a pretrained model in Hugging Face's layout: `config.json`, `*.safetensors`, `tokenizer.json`.
+    /// A pretrained model in Hugging Face's layout (`config.json`, `*.safetensors`, `tokenizer.json`): its directory, or
+    /// its name on the hub as `organisation/name` or `organisation/name@revision`.
     pub base: Option<String>,
     /// A `config.json` whose network starts from random weights, instead of `base`. Needs `tokenizer`.
     pub config: Option<String>,
@@ -53,7 +54,7 @@ pub enum Precision {
 }
 
 /// `[export]`: the model that the run leaves behind.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportConfig {
     /// Also write the model with the adapter added into its weights, as large as the base, into `merged/`. Default false.
@@ -62,10 +63,88 @@ pub struct ExportConfig {
     pub dtype: Dtype,
     /// Name of the model on its card. Default: the name of the run.
     pub name: Option<String>,
-    /// Licence on the card, an SPDX identifier in lower case such as `"apache-2.0"`. Default: none is stated.
+    /// Licence on the card, an SPDX identifier in lower case such as `"apache-2.0"`. Default: the base's, if it states one.
     pub license: Option<String>,
+    /// Why the result may be published, where the licence of the base or of a data set does not say so itself. The card
+    /// repeats it.
+    pub licence_override: Option<String>,
     /// Language on the card, an ISO 639 code such as `"en"`. Default: none is stated.
     pub language: Option<String>,
+    /// The base's name on the hub, `organisation/name`, for an adapter that is pushed though its base is a directory.
+    pub base_model: Option<String>,
+    /// Repository of the hub that the result is pushed to, `you/name`; it is made if it is not there. Default: nothing is
+    /// pushed; `temper push` does it later.
+    pub push_to: Option<String>,
+    /// What is pushed. Default `export`.
+    pub push: PushWhat,
+    /// When it is pushed. Default `end`.
+    pub push_when: PushWhen,
+    /// Also push the last checkpoint, with the optimizer's state, as `last-checkpoint/`. Default false.
+    pub push_checkpoint: bool,
+    /// Make the repository private. Default true; pushing to a repository that is public needs `private = false`.
+    pub private: bool,
+    /// Branch to push to. Default `main`.
+    pub branch: Option<String>,
+    /// Tag of the last commit. Default: none.
+    pub tag: Option<String>,
+    /// Open a pull request, for a repository of somebody else. Default false.
+    pub pull_request: bool,
+    /// The commit's first line. Default `End of training`.
+    pub commit_message: Option<String>,
+}
+
+impl Default for ExportConfig {
+    fn default() -> Self {
+        Self {
+            merge: false,
+            dtype: Dtype::F32,
+            name: None,
+            license: None,
+            licence_override: None,
+            language: None,
+            base_model: None,
+            push_to: None,
+            push: PushWhat::Export,
+            push_when: PushWhen::End,
+            push_checkpoint: false,
+            private: true,
+            branch: None,
+            tag: None,
+            pull_request: false,
+            commit_message: None,
+        }
+    }
+}
+
+impl ExportConfig {
+    /// The branch to push to.
+    pub fn branch(&self) -> &str {
+        self.branch.as_deref().unwrap_or("main")
+    }
+}
+
+/// What is pushed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PushWhat {
+    /// What the run exports: the adapter, or full weights where all parameters train.
+    #[default]
+    Export,
+    /// The weights with the adapter merged; needs `merge = true`.
+    Merged,
+}
+
+/// When something is pushed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PushWhen {
+    /// Once, at the end.
+    #[default]
+    End,
+    /// At each checkpoint too, beside training: adapters only.
+    EverySave,
+    /// At each checkpoint that is the best so far too, beside training: adapters only.
+    Best,
 }
 
 /// How full weights are stored.

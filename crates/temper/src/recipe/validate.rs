@@ -4,14 +4,17 @@
 
 use std::time::Duration;
 
-use temper_data::DataConfig;
+use temper_data::{DataConfig, Files};
 use temper_engine::{Every, EveryName, OptimKind, ScheduleKind};
+use temper_hub::RepoId;
 use temper_peft::Method;
 use temper_tasks::{Problem, TaskConfig};
 
 use super::source::join_key;
 use super::{Recipe, Source, check};
 use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::fetch::is_hub_name;
+use crate::recipe::{PushWhat, PushWhen};
 
 /// Keys of which only one can be written.
 pub(super) const RIVALS: [(&str, &str); 4] = [
@@ -38,12 +41,7 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
     schedule(&mut rules, recipe);
     eval(&mut rules, recipe);
     rules.must("device.threads", recipe.device.threads.is_none_or(|n| (1..=4096).contains(&n)), "in 1 to 4096");
-    if matches!(recipe.adapter.method, Method::Full | Method::Frozen) {
-        rules.idle(&["export.merge"], "there is no adapter to merge", "adapter.method");
-    } else if !recipe.export.merge {
-        let because = "an adapter is stored as it trained, in f32; full weights are written with `merge = true` alone";
-        rules.idle(&["export.dtype"], because, "adapter.method");
-    }
+    export(&mut rules, recipe);
     for path in ["export.name", "export.license", "export.language", "run.dir", "run.name"] {
         rules.not_empty(path);
     }
@@ -82,6 +80,21 @@ impl Rules<'_> {
         }
     }
 
+    /// `name` must be a directory, or could be a repository of the hub.
+    fn place(&mut self, path: &str, recipe: &Recipe, name: &str) {
+        let dir = recipe.beside(name);
+        if dir.is_dir() || is_hub_name(recipe, name) {
+            return;
+        }
+        let diagnostic = Diagnostic::new(format!("there is no directory `{}`", dir.display()));
+        let diagnostic = diagnostic.at(self.source.at(path), "");
+        let bare = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        self.push(
+            path,
+            if bare { diagnostic.help("a model of the hub is written `organisation/name`") } else { diagnostic },
+        );
+    }
+
     /// Those of `paths` that are written have no effect `because` of the value of `cause`.
     fn idle(&mut self, paths: &[&str], because: &str, cause: &str) {
         for path in paths.iter().filter(|path| self.source.wrote(path)) {
@@ -102,22 +115,12 @@ impl Rules<'_> {
 
 fn model(rules: &mut Rules<'_>, recipe: &Recipe) {
     let model = &recipe.model;
-    if let Some(base) = &model.base
-        && !recipe.resolve(base).is_dir()
-    {
-        let message = format!("there is no directory `{}`", recipe.resolve(base).display());
-        let mut diagnostic = Diagnostic::new(message).at(rules.source.at("model.base"), "");
-        if !base.starts_with(['.', '/', '~']) && base.matches('/').count() <= 1 && !base.contains('\\') {
-            diagnostic = diagnostic.help(
-                "loading from the hub is not supported yet: download the model and write its directory,\n\
-                 one that holds `config.json`, `model.safetensors` and `tokenizer.json`",
-            );
-        }
-        rules.push("model.base", diagnostic);
+    if let Some(base) = &model.base {
+        rules.place("model.base", recipe, base);
     }
     if let Some(config) = &model.config {
-        if !recipe.resolve(config).is_file() {
-            let message = format!("there is no file `{}`", recipe.resolve(config).display());
+        if !recipe.beside(config).is_file() {
+            let message = format!("there is no file `{}`", recipe.beside(config).display());
             rules.wrong("model.config", &message, "the `config.json` of a model");
         }
         if model.tokenizer.is_none() {
@@ -130,11 +133,8 @@ fn model(rules: &mut Rules<'_>, recipe: &Recipe) {
             rules.wrong("adapter.method", message, "write `method = \"full\"`");
         }
     }
-    if let Some(tokenizer) = &model.tokenizer
-        && !recipe.resolve(tokenizer).is_dir()
-    {
-        let message = format!("there is no directory `{}`", recipe.resolve(tokenizer).display());
-        rules.wrong("model.tokenizer", &message, "");
+    if let Some(tokenizer) = &model.tokenizer {
+        rules.place("model.tokenizer", recipe, tokenizer);
     }
 }
 
@@ -180,11 +180,16 @@ fn data(rules: &mut Rules<'_>, data: &DataConfig) {
         if files.is_some() && entries.is_empty() {
             rules.wrong(path, &format!("{} names no file", super::name(path)), "");
         }
-        for (i, (_, weight)) in entries.iter().enumerate() {
-            let key = format!("{path}.{i}.weight");
-            rules.must(&key, *weight > 0.0 && weight.is_finite(), "above 0");
+        for (i, file) in entries.iter().enumerate() {
+            let table = if matches!(files, Some(Files::One(_))) { path.to_owned() } else { format!("{path}.{i}") };
+            let key = |name: &str| format!("{table}.{name}");
+            rules.must(&key("weight"), file.weight > 0.0 && file.weight.is_finite(), "above 0");
             if path == "data.eval" {
-                rules.idle(&[&key], "evaluation sees each row once", "");
+                rules.idle(&[&key("weight")], "evaluation sees each row once", "");
+            }
+            if !file.path.starts_with("hf://") {
+                let because = "only data sets of the hub (`hf://datasets/…`) have configurations and splits";
+                rules.idle(&[&key("config"), &key("split")], because, "");
             }
         }
     }
@@ -221,10 +226,7 @@ fn adapter(rules: &mut Rules<'_>, recipe: &Recipe) {
             rules.idle(&SHAPE, "the adapter in `from` has its own", "adapter.from");
             let own = ["adapter.method", "adapter.bias", "adapter.modules_to_save"];
             rules.idle(&own, "the adapter in `from` has its own", "adapter.from");
-            if !recipe.resolve(from).is_dir() {
-                let message = format!("there is no directory `{}`", recipe.resolve(from).display());
-                rules.wrong("adapter.from", &message, "");
-            }
+            rules.place("adapter.from", recipe, from);
         }
         (Method::Lora | Method::Dora, None) => {}
     }
@@ -335,6 +337,59 @@ fn eval(rules: &mut Rules<'_>, recipe: &Recipe) {
         rules.idle(&CHOICE, because, "data.eval_fraction");
     } else if eval.patience == 0 {
         rules.idle(&["eval.min_delta"], "training never stops early while `patience` is 0", "eval.patience");
+    }
+}
+
+fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
+    let export = &recipe.export;
+    let adapted = matches!(recipe.adapter.method, Method::Lora | Method::Dora);
+    if !adapted {
+        rules.idle(&["export.merge"], "there is no adapter to merge", "adapter.method");
+    } else if !export.merge {
+        let because = "an adapter is stored as it trained, in f32; full weights are written with `merge = true` alone";
+        rules.idle(&["export.dtype"], because, "adapter.method");
+    }
+    let Some(to) = &export.push_to else {
+        const PUSHING: [&str; 10] = [
+            "push",
+            "push_when",
+            "push_checkpoint",
+            "private",
+            "branch",
+            "tag",
+            "pull_request",
+            "commit_message",
+            "base_model",
+            "licence_override",
+        ];
+        for key in PUSHING {
+            rules.idle(&[&format!("export.{key}")], "without `push_to` nothing is pushed", "");
+        }
+        return;
+    };
+    if let Err(error) = RepoId::model(to) {
+        rules.wrong("export.push_to", &format!("failed to {error}"), "");
+    }
+    if export.push == PushWhat::Merged && !(adapted && export.merge) {
+        let message = "`push = \"merged\"` in [export] needs an adapter and `merge = true`";
+        rules.wrong(
+            "export.push",
+            message,
+            if adapted { "write `merge = true` too" } else { "write `push = \"export\"`" },
+        );
+    }
+    if export.push_when != PushWhen::End && (!adapted || export.push == PushWhat::Merged) {
+        let message = "only adapters are pushed during training: full weights are pushed at its end";
+        rules.wrong("export.push_when", message, "write `push_when = \"end\"`");
+    }
+    let local = recipe.model.base.as_ref().is_some_and(|base| !is_hub_name(recipe, base));
+    if adapted && export.push == PushWhat::Export && local && export.base_model.is_none() {
+        let message =
+            "an adapter whose base is a directory can be used by nobody else: say what the base is on the hub";
+        rules.wrong("export.push_to", message, "write `base_model = \"organisation/name\"` or push the merged weights");
+    }
+    if !local {
+        rules.idle(&["export.base_model"], "`base` in [model] says it", "model.base");
     }
 }
 
