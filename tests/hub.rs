@@ -174,6 +174,106 @@ fn what_the_hub_does_wrong_is_refused_in_words() {
 }
 
 #[test]
+fn every_way_out_asks_for_the_licence() {
+    let world = World::new();
+    let nc = |id: &str| {
+        world.hub.seed(
+            Kind::Dataset,
+            id,
+            &[
+                ("README.md", "---\nlicense: cc-by-nc-4.0\n---\n"),
+                ("train.jsonl", "{\"sentence\": \"one\", \"label\": 0}\n{\"sentence\": \"two\", \"label\": 1}\n"),
+            ],
+        )
+    };
+    nc("lab/nc").unwrap();
+    let forbidden = |out: Output| {
+        assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains("licence_override") && text(&out.stderr).contains("lab/nc"), "{out:?}");
+    };
+    // The second data set counts as much as the first, and `--fresh` deletes nothing before it is known whether it may.
+    let both = format!("data.train=[\"hf://datasets/{DATA}\", \"hf://datasets/lab/nc\"]");
+    let precious = world.run().join("report.html");
+    fs::create_dir_all(world.run()).unwrap();
+    fs::write(&precious, "of an earlier run").unwrap();
+    forbidden(world.train(&[&both]));
+    assert!(precious.is_file());
+    // Later is no way around it.
+    let to = world.run().display().to_string();
+    let short = ["train.max_steps=1", "train.global_batch=8", "eval.every=1", &both, &format!("run.dir={to}")];
+    let set = short.iter().flat_map(|value| ["--set", value]);
+    let arguments: Vec<&str> =
+        ["train", "--no-push", "--recipe", "recipes/sentiment-hub.toml"].into_iter().chain(set).collect();
+    assert!(world.temper(&arguments).status.success());
+    forbidden(world.temper(&["push", &to, "--to", TO, "--public"]));
+    let out = world.temper(&["push", &to, "--to", TO, "--licence-override", "they said yes"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+}
+
+#[test]
+fn merged_weights_are_pushed_with_their_card_and_its_picture() {
+    let world = World::new();
+    let out = world.train(&["export.merge=true", "export.push=merged"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(world.pushed("model.safetensors"), fs::read(world.run().join("merged/model.safetensors")).unwrap());
+    assert!(text(&world.pushed("README.md")).contains("curves.svg") && !world.pushed("curves.svg").is_empty());
+    assert!(world.hub.read(Kind::Model, TO, "main", "adapter_model.safetensors").is_err());
+}
+
+#[test]
+fn a_commit_in_the_cache_needs_no_hub() {
+    let world = World::new();
+    assert!(world.train(&["train.max_steps=1", "eval.every=1"]).status.success());
+    let mut command = command(&["predict", world.run().to_str().unwrap(), "never again"]);
+    let nobody = "http://127.0.0.1:9";
+    let out = command.env("HF_ENDPOINT", nobody).env("HF_HOME", world.home.path()).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_false_memory_is_refused() {
+    let world = World::new();
+    assert!(world.train(&["train.max_steps=1", "eval.every=1"]).status.success());
+    let path = world.run().join("export/temper.json");
+    let good = fs::read_to_string(&path).unwrap();
+    for (from, to) in [("model.safetensors", "/dev/zero"), ("\"label_smoothing\": 0.0", "\"label_smoothing\": 7.0")] {
+        assert!(good.contains(from), "{good}");
+        fs::write(&path, good.replace(from, to)).unwrap();
+        let out = world.temper(&["predict", world.run().to_str().unwrap(), "never again"]);
+        assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains("temper.json"), "{}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn data_is_pushed_as_parquet_and_pulled_again() {
+    let world = World::new();
+    let push = || {
+        let splits = ["train=examples/reviews/train.jsonl", "validation=examples/reviews/eval.jsonl"];
+        world.temper(&["data", "push", splits[0], splits[1], "--to", "me/reviews", "--license", "cc0-1.0"])
+    };
+    let out = push();
+    assert!(out.status.success() && text(&out.stdout).contains("1,640 rows"), "{out:?}");
+    let card = text(&world.hub.read(Kind::Dataset, "me/reviews", "main", "README.md").unwrap());
+    assert!(card.contains("license: cc0-1.0") && card.contains("data/validation-00000-of-00001.parquet"), "{card}");
+    let commits = || world.hub.titles(Kind::Dataset, "me/reviews", "main").unwrap().len();
+    let before = commits();
+    assert!(push().status.success());
+    assert_eq!(commits(), before, "the same data was committed again");
+
+    let own = "hf://datasets/me/reviews";
+    let eval = format!("data.eval={{path=\"{own}\", split=\"validation\"}}");
+    let out = world.train(&[&format!("data.train={own}"), &eval, "data.text=text"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let plan: Value = serde_json::from_slice(&fs::read(world.run().join("plan.json")).unwrap()).unwrap();
+    let rows = |split: &str| plan["data"]["report"][split]["rows"].as_u64().unwrap();
+    assert_eq!((rows("train"), rows("eval")), (1312, 328));
+    let out = world.temper(&["data", "push", "examples/reviews/train.jsonl", "--to", "me/reviews"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("SPLIT=FILE"), "{out:?}");
+}
+
+#[test]
 fn looking_around() {
     let world = World::new();
     let out = world.temper(&["hub", "info", MODEL]);

@@ -11,6 +11,7 @@
 mod audit;
 mod batch;
 mod config;
+mod convert;
 mod delimited;
 mod error;
 mod examples;
@@ -35,6 +36,7 @@ mod words;
 
 pub use batch::TokenBatch;
 pub use config::{DataConfig, FileEntry, FileTable, Files, LabelColumns};
+pub use convert::{Converted, to_parquet};
 pub use error::{Error, Result};
 pub use examples::{Examples, Source};
 pub use labels::{Label, LabelKind};

@@ -126,11 +126,12 @@ impl Place<'_> {
 #[derive(Debug, Clone)]
 pub(crate) struct SourceFile {
     pub path: PathBuf,
-    kind: Kind,
+    pub kind: Kind,
 }
 
+/// What kind a file is, by its extension.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+pub(crate) enum Kind {
     Jsonl,
     Csv,
     Tsv,

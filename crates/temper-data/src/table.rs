@@ -18,6 +18,9 @@ use crate::{
 
 type Sink<'a> = &'a mut dyn FnMut(Record) -> Result<()>;
 
+/// Rows, some thousand at a time.
+pub(crate) type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
+
 fn fail(path: &Path, message: impl ToString) -> Error {
     Error::File { path: path.to_owned(), message: message.to_string() }
 }
@@ -32,7 +35,14 @@ pub(crate) fn read_parquet(path: &Path, file: File, columns: &Columns, sink: Sin
 }
 
 /// Hands every record of an Arrow IPC file or stream to `sink`.
-pub(crate) fn read_arrow(path: &Path, mut file: File, columns: &Columns, sink: Sink) -> Result<()> {
+pub(crate) fn read_arrow(path: &Path, file: File, columns: &Columns, sink: Sink) -> Result<()> {
+    let (schema, batches) = open_arrow(path, file)?;
+    locate(path, columns, &schema)?;
+    read_batches(path, batches, columns, sink)
+}
+
+/// The columns of an Arrow IPC file or stream, and its rows.
+pub(crate) fn open_arrow(path: &Path, mut file: File) -> Result<(SchemaRef, Batches)> {
     let mut magic = [0; 6];
     let file_format = file.read(&mut magic).map_err(|e| fail(path, e))? == 6 && &magic == b"ARROW1";
     if magic.starts_with(b"FEA1") {
@@ -42,13 +52,11 @@ pub(crate) fn read_arrow(path: &Path, mut file: File, columns: &Columns, sink: S
     let file = BufReader::new(file);
     if file_format {
         let reader = FileReader::try_new(file, None).map_err(|e| fail(path, e))?;
-        locate(path, columns, &reader.schema())?;
-        read_batches(path, reader, columns, sink)
+        Ok((reader.schema(), Box::new(reader)))
     } else {
         let reader = StreamReader::try_new(file, None)
             .map_err(|e| fail(path, format!("it is neither an Arrow file nor an Arrow stream ({e})")))?;
-        locate(path, columns, &reader.schema())?;
-        read_batches(path, reader, columns, sink)
+        Ok((reader.schema(), Box::new(reader)))
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Outcome<M> {
     pub reason: StopReason,
     /// Steps done.
     pub step: u64,
+    /// Steps that were done already when this call began.
+    pub resumed: u64,
     /// The best evaluation: after which step, and what it measured. None too if its checkpoint is damaged: then `model`
     /// has the last weights.
     pub best: Option<(u64, Scores)>,
@@ -59,7 +61,8 @@ where
     let mut progress;
     (model, progress) = store.resume(model, &mut optimizer, observe)?;
     let clock = Clock { before: progress.seconds, started: Instant::now() };
-    let mut data = data(progress.step);
+    let resumed = progress.step;
+    let mut data = data(resumed);
 
     let mut ending = plan.ending(&progress, stop);
     while ending.is_none() {
@@ -116,7 +119,7 @@ where
     }
     let seconds = clock.seconds();
     observe(&Event::Stopped { step, reason, seconds });
-    Ok(Outcome { model, reason, step, best, last, seconds, tokens })
+    Ok(Outcome { model, reason, step, resumed, best, last, seconds, tokens })
 }
 
 /// What one step measured on the host.

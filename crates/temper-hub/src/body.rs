@@ -103,8 +103,11 @@ fn python(card: &Card) -> String {
                 Pipeline::TextClassification => ", num_labels=len(labels)",
                 Pipeline::FillMask | Pipeline::FeatureExtraction => "",
             };
+            let revision = card.base_revision.as_deref().and_then(Commit::new);
+            let revision =
+                revision.map(|commit| format!(", revision={}", literal(commit.as_str()))).unwrap_or_default();
             format!(
-                "base = {class}.from_pretrained({base}{classes})\nmodel = PeftModel.from_pretrained(base, here).eval()"
+                "base = {class}.from_pretrained({base}{revision}{classes})\nmodel = PeftModel.from_pretrained(base, here).eval()"
             )
         }
     };

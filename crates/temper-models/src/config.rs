@@ -230,9 +230,13 @@ impl Config {
         }
     }
 
-    /// The labels of the checkpoint's head in the order of their ids; empty if the file names none.
+    /// The labels of the checkpoint's head in the order of their ids. A file that names none means, as in Transformers,
+    /// `LABEL_0` and so on, `num_labels` of them or two.
     pub fn labels(&self) -> Vec<String> {
-        let Some(names) = self.raw.get("id2label").and_then(Value::as_object) else { return Vec::new() };
+        let Some(names) = self.raw.get("id2label").and_then(Value::as_object) else {
+            let count = self.raw.get("num_labels").and_then(Value::as_u64).unwrap_or(2);
+            return (0..count).map(|id| format!("LABEL_{id}")).collect();
+        };
         let mut names: Vec<(usize, String)> =
             names.iter().filter_map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_owned()))).collect();
         names.sort();
@@ -311,6 +315,13 @@ mod tests {
     fn labels_are_in_the_order_of_their_ids() {
         let config = Config::parse(bert(), Path::new("config.json")).unwrap();
         assert_eq!(config.labels(), ["no", "yes", "so"]);
+        let unnamed = Config::parse(
+            json!({"model_type": "bert", "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 8, "hidden_act": "gelu", "max_position_embeddings": 8,
+            "type_vocab_size": 2, "layer_norm_eps": 1e-12}),
+            Path::new("config.json"),
+        );
+        assert_eq!(unnamed.unwrap().labels(), ["LABEL_0", "LABEL_1"]);
         assert_eq!((config.prefix(), config.max_positions(), config.pad_token_id()), ("bert", 20, 0));
     }
 

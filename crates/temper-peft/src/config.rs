@@ -30,7 +30,7 @@ pub struct AdapterConfig {
     pub modules_to_save: Vec<String>,
     /// Parameters that stay frozen (regular expressions searched in the path), for `method = "full"`.
     pub freeze: Vec<String>,
-    /// Directory of an adapter in PEFT's format to go on training. Its adapter_config.json says rank, alpha and targets;
+    /// An adapter in PEFT's format to go on training, a directory or a name on the hub. Its adapter_config.json says rank, alpha and targets;
     /// default: a new adapter.
     pub from: Option<String>,
     /// Biases that train beside the adapter: `none` (default), `all` or `lora-only`.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod data;
 mod hub;
 
 use std::io::{BufRead, Write};
@@ -15,7 +16,7 @@ use crate::fetch::fetch;
 use crate::inference::Trained;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
-use crate::train::{self, Finished};
+use crate::train::{self, Finished, How};
 use crate::{device, logs};
 
 /// Fine-tune and train models from a TOML recipe.
@@ -76,6 +77,9 @@ enum Verb {
     /// Look around on the hub, fetch from it, log in to it.
     #[command(subcommand)]
     Hub(hub::HubVerb),
+    /// Send data to the hub.
+    #[command(subcommand)]
+    Data(data::DataVerb),
     /// Say what of the environment decides where files come from and go to.
     Env,
 }
@@ -97,6 +101,9 @@ struct TrainArgs {
     /// Start over: remove what an earlier run of this recipe left in its directory.
     #[arg(long)]
     fresh: bool,
+    /// Push nothing now, whatever the recipe says; `temper push` does it later.
+    #[arg(long)]
+    no_push: bool,
 }
 
 #[derive(Debug, Args)]
@@ -179,6 +186,7 @@ impl Cli {
             Verb::Merge(args) => args.run(),
             Verb::Push(args) => args.run(),
             Verb::Hub(verb) => verb.run(),
+            Verb::Data(verb) => verb.run(),
             Verb::Env => hub::env(),
         }
     }
@@ -215,7 +223,8 @@ impl TrainArgs {
         let mut recipe = self.recipe.load()?;
         device::limit_threads(&recipe.device)?;
         let stop = Stop::default();
-        let Finished { plan, best, pushed } = train::train(&mut recipe, self.fresh, &stop)?;
+        let Finished { plan, best, pushed } =
+            train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &stop)?;
         if let Some((step, scores)) = best {
             let scores: Vec<String> = scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
             writeln(&format!("best at step {step}: {}", scores.join(", ")))?;

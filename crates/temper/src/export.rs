@@ -52,10 +52,7 @@ pub fn export<T: Task>(
             .context(Kind::Other, "failed to read the trained parameters")?;
         return export_adapter(values, shipped, pages, dir);
     }
-    replace(dir, |dir| {
-        write_full(model, shipped, &pages.card, dir)?;
-        write_atomically(&dir.join("curves.svg"), pages.curves.as_bytes())
-    })
+    replace(dir, |dir| write_full(model, shipped, &pages.card, &pages.curves, dir))
 }
 
 /// Writes an adapter, whose trained parameters are `values` by path, into `dir`, which is replaced as a whole.
@@ -67,21 +64,27 @@ pub fn export_adapter(
 ) -> Result<(), Failure> {
     replace(dir, |dir| {
         write_adapter(values, shipped, dir)?;
-        write_companions(shipped, Dtype::F32, &pages.card, dir)?;
-        write_atomically(&dir.join("curves.svg"), pages.curves.as_bytes())
+        write_companions(shipped, Dtype::F32, &pages.card, &pages.curves, dir)
     })
 }
 
 /// Writes full weights and what belongs to them.
-pub fn write_full<T: Task>(model: &T, shipped: &Shipped<'_>, card: &str, dir: &Path) -> Result<(), Failure> {
+pub fn write_full<T: Task>(
+    model: &T,
+    shipped: &Shipped<'_>,
+    card: &str,
+    curves: &str,
+    dir: &Path,
+) -> Result<(), Failure> {
     write_weights(model, shipped.config, shipped.recipe.export.dtype, dir)?;
-    write_companions(shipped, shipped.recipe.export.dtype, card, dir)
+    write_companions(shipped, shipped.recipe.export.dtype, card, curves, dir)
 }
 
-fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, card: &str, dir: &Path) -> Result<(), Failure> {
+fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, card: &str, curves: &str, dir: &Path) -> Result<(), Failure> {
     write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dtype, dir)?;
     write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)?;
     Provenance::of(shipped.plan).write(dir)?;
+    write_atomically(&dir.join("curves.svg"), curves.as_bytes())?;
     write_atomically(&dir.join("README.md"), card.as_bytes())
 }
 
@@ -184,6 +187,7 @@ pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype,
     for stale in ["_name_or_path", "torch_dtype", "transformers_version"] {
         raw.as_object_mut().map(|raw| raw.remove(stale));
     }
+    drop_local_paths(&mut raw);
     if let TaskPlan::SequenceClassification { problem, labels, .. } = task {
         let names = || labels.iter().enumerate();
         raw["problem_type"] = json!(problem.hugging_face());
@@ -194,6 +198,14 @@ pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype,
         }
     }
     write_json(&dir.join("config.json"), &raw)
+}
+
+/// Takes out the keys that name a place on some machine: they mean nothing elsewhere, and say too much.
+fn drop_local_paths(settings: &mut Value) {
+    let local = |value: &Value| value.as_str().is_some_and(|text| Path::new(text).is_absolute());
+    if let Some(settings) = settings.as_object_mut() {
+        settings.retain(|_, value| !local(value));
+    }
 }
 
 /// Copies the tokenizer and notes the longest input.
@@ -208,5 +220,6 @@ pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> 
     let settings: Result<Value, _> = serde_json::from_str(&text);
     let mut settings = settings.context(Kind::Data, "failed to understand tokenizer_config.json")?;
     settings["model_max_length"] = json!(max_length);
+    drop_local_paths(&mut settings);
     write_json(&path, &settings)
 }

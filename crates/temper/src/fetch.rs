@@ -10,13 +10,27 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use temper_data::{DataConfig, FileEntry, FileTable, Files};
-use temper_hub::{DataRequest, Hub, Pinned, PullOptions, Reference, Settings};
+use temper_hub::{DataRequest, Hub, Pinned, PullOptions, Reference, RepoKind, Settings};
 use temper_tasks::TaskConfig;
 
 use crate::failure::{Failure, Kind};
 use crate::progress::Transfer;
 use crate::recipe::Recipe;
 use crate::resolve::point;
+
+/// The files of a tokenizer.
+const TOKENIZER: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// The files of an adapter.
+const ADAPTER: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", "temper.json"];
 
 /// A repository that a run reads, at the commit that its revision was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +40,12 @@ pub struct Source {
     /// Repository, revision and commit.
     #[serde(flatten)]
     pub pinned: Pinned,
+    /// The configuration of a data set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// The split of a data set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
 }
 
 /// Where what a recipe names on the hub lies on this machine.
@@ -89,12 +109,35 @@ pub fn model(name: &str, revision: Option<&str>) -> Result<PathBuf, Failure> {
 
 fn pull(hub: &Hub, pinned: &Pinned) -> temper_hub::Result<PathBuf> {
     let transfer = Transfer::stderr(&pinned.repo.to_string());
-    Ok(hub.pull_model(pinned, &PullOptions::default(), &|progress| transfer.on(progress))?.dir)
+    let snapshot = hub.pull_model(pinned, &PullOptions::default(), &|progress| transfer.on(progress))?;
+    transfer.done(snapshot.fetched);
+    Ok(snapshot.dir)
+}
+
+/// Those of the files `names` that there are.
+fn pull_named(hub: &Hub, pinned: &Pinned, names: &[&str]) -> temper_hub::Result<PathBuf> {
+    let listing = hub.list(pinned)?;
+    let files: Vec<_> = names.iter().filter_map(|name| listing.file(name)).cloned().collect();
+    let transfer = Transfer::stderr(&pinned.repo.to_string());
+    let snapshot = hub.pull(&listing, &files, &PullOptions::default(), &|progress| transfer.on(progress))?;
+    transfer.done(snapshot.fetched);
+    Ok(snapshot.dir)
 }
 
 /// What an error of the hub means to the process.
 pub fn failure(error: temper_hub::Error) -> Failure {
-    Failure::new(Kind::Hub, format!("error: failed to {error}"))
+    Failure::new(kind(&error), format!("error: failed to {error}"))
+}
+
+/// Whose mistake it is: names and settings that could not be right are the user's.
+fn kind(error: &temper_hub::Error) -> Kind {
+    use temper_hub::Error;
+    match error {
+        Error::Reference { .. } | Error::Setting { .. } | Error::DataFiles { .. } | Error::Licence { .. } => {
+            Kind::Recipe
+        }
+        _ => Kind::Hub,
+    }
 }
 
 /// The keys of the recipe that name models of the hub.
@@ -119,15 +162,19 @@ fn models(recipe: &Recipe) -> Vec<(&'static str, String)> {
 pub fn is_hub_name(recipe: &Recipe, name: &str) -> bool {
     let plain =
         name.strip_prefix("hf://").is_some() || (name.contains('/') && !name.starts_with(['.', '/', '~', '\\']));
-    plain && !recipe.beside(name).is_dir() && name.parse::<Reference>().is_ok()
+    let model = |name: &str| name.parse::<Reference>().is_ok_and(|reference| reference.repo.kind() == RepoKind::Model);
+    plain && !recipe.beside(name).is_dir() && model(name)
 }
 
 fn on_hub(file: &FileTable) -> bool {
     file.path.starts_with("hf://")
 }
 
-/// The commits that an earlier start of the run in `dir` pinned.
+/// The commits that the run in `dir` pinned, if it has trained: one that was refused may be refused for what has changed.
 fn known_sources(dir: &Path) -> Vec<Source> {
+    if !fs::read_dir(dir.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Vec::new();
+    }
     #[derive(Deserialize)]
     struct Plan {
         #[serde(default)]
@@ -146,7 +193,7 @@ struct Fetcher<'a> {
 
 impl Fetcher<'_> {
     fn fail(&self, key: &str, error: temper_hub::Error) -> Failure {
-        point(self.recipe, Kind::Hub, key, format!("failed to {error}"))
+        point(self.recipe, kind(&error), key, format!("failed to {error}"))
     }
 
     /// The same reference at the commit that an earlier start of this run, or another key, resolved it to.
@@ -161,8 +208,13 @@ impl Fetcher<'_> {
         let reference: Reference = name.parse().map_err(|error| self.fail(key, error))?;
         let pinned = self.hub.pin(&self.known(&reference)).map_err(|error| self.fail(key, error))?;
         let pinned = Pinned { revision: reference.revision, ..pinned };
-        self.fetched.sources.push(Source { key: key.into(), pinned: pinned.clone() });
-        pull(&self.hub, &pinned).map_err(|error| self.fail(key, error))
+        self.fetched.sources.push(Source { key: key.into(), pinned: pinned.clone(), config: None, split: None });
+        let dir = match key {
+            "model.tokenizer" => pull_named(&self.hub, &pinned, &TOKENIZER),
+            "adapter.from" => pull_named(&self.hub, &pinned, &ADAPTER),
+            _ => pull(&self.hub, &pinned),
+        };
+        dir.map_err(|error| self.fail(key, error))
     }
 
     /// `files` with the files of a data set in place of its name.
@@ -182,14 +234,17 @@ impl Fetcher<'_> {
         let reference = Reference::dataset(&file.path).map_err(|error| self.fail(key, error))?;
         let FileTable { weight, config, split: chosen, .. } = file;
         let split = chosen.unwrap_or_else(|| split.to_owned());
-        let request = DataRequest { reference: self.known(&reference), config, split: Some(split) };
+        let request = DataRequest { reference: self.known(&reference), config, split: Some(split.clone()) };
         let options = PullOptions::default();
         let found = self.hub.data_files(&request, &options).map_err(|error| self.fail(key, error))?;
         let pinned = Pinned { revision: reference.revision, ..found.listing.pinned.clone() };
         let transfer = Transfer::stderr(&pinned.repo.to_string());
-        self.fetched.sources.push(Source { key: key.into(), pinned });
+        let config = Some(found.config.clone()).filter(|config| !config.is_empty());
+        self.fetched.sources.push(Source { key: key.into(), pinned, config, split: Some(split) });
         let snapshot = self.hub.pull(&found.listing, &found.files(), &options, &|progress| transfer.on(progress));
-        let files = snapshot.map_err(|error| self.fail(key, error))?.files.into_iter();
+        let snapshot = snapshot.map_err(|error| self.fail(key, error))?;
+        transfer.done(snapshot.fetched);
+        let files = snapshot.files.into_iter();
         let path = |local: PathBuf| std::path::absolute(&local).unwrap_or(local).display().to_string();
         Ok(files.map(|file| FileTable { path: path(file.local), weight, config: None, split: None }).collect())
     }

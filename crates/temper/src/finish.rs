@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use temper_data::{Examples, Label};
+use temper_data::{Examples, Label, Severity};
 use temper_hub::{
     Card, Confusion, DataFile, DataSource, Dataset, History, Metric, Pinned, Pipeline, Relation, license_of, render,
 };
@@ -12,6 +12,7 @@ use temper_tasks::{Evaluation, Problem, metrics};
 use crate::events;
 use crate::export::Shipped;
 use crate::failure::{Context, Failure, Kind};
+use crate::fetch::Source;
 use crate::memory;
 use crate::plan::{Plan, TaskPlan};
 use crate::recipe::plain;
@@ -188,10 +189,10 @@ fn card(
     card.labels = plan.task.labels().to_vec();
     let eval_file = card.files.iter().find(|file| file.split == "eval").map(|file| file.name.clone());
     if let (Some(measured), Some(kind)) = (measured, eval_file) {
-        let dataset = match plan.source("data.eval") {
-            Some(Pinned { repo, commit, .. }) => {
+        let dataset = match plan.sources.iter().find(|source| source.key == "data.eval") {
+            Some(Source { pinned: Pinned { repo, commit, .. }, split, .. }) => {
                 let [kind, name] = [repo.id(), repo.id()].map(str::to_owned);
-                Dataset { kind, name, split: Some("eval".into()), revision: Some(commit.to_string()) }
+                Dataset { kind, name, split: split.clone(), revision: Some(commit.to_string()) }
             }
             None => Dataset { name: kind.clone(), kind, split: Some("eval".into()), revision: None },
         };
@@ -203,6 +204,8 @@ fn card(
         "Data from other sources, other languages, other lengths.".into(),
         "Bias towards groups of people, robustness against attacks, calibration.".into(),
     ];
+    let serious = plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info);
+    card.not_evaluated.extend(serious.map(|finding| format!("Found in the data: {}.", finding.message)));
     card.confusion = data.confusion.as_ref().map(|confusion| Confusion {
         labels: confusion.labels.clone(),
         counts: confusion.counts.iter().map(|row| row.iter().map(|&n| n as usize).collect()).collect(),
@@ -222,18 +225,14 @@ fn card(
 /// The data sets of the hub that rows came from, each once.
 fn data_sources(plan: &Plan) -> Vec<DataSource> {
     let mut sources: Vec<DataSource> = Vec::new();
-    for (key, split) in [("data.train", "train"), ("data.eval", "eval")] {
-        for source in plan.sources.iter().filter(|source| source.key == key) {
-            let (id, revision) = (source.pinned.repo.id().to_owned(), source.pinned.commit.to_string());
-            match sources.iter_mut().find(|known| known.id == id && known.revision == revision) {
-                Some(known) => known.splits.push(split.into()),
-                None => sources.push(DataSource {
-                    id,
-                    config: String::new(),
-                    splits: vec![split.into()],
-                    revision,
-                    license: None,
-                }),
+    for source in plan.sources.iter().filter(|source| source.key.starts_with("data.")) {
+        let (id, revision) = (source.pinned.repo.id().to_owned(), source.pinned.commit.to_string());
+        let (config, split) = (source.config.clone().unwrap_or_default(), source.split.clone());
+        let same = |known: &&mut DataSource| known.id == id && known.revision == revision && known.config == config;
+        match sources.iter_mut().find(same) {
+            Some(known) => known.splits.extend(split.filter(|split| !known.splits.contains(split))),
+            None => {
+                sources.push(DataSource { id, config, splits: split.into_iter().collect(), revision, license: None })
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Structured logs, to stderr and, once a run has a directory, to its `train.log` as JSON lines.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
@@ -17,11 +17,16 @@ static FILE: OnceLock<Mutex<File>> = OnceLock::new();
 /// Installs the subscriber, once in a process: stderr from `level` on, the file from `info` on.
 pub fn install(level: tracing::Level, format: LogFormat) {
     use tracing_subscriber::filter::{LevelFilter, Targets};
-    let ours =
-        |level: LevelFilter| Targets::new().with_target("temper", level).with_default(LevelFilter::WARN.min(level));
+    // hf_hub logs each retry of what we report ourselves.
+    let ours = |level: LevelFilter| {
+        let others = LevelFilter::WARN.min(level);
+        Targets::new().with_target("temper", level).with_target("hf_hub", LevelFilter::OFF).with_default(others)
+    };
     let level = LevelFilter::from_level(level);
     let stderr = match format {
-        LogFormat::Text => fmt::layer().with_writer(io::stderr).with_target(false).boxed(),
+        LogFormat::Text => {
+            fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false).boxed()
+        }
         LogFormat::Json => fmt::layer().json().with_writer(io::stderr).boxed(),
     };
     let file = fmt::layer().json().with_writer(|| RunLog).with_filter(ours(LevelFilter::INFO.max(level)));

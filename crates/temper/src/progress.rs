@@ -99,14 +99,14 @@ impl<W: Write> Drop for Progress<W> {
     }
 }
 
-/// Shows a transfer in bytes: a line that is redrawn on a terminal, elsewhere one line when it ends. What is there already is
-/// not worth a word.
+/// Shows a transfer in bytes: a line that is redrawn on a terminal, and one line when it is done.
 #[derive(Debug)]
 pub struct Transfer {
     what: String,
     terminal: bool,
     begun: Instant,
-    state: Mutex<(Option<Instant>, u64, temper_hub::Progress)>,
+    /// When it was last drawn, and the bytes that were there at the start.
+    drawn: Mutex<Option<(Instant, u64)>>,
 }
 
 /// Seconds between two drawings of a transfer.
@@ -116,20 +116,16 @@ impl Transfer {
     /// A transfer of `what`, shown on standard error.
     pub fn stderr(what: &str) -> Self {
         let terminal = io::stderr().is_terminal();
-        Self { what: what.into(), terminal, begun: Instant::now(), state: Mutex::default() }
+        Self { what: what.into(), terminal, begun: Instant::now(), drawn: Mutex::default() }
     }
 
     /// Takes note of progress.
     pub fn on(&self, progress: temper_hub::Progress) {
-        let Ok(mut state) = self.state.lock() else { return };
-        let (drawn, first, last) = &mut *state;
-        if drawn.is_none() {
-            *first = progress.bytes;
-        }
-        *last = progress;
-        if drawn.is_none_or(|at| at.elapsed().as_secs_f64() >= REDRAW) {
-            *drawn = Some(Instant::now());
-            if self.terminal && progress.bytes > *first {
+        let Ok(mut drawn) = self.drawn.lock() else { return };
+        if drawn.is_none_or(|(at, _)| at.elapsed().as_secs_f64() >= REDRAW) {
+            let first = drawn.map_or(progress.bytes, |(_, first)| first);
+            *drawn = Some((Instant::now(), first));
+            if self.terminal && progress.bytes > first {
                 let _ = write!(io::stderr(), "\r\x1b[2K{}\r", self.line(&progress));
             }
         }
@@ -138,18 +134,25 @@ impl Transfer {
     fn line(&self, progress: &temper_hub::Progress) -> String {
         let temper_hub::Progress { bytes, total, files, of_files } = *progress;
         let [bytes, total] = [bytes, total].map(units::bytes);
-        format!("{}: {bytes} of {total}, {files} of {of_files} files", self.what)
+        let files = if of_files > 0 { format!(", {files} of {of_files} files") } else { String::new() };
+        format!("{}: {bytes} of {total}{files}", self.what)
+    }
+
+    /// Says what went over the network, if anything did.
+    pub fn done(self, bytes: u64) {
+        if bytes > 0 {
+            let seconds = units::seconds(self.begun.elapsed().as_secs_f64());
+            let clear = if self.terminal { "\r\x1b[2K" } else { "" };
+            let _ = writeln!(io::stderr(), "{clear}{}: {} in {seconds}", self.what, units::bytes(bytes));
+        }
     }
 }
 
 impl Drop for Transfer {
+    /// Leaves no half line behind.
     fn drop(&mut self) {
-        let Ok(state) = self.state.get_mut() else { return };
-        let (_, first, last) = *state;
-        if last.bytes > first {
-            let clear = if self.terminal { "\r\x1b[2K" } else { "" };
-            let seconds = units::seconds(self.begun.elapsed().as_secs_f64());
-            let _ = writeln!(io::stderr(), "{clear}{} in {seconds}", self.line(&last));
+        if self.terminal {
+            let _ = write!(io::stderr(), "\r\x1b[2K");
         }
     }
 }

@@ -85,9 +85,27 @@ impl Provenance {
     pub fn read(dir: &Path) -> Result<Option<Self>, Failure> {
         let path = dir.join(NAME);
         let Ok(text) = fs::read_to_string(&path) else { return Ok(None) };
-        let read =
-            serde_json::from_str(&text).context(Kind::Data, format!("failed to understand {}", path.display()))?;
-        Ok(Some(read))
+        let what = || format!("failed to understand {}", path.display());
+        let read: Self = serde_json::from_str(&text).context(Kind::Data, what())?;
+        match read.wrong() {
+            None => Ok(Some(read)),
+            Some(reason) => Err(Failure::new(Kind::Data, format!("error: {}: {reason}", what()))),
+        }
+    }
+
+    /// What cannot have been written by temper.
+    fn wrong(&self) -> Option<&'static str> {
+        let plain = |file: &PinnedFile| base_name(&file.path) == file.path && file.path.ends_with(".safetensors");
+        let hash =
+            |file: &PinnedFile| file.sha256.len() == 64 && file.sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !self.base.iter().all(|file| plain(file) && hash(file)) {
+            return Some("`base` must name safetensors files and their sha256");
+        }
+        let sound = |objective: &Objective| {
+            let weight = |weight: &f32| weight.is_finite() && *weight > 0.0;
+            (0.0..1.0).contains(&objective.label_smoothing) && objective.class_weights.iter().all(weight)
+        };
+        (!self.objective.as_ref().is_none_or(sound)).then_some("`objective` is out of range")
     }
 
     /// The `[data]` table with the columns of training.
@@ -108,7 +126,7 @@ impl Provenance {
                     "error: {} is not the file that the adapter was trained on: its sha256 is {}…, and was {}…",
                     found.path,
                     &found.sha256[..12],
-                    &wanted.sha256[..12.min(wanted.sha256.len())]
+                    &wanted.sha256[..12]
                 ),
             )),
         }

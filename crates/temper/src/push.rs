@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use temper_data::Examples;
 use temper_engine::{Event, read_trained};
-use temper_hub::{Hub, Push, PushFile, Pushed, Pusher, RepoId, Target, Terms};
+use temper_hub::{Decision, Hub, Push, PushFile, Pushed, Pusher, Reference, RepoId, Target, Terms, license_of};
 use temper_peft::parameters::Values;
 
 use crate::export::{self, Shipped};
 use crate::failure::{Context, Failure, Kind};
-use crate::fetch::{failure, hub};
+use crate::fetch::{Source, failure, hub};
 use crate::finish::Pages;
 use crate::plan::Plan;
 use crate::progress::Transfer;
-use crate::recipe::{ExportConfig, PushWhat, PushWhen};
+use crate::recipe::{ExportConfig, PushWhat, PushWhen, Recipe};
 use crate::run_dir::{RunDir, write_json};
 
 /// What an export may hold, by name: nothing else leaves the machine.
@@ -78,7 +78,9 @@ pub fn push_run(hub: &Hub, dir: &Path, export: &ExportConfig, run: &str) -> Resu
         journal: Some(dir.into()),
     };
     let transfer = Transfer::stderr(&push.target.repo.to_string());
-    hub.push(&push, &|progress| transfer.on(progress)).map_err(failure)
+    let pushed = hub.push(&push, &|progress| transfer.on(progress)).map_err(failure)?;
+    transfer.done(pushed.sent);
+    Ok(pushed)
 }
 
 /// The files of the export in `from`, those that name the base of an adapter by its place on this machine in a copy below
@@ -86,9 +88,18 @@ pub fn push_run(hub: &Hub, dir: &Path, export: &ExportConfig, run: &str) -> Resu
 fn shipped(from: &Path, copies: &Path, export: &ExportConfig) -> Result<Vec<PushFile>, Failure> {
     let here = SHIPPED.iter().map(|name| (*name, from.join(name))).filter(|(_, path)| path.is_file());
     let mut files: Vec<PushFile> = here.map(|(name, local)| PushFile { path: name.into(), local }).collect();
-    if files.is_empty() {
-        let message = format!("error: {} holds nothing to push: has the run finished?", from.display());
-        return Err(Failure::new(Kind::Data, message));
+    let has = |name: &str| files.iter().any(|file| file.path == name);
+    let refuse = |message: String| Err(Failure::new(Kind::Data, format!("error: {}: {message}", from.display())));
+    if !has("adapter_model.safetensors") && !has("model.safetensors") {
+        let sharded = from.join("model.safetensors.index.json").exists();
+        return refuse(if sharded {
+            "weights in several files cannot be pushed yet".into()
+        } else {
+            "there are no weights to push: has the run finished?".into()
+        });
+    }
+    if !has("README.md") {
+        return refuse("there is no model card, and nothing is pushed without one".into());
     }
     if let Some(adapter) = files.iter_mut().find(|file| file.path == "adapter_config.json") {
         let text = fs::read(&adapter.local).context(Kind::Other, "failed to read the adapter's configuration")?;
@@ -97,8 +108,8 @@ fn shipped(from: &Path, copies: &Path, export: &ExportConfig) -> Result<Vec<Push
         let base = config["base_model_name_or_path"].as_str().unwrap_or_default();
         if Path::new(base).is_absolute() {
             let Some(named) = &export.base_model else {
-                let message = "error: the adapter's base is a directory of this machine: say what it is on the hub with \
-                               `base_model` in [export] or `--base-model`";
+                let message = "error: the adapter's base is a directory of this machine\n  = help: the same train command with `--set \
+                               export.base_model=organisation/name` trains nothing more and writes an export that names it";
                 return Err(Failure::new(Kind::Recipe, message));
             };
             config["base_model_name_or_path"] = named.as_str().into();
@@ -124,31 +135,65 @@ fn newest_checkpoint(run: &Path) -> Option<(u64, PathBuf)> {
     steps.max()
 }
 
-/// The licences of what a run is made from, and what follows for the result.
+/// That a run may push, found out before it begins.
+pub struct Permission {
+    hub: Hub,
+    /// What follows from the licences of what the run is made from.
+    pub licence: Decision,
+}
+
+/// Makes sure, before training, that a push will be allowed: by the licences and by the hub.
 ///
 /// # Errors
-/// When something needs the word of a person that the recipe does not give.
-pub fn licence(plan: &Plan, base_license: Option<String>, hub: &Hub) -> Result<temper_hub::Decision, Failure> {
-    let export = &plan.export;
-    let terms = |key: &str| -> Result<Option<Terms>, Failure> {
-        let Some(pinned) = plan.source(key) else { return Ok(None) };
-        let reference = temper_hub::Reference::head(pinned.repo.clone()).at(pinned.commit.as_str());
-        Ok(Some(reference.and_then(|reference| hub.facts(&reference)).map_err(failure)?.terms()))
+/// What stands against it.
+pub fn ask(plan: &Plan, recipe: &Recipe) -> Result<Permission, Failure> {
+    let hub = hub()?;
+    let here = recipe.model.base.as_ref().and_then(|base| license_of(&recipe.resolve(base)));
+    let adapted = !plan.adapter.modules.is_empty();
+    let licence = licence(&hub, &plan.export, &plan.sources, here, adapted)?;
+    let ready = hub.prepare(&target(&plan.export)?).map_err(failure)?;
+    tracing::info!(account = ready.account.name, created = ready.created, private = ready.private, "may push");
+    Ok(Permission { hub, licence })
+}
+
+/// The licences of what a run is made from, `sources` of the hub and a base `here` on this machine, and what follows for the
+/// result.
+///
+/// # Errors
+/// When something needs the word of a person that `export` does not give, or must not be public.
+pub fn licence(
+    hub: &Hub,
+    export: &ExportConfig,
+    sources: &[Source],
+    here: Option<String>,
+    adapted: bool,
+) -> Result<Decision, Failure> {
+    let terms = |source: &Source| -> Result<Terms, Failure> {
+        let reference = Reference::head(source.pinned.repo.clone()).at(source.pinned.commit.as_str());
+        Ok(reference.and_then(|reference| hub.facts(&reference)).map_err(failure)?.terms())
     };
-    let of = export.base_model.clone().or_else(|| plan.model.base.clone()).unwrap_or_else(|| "the model".into());
-    let local = || Terms { of, id: base_license.or_else(|| export.license.clone()), ..Terms::default() };
-    let base = terms("model.base")?.unwrap_or_else(local);
-    let data: Vec<Terms> = [terms("data.train")?, terms("data.eval")?].into_iter().flatten().collect();
-    let decision = temper_hub::decide(&base, &data, export.license.as_deref(), export.licence_override.as_deref());
-    let decision = decision.map_err(|error| Failure::new(Kind::Recipe, format!("error: failed to {error}")))?;
-    let weights = export.push == PushWhat::Merged || plan.adapter.modules.is_empty();
-    let public = if !decision.public_weights && weights {
-        Some("weights made from a gated base cannot be public; push the adapter, or `private = true`")
+    let (mut base, mut others) = (None, Vec::new());
+    for source in sources {
+        let terms = terms(source)?;
+        if source.key == "model.base" {
+            base = Some(terms);
+        } else if !others.contains(&terms) {
+            others.push(terms);
+        }
+    }
+    let of = || export.base_model.clone().unwrap_or_else(|| "the base on this machine".into());
+    let base =
+        base.unwrap_or_else(|| Terms { of: of(), id: here.or_else(|| export.license.clone()), ..Terms::default() });
+    let decision = temper_hub::decide(&base, &others, export.license.as_deref(), export.licence_override.as_deref());
+    let decision = decision.map_err(failure)?;
+    let weights = export.push == PushWhat::Merged || !adapted;
+    let hidden = if !decision.public_weights && weights {
+        Some("weights made from a gated base cannot be public; push the adapter, or keep them private")
     } else {
-        decision.private.then_some("it is made from something private; `private = true`")
+        decision.private.then_some("it is made from something private, and cannot be public")
     };
-    match public.filter(|_| !export.private) {
-        Some(message) => Err(Failure::new(Kind::Recipe, format!("error: {message} in [export]"))),
+    match hidden.filter(|_| !export.private) {
+        Some(message) => Err(Failure::new(Kind::Recipe, format!("error: {message}"))),
         None => Ok(decision),
     }
 }
@@ -164,24 +209,20 @@ pub struct Pushing<'a> {
 }
 
 impl<'a> Pushing<'a> {
-    /// Makes sure, before training, that a push will be allowed.
+    /// Starts the thread that pushes beside training, if something is to be pushed there.
     ///
     /// # Errors
-    /// What stands against it.
-    pub fn prepare(
+    /// When left-overs of an earlier run cannot be cleared.
+    pub fn start(
+        permission: &Permission,
         shipped: &'a Shipped<'a>,
         splits: [&'a Examples; 2],
         run: &'a RunDir,
-    ) -> Result<Option<Self>, Failure> {
-        let export = &shipped.plan.export;
-        if export.push_to.is_none() {
-            return Ok(None);
-        }
-        let hub = hub()?;
-        let ready = hub.prepare(&target(export)?).map_err(failure)?;
-        tracing::info!(account = ready.account.name, created = ready.created, private = ready.private, "may push");
-        let beside = (export.push_when != PushWhen::End).then(|| Pusher::start(&hub, run.path())).transpose();
-        Ok(Some(Self { shipped, splits, run, hub, beside: beside.map_err(failure)?, best: None }))
+    ) -> Result<Self, Failure> {
+        let hub = permission.hub.clone();
+        let beside = shipped.plan.export.push_when != PushWhen::End;
+        let beside = beside.then(|| Pusher::start(&hub, run.path())).transpose().map_err(failure)?;
+        Ok(Self { shipped, splits, run, hub, beside, best: None })
     }
 
     /// Takes note of an event: a checkpoint may be due to be pushed. What goes wrong is logged, and training goes on.

@@ -8,6 +8,7 @@ mod check;
 mod hints;
 mod overrides;
 mod read;
+mod rules;
 mod schema;
 mod source;
 mod tables;

@@ -351,8 +351,8 @@ fn fingerprint(plan: &Plan) -> Result<String, Failure> {
     for paths in ["train", "eval"] {
         strip_paths(&mut value["data"]["config"][paths]);
     }
-    for table in ["model", "data"] {
-        for file in value[table]["files"].as_array_mut().into_iter().flatten() {
+    for (table, files) in [("model", "files"), ("model", "adapter"), ("data", "files"), ("task", "files")] {
+        for file in value[table][files].as_array_mut().into_iter().flatten() {
             file.as_object_mut().map(|file| file.remove("path"));
         }
     }

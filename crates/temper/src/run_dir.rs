@@ -77,7 +77,7 @@ impl RunDir {
 
     /// Removes what runs write, and nothing else.
     fn clear(&self) -> Result<(), Failure> {
-        for name in ["checkpoints", "tensorboard", "export", "merged"] {
+        for name in ["checkpoints", "tensorboard", "export", "merged", ".push"] {
             remove(fs::remove_dir_all(self.join(name)), &self.join(name))?;
         }
         for name in ["events.jsonl", "plan.json", "recipe.toml", "report.html", "train.log"] {

@@ -4,19 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use temper_data::{Examples, Order, prefetch};
+use temper_data::{Examples, Order, Severity, prefetch};
 use temper_engine::{BoxError, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
-use temper_hub::{Decision, license_of};
 use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
 use temper_tasks::{Distillation, Evaluation, MaskedLm, Task};
 
 use crate::export::{self, Shipped, export};
 use crate::failure::{Failure, Kind};
-use crate::fetch::{self, fetch};
+use crate::fetch::fetch;
 use crate::finish::Pages;
 use crate::plan::{Plan, TaskPlan};
-use crate::push::Pushing;
+use crate::push::{Permission, Pushing};
 use crate::recipe::{Recipe, parse_duration};
 use crate::reporters::Reporters;
 use crate::resolve::{Inputs, resolve};
@@ -39,28 +38,36 @@ pub struct Finished {
 /// The best evaluation, if there was one: after which step, and what it measured.
 type Best = Option<(u64, Scores)>;
 
-/// Runs `recipe`. The same recipe again goes on where the last run stopped; `fresh` starts over.
+/// How to run a recipe.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// Start over in place of going on where the last run stopped.
+    pub fresh: bool,
+    /// Push, if the recipe says where to.
+    pub push: bool,
+}
+
+/// Runs `recipe`.
 ///
 /// # Errors
 /// Whatever is wrong with the recipe, the data, the weights, the disk, or the numbers.
-pub fn train(recipe: &mut Recipe, fresh: bool, stop: &Stop) -> Result<Finished, Failure> {
+pub fn train(recipe: &mut Recipe, how: How, stop: &Stop) -> Result<Finished, Failure> {
     let started = Instant::now();
-    fetch(recipe, fresh)?;
+    fetch(recipe, how.fresh)?;
     let recipe = &*recipe;
     let (plan, mut inputs) = resolve(recipe)?;
     signals::install(stop)?;
     refuse_what_cannot_fit(&plan)?;
-    let run = RunDir::open(&plan, &recipe.source.text(), fresh)?;
+    // Whoever may refuse is asked before anything is written or, with `--fresh`, deleted.
+    let permission = (how.push && plan.export.push_to.is_some()).then(|| push::ask(&plan, recipe)).transpose()?;
+    let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
     logs::to_file(&run.join("train.log"))?;
+    for finding in plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info) {
+        tracing::warn!("{}", finding.message);
+    }
     let device = device::training();
     let pad_id = inputs.tokenizer.pad_id();
-    let licence = if plan.export.push_to.is_some() {
-        let base_license = recipe.model.base.as_ref().and_then(|base| license_of(&recipe.resolve(base)));
-        Some(push::licence(&plan, base_license, &fetch::hub()?)?)
-    } else {
-        None
-    };
-    let corridor = Corridor { plan: &plan, recipe, run: &run, licence: licence.as_ref(), stop, started };
+    let corridor = Corridor { plan: &plan, recipe, run: &run, permission: permission.as_ref(), stop, started };
     let (best, pushed) = match &plan.task {
         TaskPlan::SequenceClassification { .. } => {
             corridor.walk(build::classifier(&inputs.config, &plan.task, &device), pad_id, inputs)
@@ -89,7 +96,7 @@ struct Corridor<'a> {
     plan: &'a Plan,
     recipe: &'a Recipe,
     run: &'a RunDir,
-    licence: Option<&'a Decision>,
+    permission: Option<&'a Permission>,
     stop: &'a Stop,
     started: Instant,
 }
@@ -111,11 +118,12 @@ impl Corridor<'_> {
         let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
         let measure = |model: &T, rows: &Examples| model.evaluate(&collator, rows, plan.train.eval_batch);
 
-        let shipped =
-            Shipped { plan, config: &config, tokenizer: &tokenizer, recipe: self.recipe, licence: self.licence };
-        let mut pushing = Pushing::prepare(&shipped, [&train, &eval], run)?;
+        let licence = self.permission.map(|permission| &permission.licence);
+        let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe: self.recipe, licence };
+        let pushing = self.permission.map(|given| Pushing::start(given, &shipped, [&train, &eval], run));
+        let mut pushing = pushing.transpose()?;
         let mut evaluation = None;
-        let Outcome { model, reason, best, last, .. } = fit(
+        let Outcome { model, reason, step, resumed, best, last, .. } = fit(
             model,
             &fit_plan(plan),
             run.path(),
@@ -140,26 +148,44 @@ impl Corridor<'_> {
             return Err(Failure::new(Kind::Interrupted, "stopped; the same command goes on from here"));
         }
 
+        if step == resumed && best.is_none() && last.is_some() && run.join("export/README.md").is_file() {
+            let message = "the best checkpoint is lost; the export that was made of it stays as it is";
+            return Err(Failure::new(Kind::Other, format!("error: {message}")));
+        }
+
         let model = model.valid();
         // The last evaluation is of this model if it was the best one too.
         let evaluation = evaluation.filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
         let measured = (!eval.is_empty()).then(|| evaluation.unwrap_or_else(|| measure(&model, &eval)));
         let pages = Pages::compose(&shipped, measured.as_ref(), [&train, &eval], run)?;
         export(&model, &trained, &shipped, &pages, &run.join("export"))?;
-        if self.recipe.export.merge {
+        if plan.export.merge {
             let probe = if eval.is_empty() { &*train } else { &eval };
-            let outputs = |model: &T| {
-                let Evaluation { scores, logits } = measure(model, probe);
-                Ok(logits.concat().into_iter().chain(scores.get("loss").map(|&loss| loss as f32)).collect())
-            };
-            let write = |merged: &T, dir: &Path| export::write_full(merged, &shipped, &pages.merged_card, dir);
-            let difference = export::export_merged(&model, outputs, write, &run.join("merged"))?;
-            tracing::info!(difference, "the merged model says the same");
+            self.merge(&model, &shipped, &pages, |model| measure(model, probe))?;
         }
         run.write("report.html", pages.report.as_bytes())?;
         tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
         let pushed = pushing.map(Pushing::finish).transpose()?;
-        Ok((best, pushed.map(|pushed| pushed.url)))
+        Ok((best, pushed.map(|pushed| pushed.pull_request.unwrap_or(pushed.url))))
+    }
+
+    /// Writes the model with its adapter merged, once it is proved to say the same.
+    fn merge<T: Task>(
+        &self,
+        model: &T,
+        shipped: &Shipped<'_>,
+        pages: &Pages,
+        measure: impl Fn(&T) -> Evaluation,
+    ) -> Result<(), Failure> {
+        let outputs = |model: &T| {
+            let Evaluation { scores, logits } = measure(model);
+            Ok(logits.concat().into_iter().chain(scores.get("loss").map(|&loss| loss as f32)).collect())
+        };
+        let write =
+            |merged: &T, dir: &Path| export::write_full(merged, shipped, &pages.merged_card, &pages.curves, dir);
+        let difference = export::export_merged(model, outputs, write, &self.run.join("merged"))?;
+        tracing::info!(difference, "the merged model says the same");
+        Ok(())
     }
 }
 

@@ -1,18 +1,18 @@
 //! The verbs of the hub: `push`, `hub …` and `env`.
 
 use std::io::{BufRead, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use temper_hub::{Facts, Found, PullOptions, Reference, Search, Settings, Token, login, logout};
+use temper_hub::{Facts, Found, PullOptions, Reference, Search, Settings, Token, license_of, login, logout};
 use temper_models::MODEL_TYPES;
 
 use super::{print, writeln};
 use crate::failure::{Context, Failure, Kind};
-use crate::fetch::{failure, hub};
+use crate::fetch::{Source, failure, hub};
 use crate::progress::Transfer;
-use crate::push::push_run;
+use crate::push::{licence, push_run};
 use crate::recipe::{ExportConfig, PushWhat};
 use crate::units;
 
@@ -38,9 +38,12 @@ pub(super) struct PushArgs {
     /// Open a pull request.
     #[arg(long)]
     pull_request: bool,
-    /// What the base of the adapter is on the hub, where it is a directory here.
-    #[arg(long, value_name = "REPOSITORY")]
-    base_model: Option<String>,
+    /// The licence of the result. Default: as in the recipe, or the base's.
+    #[arg(long)]
+    license: Option<String>,
+    /// Why the result may be published, where the licences do not say so themselves.
+    #[arg(long, value_name = "REASON")]
+    licence_override: Option<String>,
     /// The commit's first line.
     #[arg(long)]
     message: Option<String>,
@@ -111,16 +114,22 @@ impl PushArgs {
             branch: self.branch.or(planned.branch),
             tag: self.tag.or(planned.tag),
             pull_request: self.pull_request || planned.pull_request,
-            base_model: self.base_model.or(planned.base_model),
             commit_message: self.message.or(planned.commit_message),
+            license: self.license.or(planned.license),
+            licence_override: self.licence_override.or(planned.licence_override),
             ..planned
         };
         if export.push_to.is_none() {
             let message = "error: the recipe names no `push_to`: say where to with `--to you/name`";
             return Err(Failure::new(Kind::Recipe, message));
         }
+        let hub = hub()?;
+        let sources: Result<Vec<Source>, _> = serde_json::from_value(plan["sources"].clone());
+        let sources = sources.context(Kind::Data, "failed to understand plan.json")?;
+        let adapted = plan["adapter"]["modules"].as_array().is_some_and(|modules| !modules.is_empty());
+        licence(&hub, &export, &sources, license_of(&self.run.join("export")), adapted)?;
         let fingerprint = plan["fingerprint"].as_str().unwrap_or_default();
-        let pushed = push_run(&hub()?, &self.run, &export, fingerprint)?;
+        let pushed = push_run(&hub, &self.run, &export, fingerprint)?;
         let sent = if pushed.was_there { "was there".into() } else { format!("sent {}", units::bytes(pushed.sent)) };
         writeln(&format!("{} ({sent}, commit {})", pushed.pull_request.unwrap_or(pushed.url), pushed.commit))
     }
@@ -275,9 +284,9 @@ impl DownloadArgs {
             hub.list(&pinned)
                 .and_then(|listing| hub.pull(&listing, &listing.select(&patterns, &[])?, &options, &on_progress))
         };
-        let dir = snapshot.map_err(failure)?.dir;
-        drop(transfer);
-        writeln(&Path::new(&dir).display().to_string())
+        let snapshot = snapshot.map_err(failure)?;
+        transfer.done(snapshot.fetched);
+        writeln(&snapshot.dir.display().to_string())
     }
 }
 

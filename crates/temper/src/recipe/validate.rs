@@ -10,11 +10,11 @@ use temper_hub::RepoId;
 use temper_peft::Method;
 use temper_tasks::{Problem, TaskConfig};
 
+use super::rules::Rules;
 use super::source::join_key;
-use super::{Recipe, Source, check};
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use super::{PushWhat, PushWhen, Recipe, check};
+use crate::diagnostic::Diagnostics;
 use crate::fetch::is_hub_name;
-use crate::recipe::{PushWhat, PushWhen};
 
 /// Keys of which only one can be written.
 pub(super) const RIVALS: [(&str, &str); 4] = [
@@ -26,7 +26,7 @@ pub(super) const RIVALS: [(&str, &str); 4] = [
 
 /// Everything that is wrong with the values of `recipe`, in the order in which it was written.
 pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
-    let mut rules = Rules { source: &recipe.source, broken: Vec::new() };
+    let mut rules = Rules::new(&recipe.source);
     for (a, b) in RIVALS {
         if rules.source.wrote(a) && rules.source.wrote(b) {
             rules.push(b, check::contradiction(rules.source, a, b));
@@ -45,72 +45,7 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
     for path in ["export.name", "export.license", "export.language", "run.dir", "run.name"] {
         rules.not_empty(path);
     }
-    rules.broken.sort_by_key(|(place, _)| *place);
-    Diagnostics(rules.broken.into_iter().map(|(_, diagnostic)| diagnostic).collect())
-}
-
-struct Rules<'a> {
-    source: &'a Source,
-    /// With the place in the source by which they are sorted.
-    broken: Vec<(usize, Diagnostic)>,
-}
-
-impl Rules<'_> {
-    fn push(&mut self, path: &str, diagnostic: Diagnostic) {
-        self.broken.push((self.source.order(path), diagnostic));
-    }
-
-    /// The value of `path` must be `range`, such as "above 0".
-    fn must(&mut self, path: &str, holds: bool, range: &str) {
-        if !holds {
-            let found = self.source.written(path).unwrap_or("none");
-            let range = match found.trim_start_matches(['+', '-']) {
-                "nan" | "inf" => "finite",
-                _ => range,
-            };
-            let message = format!("{} must be {range}, found {found}", super::name(path));
-            self.wrong(path, &message, "");
-        }
-    }
-
-    /// The text at `path`, if the user wrote it, must hold something.
-    fn not_empty(&mut self, path: &str) {
-        if self.source.written(path).is_some_and(|text| text.trim_matches(['"', '\'', ' ']).is_empty()) {
-            self.wrong(path, &format!("{} is empty", super::name(path)), "");
-        }
-    }
-
-    /// `name` must be a directory, or could be a repository of the hub.
-    fn place(&mut self, path: &str, recipe: &Recipe, name: &str) {
-        let dir = recipe.beside(name);
-        if dir.is_dir() || is_hub_name(recipe, name) {
-            return;
-        }
-        let diagnostic = Diagnostic::new(format!("there is no directory `{}`", dir.display()));
-        let diagnostic = diagnostic.at(self.source.at(path), "");
-        let bare = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        self.push(
-            path,
-            if bare { diagnostic.help("a model of the hub is written `organisation/name`") } else { diagnostic },
-        );
-    }
-
-    /// Those of `paths` that are written have no effect `because` of the value of `cause`.
-    fn idle(&mut self, paths: &[&str], because: &str, cause: &str) {
-        for path in paths.iter().filter(|path| self.source.wrote(path)) {
-            let message = format!("{} has no effect because {because}", super::name(path));
-            let diagnostic = Diagnostic::new(message).at(self.source.key(path), "remove it");
-            let diagnostic = match self.source.wrote(cause) {
-                true => diagnostic.at(self.source.at(cause), "because of this"),
-                false => diagnostic,
-            };
-            self.push(path, diagnostic);
-        }
-    }
-
-    fn wrong(&mut self, path: &str, message: &str, label: &str) {
-        self.push(path, Diagnostic::new(message).at(self.source.at(path), label));
-    }
+    rules.broken()
 }
 
 fn model(rules: &mut Rules<'_>, recipe: &Recipe) {
@@ -349,8 +284,15 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
         let because = "an adapter is stored as it trained, in f32; full weights are written with `merge = true` alone";
         rules.idle(&["export.dtype"], because, "adapter.method");
     }
+    let local = recipe.model.base.as_ref().is_some_and(|base| !is_hub_name(recipe, base));
+    if !local {
+        rules.idle(&["export.base_model"], "`base` in [model] says it", "model.base");
+    }
+    if let Some(Err(error)) = export.base_model.as_deref().map(RepoId::model) {
+        rules.wrong("export.base_model", &format!("failed to {error}"), "");
+    }
     let Some(to) = &export.push_to else {
-        const PUSHING: [&str; 10] = [
+        const PUSHING: [&str; 9] = [
             "push",
             "push_when",
             "push_checkpoint",
@@ -359,7 +301,6 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
             "tag",
             "pull_request",
             "commit_message",
-            "base_model",
             "licence_override",
         ];
         for key in PUSHING {
@@ -369,6 +310,20 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
     };
     if let Err(error) = RepoId::model(to) {
         rules.wrong("export.push_to", &format!("failed to {error}"), "");
+    }
+    if export.pull_request {
+        rules.idle(&["export.tag"], "a pull request is tagged by whoever merges it", "export.pull_request");
+        if export.push_when != PushWhen::End {
+            let message = "each push would open a pull request of its own: `pull_request` needs `push_when = \"end\"`";
+            rules.wrong("export.push_when", message, "write `push_when = \"end\"`");
+        }
+    }
+    if export.push_when == PushWhen::Best && matches!(recipe.eval.every, Every::Named(EveryName::Never)) {
+        rules.wrong(
+            "export.push_when",
+            "without evaluations no checkpoint is the best",
+            "write `push_when = \"every-save\"`",
+        );
     }
     if export.push == PushWhat::Merged && !(adapted && export.merge) {
         let message = "`push = \"merged\"` in [export] needs an adapter and `merge = true`";
@@ -382,14 +337,10 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
         let message = "only adapters are pushed during training: full weights are pushed at its end";
         rules.wrong("export.push_when", message, "write `push_when = \"end\"`");
     }
-    let local = recipe.model.base.as_ref().is_some_and(|base| !is_hub_name(recipe, base));
     if adapted && export.push == PushWhat::Export && local && export.base_model.is_none() {
         let message =
             "an adapter whose base is a directory can be used by nobody else: say what the base is on the hub";
         rules.wrong("export.push_to", message, "write `base_model = \"organisation/name\"` or push the merged weights");
-    }
-    if !local {
-        rules.idle(&["export.base_model"], "`base` in [model] says it", "model.base");
     }
 }
 

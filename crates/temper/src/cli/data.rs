@@ -1,0 +1,126 @@
+//! `temper data push`: files as a data set of the hub, in Parquet, with a card.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use temper_hub::{DataCard, DataSplit, Push, PushFile, RepoId, Target, render_data};
+
+use super::writeln;
+use crate::failure::{Context, Failure, Kind};
+use crate::fetch::{failure, hub};
+use crate::progress::Transfer;
+use crate::run_dir::write_atomically;
+use crate::units;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DataVerb {
+    /// Push files as a data set: Parquet and a card, in one commit.
+    Push(DataPushArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DataPushArgs {
+    /// Files as `SPLIT=FILE`, such as `train=reviews.jsonl`; a split may have several, of the same columns.
+    #[arg(required = true, value_name = "SPLIT=FILE")]
+    files: Vec<String>,
+    /// The data set, `you/name`; it is made if it is not there.
+    #[arg(long, value_name = "REPOSITORY")]
+    to: String,
+    /// Its licence, as the hub calls it, such as `cc-by-4.0`. Default: none is stated.
+    #[arg(long)]
+    license: Option<String>,
+    /// What it is and where it comes from, for the card.
+    #[arg(long, default_value = "")]
+    summary: String,
+    /// Its language, an ISO 639 code.
+    #[arg(long)]
+    language: Option<String>,
+    /// What it is for, such as `text-classification`.
+    #[arg(long)]
+    task: Option<String>,
+    /// Let everybody see it. Default: private.
+    #[arg(long)]
+    public: bool,
+    /// The branch.
+    #[arg(long, default_value = "main")]
+    branch: String,
+    /// A tag for the commit.
+    #[arg(long)]
+    tag: Option<String>,
+    /// Open a pull request.
+    #[arg(long)]
+    pull_request: bool,
+}
+
+impl DataVerb {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Self::Push(args) = self;
+        args.run()
+    }
+}
+
+impl DataPushArgs {
+    fn run(self) -> Result<(), Failure> {
+        let repo = RepoId::dataset(&self.to).map_err(failure)?;
+        let splits = self.splits()?;
+        let dir = tempfile::tempdir().context(Kind::Other, "failed to make a temporary directory")?;
+        let mut card = DataCard {
+            title: repo.id().rsplit('/').next().unwrap_or_default().to_owned(),
+            summary: self.summary,
+            language: self.language.into_iter().collect(),
+            license: self.license,
+            tasks: self.task.into_iter().collect(),
+            ..DataCard::default()
+        };
+        let mut files = Vec::new();
+        for (split, inputs) in splits {
+            let name = format!("data/{split}-00000-of-00001.parquet");
+            let local = dir.path().join(format!("{split}.parquet"));
+            let converted =
+                temper_data::to_parquet(&inputs, &local).context(Kind::Data, "failed to convert the data")?;
+            let bytes = fs::metadata(&local).map(|metadata| metadata.len()).unwrap_or_default();
+            card.splits.push(DataSplit { name: split, files: name.clone(), rows: converted.rows, bytes });
+            card.columns = converted.columns;
+            files.push(PushFile { path: name, local });
+        }
+        let readme = dir.path().join("README.md");
+        write_atomically(&readme, render_data(&card).as_bytes())?;
+        files.push(PushFile { path: "README.md".into(), local: readme });
+        let push = Push {
+            target: Target { repo, branch: self.branch, private: !self.public, pull_request: self.pull_request },
+            message: "Upload data with temper".into(),
+            run: "data".into(),
+            step: 0,
+            files,
+            replace: vec!["data/".into()],
+            tags: self.tag.into_iter().collect(),
+            journal: None,
+        };
+        let transfer = Transfer::stderr(&push.target.repo.to_string());
+        let pushed = hub()?.push(&push, &|progress| transfer.on(progress)).map_err(failure)?;
+        transfer.done(pushed.sent);
+        let rows: u64 = card.splits.iter().map(|split| split.rows).sum();
+        let page = pushed.pull_request.unwrap_or(pushed.url);
+        writeln(&format!("{page} ({} rows, commit {})", units::grouped(rows), pushed.commit))
+    }
+
+    /// The files of each split.
+    fn splits(&self) -> Result<BTreeMap<String, Vec<PathBuf>>, Failure> {
+        let mut splits: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+        for file in &self.files {
+            let named = file.split_once('=').filter(|(split, path)| is_word(split) && !path.is_empty());
+            let Some((split, path)) = named else {
+                let message = format!("error: write `SPLIT=FILE`, such as `train={file}`: found `{file}`");
+                return Err(Failure::new(Kind::Recipe, message));
+            };
+            splits.entry(split.into()).or_default().push(path.into());
+        }
+        Ok(splits)
+    }
+}
+
+fn is_word(split: &str) -> bool {
+    !split.is_empty() && split.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
