@@ -18,7 +18,7 @@ use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
 
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Task, by_length, input};
+use crate::{Evaluation, Task, all_by_length, input};
 
 /// `[task]` with `kind = "distillation"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -114,13 +114,13 @@ impl Task for Distillation {
 
     fn evaluate(&self, pad_id: &u32, examples: &Examples, rows: usize) -> Evaluation {
         let (mut sum, mut targets) = (0.0, 0.0);
-        for rows in by_length(examples, rows) {
+        for rows in all_by_length(examples, rows) {
             let loss = self.loss_in(&examples.batch(&rows, *pad_id), &Pass::eval());
             sum += loss.sum.into_scalar::<f64>();
             targets += loss.targets;
         }
         let scores = Scores::from([(Metric::Loss.name().to_owned(), sum / targets)]);
-        Evaluation { scores, logits: Vec::new() }
+        Evaluation { scores, ..Evaluation::default() }
     }
 
     fn backbone(&self) -> &Backbone {

@@ -1,5 +1,6 @@
 //! What are we teaching? Head, objective and metrics, one file a task.
 
+pub mod causal_lm;
 pub mod distillation;
 mod heads;
 pub mod masked_lm;
@@ -13,6 +14,7 @@ use temper_data::{Examples, TokenBatch};
 use temper_engine::Objective;
 use temper_models::{Backbone, Input, candidates};
 
+pub use causal_lm::{CausalLm, CausalLmConfig, Sampling};
 pub use distillation::{Distillation, DistillationConfig};
 pub use heads::new_modules;
 pub use masked_lm::{MaskedLm, MaskedLmConfig};
@@ -25,6 +27,8 @@ pub use sequence_classification::{Problem, SequenceClassificationConfig, Sequenc
 pub enum TaskConfig {
     /// A label, several labels or a score for one text or a pair of texts.
     SequenceClassification(SequenceClassificationConfig),
+    /// Predicting each token from those before it: instruction tuning and pretraining of decoders.
+    CausalLm(CausalLmConfig),
     /// Predicting masked tokens: pretraining of encoders.
     MaskedLm(MaskedLmConfig),
     /// Learning to say of each token what a larger network says: pretraining of small encoders.
@@ -61,6 +65,19 @@ pub struct Evaluation {
     pub scores: Scores,
     /// What the head said of every row, in the order of the examples; empty where a task has no such thing.
     pub logits: Vec<Vec<f32>>,
+    /// Answers that the model generated, to be read.
+    pub samples: Vec<Sample>,
+}
+
+/// An answer that a model generated.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// What it was asked, special tokens left out.
+    pub prompt: String,
+    /// What the data say.
+    pub expected: String,
+    /// What it said.
+    pub answer: String,
 }
 
 /// The name that Transformers gives to a parameter of a task: `backbone.` becomes the class prefix, `head.` goes.
@@ -93,9 +110,13 @@ fn input(tokens: &TokenBatch, device: &Device) -> Input {
     }
 }
 
-/// All rows of `examples` in order of length, `rows` at a time: evaluation pads little, and the order is put back after.
-fn by_length(examples: &Examples, rows: usize) -> Vec<Vec<u32>> {
-    let mut order: Vec<u32> = (0..examples.len() as u32).collect();
+/// All rows of `examples`, see [`by_length`].
+fn all_by_length(examples: &Examples, rows: usize) -> Vec<Vec<u32>> {
+    by_length(examples, (0..examples.len() as u32).collect(), rows)
+}
+
+/// Some rows of `examples` in order of length, `rows` at a time: evaluation pads little.
+fn by_length(examples: &Examples, mut order: Vec<u32>, rows: usize) -> Vec<Vec<u32>> {
     order.sort_by_key(|&row| examples.length(row as usize));
     order.chunks(rows.max(1)).map(<[u32]>::to_vec).collect()
 }

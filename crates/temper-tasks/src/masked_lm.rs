@@ -20,7 +20,7 @@ use temper_nn::Pass;
 
 use crate::heads::MaskedLmHead;
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Task, by_length, input};
+use crate::{Evaluation, Task, all_by_length, input};
 
 /// `[task]` with `kind = "masked-lm"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -180,7 +180,7 @@ impl Task for MaskedLm {
     /// Loss and perplexity on tokens that are the same ones at every evaluation.
     fn evaluate(&self, masking: &Masking, examples: &Examples, rows: usize) -> Evaluation {
         let (mut sum, mut targets) = (0.0, 0.0);
-        for rows in by_length(examples, rows) {
+        for rows in all_by_length(examples, rows) {
             let loss = self.loss_in(&Self::collate(masking, examples, &rows, 0), &Pass::eval());
             sum += loss.sum.into_scalar::<f64>();
             targets += loss.targets;
@@ -188,7 +188,7 @@ impl Task for MaskedLm {
         let loss = sum / targets;
         let scores = [(Metric::Loss, loss), (Metric::Perplexity, loss.exp())];
         let scores: Scores = scores.into_iter().map(|(metric, value)| (metric.name().to_owned(), value)).collect();
-        Evaluation { scores, logits: Vec::new() }
+        Evaluation { scores, ..Evaluation::default() }
     }
 
     fn backbone(&self) -> &Backbone {

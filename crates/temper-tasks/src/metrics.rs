@@ -40,6 +40,10 @@ pub enum Metric {
     Mae,
     /// exp(loss).
     Perplexity,
+    /// Share of the generated answers that are the expected ones, white space around them aside.
+    ExactMatch,
+    /// Share of the generated answers whose match of `answer` in [task] is that of the expected ones.
+    RegexMatch,
 }
 
 impl Metric {
@@ -60,6 +64,8 @@ impl Metric {
             Self::Mse => "mse",
             Self::Mae => "mae",
             Self::Perplexity => "perplexity",
+            Self::ExactMatch => "exact_match",
+            Self::RegexMatch => "regex_match",
         }
     }
 

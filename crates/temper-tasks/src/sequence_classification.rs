@@ -19,7 +19,7 @@ use temper_nn::Pass;
 
 use crate::heads::ClassificationHead;
 use crate::metrics::{self, Metric, Scores, class_of, score_of, set_of};
-use crate::{Evaluation, Task, by_length, input};
+use crate::{Evaluation, Task, all_by_length, input};
 
 /// `[task]` with `kind = "sequence-classification"`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -150,7 +150,7 @@ impl SequenceClassifier {
     /// Logits of every row, in the order of `examples`.
     pub fn predict(&self, examples: &Examples, pad_id: u32, rows: usize) -> Vec<Vec<f32>> {
         let mut all = vec![Vec::new(); examples.len()];
-        for rows in by_length(examples, rows) {
+        for rows in all_by_length(examples, rows) {
             for (row, logits) in rows.iter().zip(self.predict_batch(&examples.batch(&rows, pad_id))) {
                 all[*row as usize] = logits;
             }

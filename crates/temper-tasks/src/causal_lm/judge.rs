@@ -1,0 +1,150 @@
+//! Measuring a language model: loss and perplexity of all rows and of each file, and answers that it generates.
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
+use temper_data::Examples;
+use temper_nn::Pass;
+
+use super::{Causal, CausalLm, Generated, Generation};
+use crate::metrics::{Metric, Scores};
+use crate::{Evaluation, Sample, Task, by_length};
+
+/// What is measured by generating: the model answers the last trained part of each row, greedily.
+#[derive(Debug, Clone)]
+pub struct Judge {
+    /// `exact_match` and `regex_match`, or neither.
+    pub metrics: Vec<Metric>,
+    /// What of an answer `regex_match` compares.
+    pub answer: Option<Regex>,
+    /// Rows whose answers are kept to be shown.
+    pub samples: usize,
+    /// How answers are generated.
+    pub generation: Generation,
+}
+
+/// The loss of some targets.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    loss: f64,
+    targets: f64,
+}
+
+pub(super) fn evaluate(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -> Evaluation {
+    let mut scores = losses(model, causal, examples, rows);
+    let judge = &causal.judge;
+    let asked = if judge.metrics.is_empty() { judge.samples.min(examples.len()) } else { examples.len() };
+    let questions: Vec<Question> = (0..asked).filter_map(|row| Question::of(examples, row)).collect();
+    let samples = answers(model, causal, &questions, rows);
+    for &metric in &judge.metrics {
+        let right = samples.iter().filter(|sample| judge.accepts(metric, sample)).count();
+        scores.insert(metric.name().to_owned(), right as f64 / samples.len() as f64);
+    }
+    let samples = samples.into_iter().take(judge.samples).collect();
+    Evaluation { scores, samples, logits: Vec::new() }
+}
+
+/// Loss and perplexity; where rows come from several files, the loss of each too.
+fn losses(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -> Scores {
+    let mut files: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for row in 0..examples.len() {
+        let file = examples.source(row).path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        files.entry(file).or_default().push(row as u32);
+    }
+    let measure = |order: Vec<u32>| {
+        by_length(examples, order, rows).into_iter().fold(Sum::default(), |sum, rows| {
+            let loss = model.loss_in(&CausalLm::collate(causal, examples, &rows, 0), &Pass::eval());
+            Sum { loss: sum.loss + loss.sum.into_scalar::<f64>(), targets: sum.targets + loss.targets }
+        })
+    };
+    let sums: BTreeMap<String, Sum> = files.into_iter().map(|(file, rows)| (file, measure(rows))).collect();
+    let all = sums.values().fold(Sum::default(), |all, sum| Sum {
+        loss: all.loss + sum.loss,
+        targets: all.targets + sum.targets,
+    });
+    let loss = all.loss / all.targets;
+    let mut scores = Scores::from([
+        (Metric::Loss.name().to_owned(), loss),
+        (Metric::Perplexity.name().to_owned(), loss.exp()),
+    ]);
+    if sums.len() > 1 {
+        scores.extend(sums.into_iter().map(|(file, sum)| (format!("loss_{file}"), sum.loss / sum.targets)));
+    }
+    scores
+}
+
+/// A row whose last trained part is asked for.
+struct Question {
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+}
+
+impl Question {
+    /// The last trained part of a row is the answer, what comes before it the prompt. None where nothing comes before.
+    fn of(examples: &Examples, row: usize) -> Option<Self> {
+        let span = examples.trained(row).last()?.clone();
+        let ids = examples.ids(row);
+        let (prompt, answer) = (ids[..span.start].to_vec(), ids[span].to_vec());
+        (!prompt.is_empty()).then_some(Self { prompt, answer })
+    }
+}
+
+/// What the model answers, in the order of the questions.
+fn answers(model: &CausalLm, causal: &Causal, questions: &[Question], rows: usize) -> Vec<Sample> {
+    let how = &causal.judge.generation;
+    let text = |ids: &[u32]| causal.tokenizer.decode(ids).unwrap_or_default().trim().to_owned();
+    let mut order: Vec<usize> = (0..questions.len()).collect();
+    order.sort_by_key(|&at| questions[at].prompt.len());
+    let mut samples = vec![Sample::default(); questions.len()];
+    for batch in order.chunks(rows.max(1)) {
+        let prompts: Vec<Vec<u32>> = batch.iter().map(|&at| questions[at].prompt.clone()).collect();
+        let generated = model.generate(&prompts, how, &mut |_, _| true).expect("a causal model has a decoder");
+        for (&at, Generated { ids, .. }) in batch.iter().zip(generated) {
+            let Question { prompt, answer } = &questions[at];
+            let end = answer.iter().position(|id| how.end_ids.contains(id)).unwrap_or(answer.len());
+            samples[at] = Sample { prompt: text(prompt), expected: text(&answer[..end]), answer: text(&ids) };
+        }
+    }
+    samples
+}
+
+impl Judge {
+    /// Whether an answer is right.
+    fn accepts(&self, metric: Metric, sample: &Sample) -> bool {
+        match (metric, &self.answer) {
+            (Metric::RegexMatch, Some(regex)) => {
+                let expected = last_match(regex, &sample.expected);
+                expected.is_some() && expected == last_match(regex, &sample.answer)
+            }
+            _ => sample.expected == sample.answer,
+        }
+    }
+}
+
+/// The first group of the last match, or the whole of it.
+fn last_match<'a>(regex: &Regex, text: &'a str) -> Option<&'a str> {
+    let found = regex.captures_iter(text).last()?;
+    found.get(1).or_else(|| found.get(0)).map(|found| found.as_str())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::Sampling;
+
+    #[test]
+    fn answers_are_compared_whole_or_by_what_counts() {
+        let generation =
+            Generation { max_new_tokens: 1, end_ids: vec![], sampling: Sampling::default(), max_positions: 1 };
+        let answer = Some(Regex::new(r"#### (-?[0-9.,]+)").unwrap());
+        let judge = Judge { metrics: vec![], answer, samples: 0, generation };
+        let accepts = |metric, expected: &str, answer: &str| {
+            let [expected, answer] = [expected, answer].map(str::to_owned);
+            judge.accepts(metric, &Sample { prompt: String::new(), expected, answer })
+        };
+        assert!(accepts(Metric::ExactMatch, "yes", "yes") && !accepts(Metric::ExactMatch, "yes", "yes."));
+        assert!(accepts(Metric::RegexMatch, "2+2\n#### 4", "#### 5 no: #### 4"));
+        assert!(!accepts(Metric::RegexMatch, "#### 4", "#### 5") && !accepts(Metric::RegexMatch, "four", "four"));
+    }
+}
