@@ -4,22 +4,38 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use temper_nn::{Linear, Pass};
 use temper_peft::targets::Match;
-use temper_peft::{Adapter, AdapterConfig, Method, Spec};
+use temper_peft::{AdapterConfig, Method, Spec};
 
 use crate::bert::{Bert, Pooler};
+use crate::decoder::Context;
 use crate::distilbert::DistilBert;
+use crate::llama::Llama;
 use crate::roberta::Roberta;
-use crate::{Config, Error, Model};
+use crate::{Cache, Config, Error, Model};
 
-/// A batch of token rows, filled up on the right.
+/// A batch of token rows, filled up on the right. A row holds one text, or several that do not see each other.
 #[derive(Debug, Clone)]
 pub struct Input {
     /// Token ids `[B, S]`.
     pub ids: Tensor<2, Int>,
     /// Segment ids `[B, S]`; absent means all zero. Ignored where the architecture has none.
     pub type_ids: Option<Tensor<2, Int>>,
-    /// The true length of each row, B of them.
-    pub lengths: Vec<usize>,
+    /// For each row the lengths of its texts, in order; what lies beyond their sum is padding. Positions count from the
+    /// beginning of each. Encoders know rows of one text only.
+    pub segments: Vec<Vec<usize>>,
+}
+
+impl Input {
+    /// How many tokens of each row are not padding.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.segments.iter().map(|row| row.iter().sum()).collect()
+    }
+
+    /// The same, for a network that does not keep the texts of a row apart.
+    pub(crate) fn unpacked(&self) -> Vec<usize> {
+        assert!(self.segments.iter().all(|row| row.len() <= 1), "an encoder was given rows of several texts");
+        self.lengths()
+    }
 }
 
 /// A network without a head.
@@ -30,6 +46,8 @@ pub enum Backbone {
     Bert(Bert),
     /// `distilbert`.
     DistilBert(DistilBert),
+    /// `llama`, `mistral`, `qwen2` and `qwen3`.
+    Llama(Llama),
     /// `roberta` and `xlm-roberta`.
     Roberta(Roberta),
 }
@@ -41,6 +59,7 @@ impl Backbone {
         match &config.model {
             Model::Bert(config) => Self::Bert(Bert::new(config, device)),
             Model::DistilBert(config) => Self::DistilBert(DistilBert::new(config, device)),
+            Model::Llama(config) => Self::Llama(Llama::new(config, device)),
             Model::Roberta(config) => Self::Roberta(Roberta::new(config, device)),
         }
     }
@@ -54,7 +73,7 @@ impl Backbone {
         self
     }
 
-    /// The last layer's states.
+    /// The last layer's states; a decoder's are those after its last norm.
     ///
     /// # Shapes
     ///
@@ -63,7 +82,28 @@ impl Backbone {
         match self {
             Self::Bert(model) => model.forward(input, pass),
             Self::DistilBert(model) => model.forward(input, pass),
+            Self::Llama(model) => model.forward(input.ids.clone(), &mut Context::whole(input, pass)),
             Self::Roberta(model) => model.forward(input, pass),
+        }
+    }
+
+    /// The states of the next tokens of each row of `cache`, which then holds them too. No dropout.
+    ///
+    /// # Shapes
+    ///
+    /// - ids: `[B, S]`
+    /// - result: `[B, S, D]`; those of padding on the left hold no meaning
+    ///
+    /// # Errors
+    ///
+    /// When the network is an encoder, or `ids` has another number of rows than the cache.
+    pub fn extend(&self, ids: Tensor<2, Int>, cache: &mut Cache) -> Result<Tensor<3>, Error> {
+        let pass = Pass::eval();
+        match self {
+            Self::Bert(_) | Self::DistilBert(_) | Self::Roberta(_) => {
+                Err(Error::Input("an encoder sees whole texts and cannot go on with one".into()))
+            }
+            Self::Llama(model) => Ok(model.forward(ids.clone(), &mut Context::continued(&ids, cache, &pass)?)),
         }
     }
 
@@ -71,7 +111,7 @@ impl Backbone {
     pub fn pooler(&self) -> Option<&Pooler> {
         match self {
             Self::Bert(model) => model.pooler.as_ref(),
-            Self::DistilBert(_) | Self::Roberta(_) => None,
+            Self::DistilBert(_) | Self::Llama(_) | Self::Roberta(_) => None,
         }
     }
 
@@ -91,11 +131,12 @@ impl Backbone {
         }
     }
 
-    /// The word embeddings `[V, D]`, to which the decoders of masked language models are tied.
+    /// The word embeddings `[V, D]`, to which the heads of language models may be tied.
     pub fn word_embeddings(&self) -> Tensor<2> {
         match self {
             Self::Bert(model) => model.embeddings.word_embeddings.weight.val(),
             Self::DistilBert(model) => model.embeddings.word_embeddings.weight.val(),
+            Self::Llama(model) => model.embed_tokens.weight.val(),
             Self::Roberta(model) => model.embeddings.word_embeddings.weight.val(),
         }
     }
@@ -108,6 +149,7 @@ impl Backbone {
                 encoder.linears().into_iter().chain(pooler).collect()
             }
             Self::DistilBert(model) => model.linears(),
+            Self::Llama(model) => model.linears(),
             Self::Roberta(model) => model.encoder.linears(),
         }
     }
@@ -130,7 +172,7 @@ impl Backbone {
                 dora: config.method == Method::Dora,
                 seed,
             };
-            linear.adapter = Some(Adapter::new(&spec, &format!("{path}.adapter"), &linear.weight));
+            linear.adapt(&spec, &format!("{path}.adapter"));
         }
         Ok(())
     }

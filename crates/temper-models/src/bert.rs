@@ -79,12 +79,21 @@ impl BertConfig {
             vocab: self.vocab_size,
             layers: self.num_hidden_layers,
             heads: self.num_attention_heads,
+            kv_heads: self.num_attention_heads,
             feed_forward: self.intermediate_size,
+            positions: self.max_position_embeddings,
+            types: self.type_vocab_size,
             activation: &self.hidden_act,
-            dropouts: [
+            norm_eps: self.layer_norm_eps,
+            initializer_range: self.initializer_range,
+            head_dropout: self.classifier_dropout.unwrap_or(self.hidden_dropout_prob),
+            dropouts: vec![
                 ("hidden_dropout_prob", self.hidden_dropout_prob),
                 ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),
             ],
+            targets: &["query", "value"],
+            class: "Bert",
+            ..Sizes::default()
         }
     }
 }
@@ -116,7 +125,7 @@ impl Bert {
     pub fn forward(&self, input: &Input, pass: &Pass) -> Tensor<3> {
         let [_, sequence] = input.ids.dims();
         let positions = self.embeddings.position_embeddings.first(sequence);
-        self.encoder.forward(self.embeddings.forward(input, positions, pass), &input.lengths, pass)
+        self.encoder.forward(self.embeddings.forward(input, positions, pass), &input.unpacked(), pass)
     }
 }
 
@@ -229,8 +238,11 @@ impl Layer {
 
     fn forward(&self, x: Tensor<2>, shape: [usize; 2], mask: Option<&Tensor<4>>, pass: &Pass) -> Tensor<2> {
         let heads = &self.attention.self_;
-        let inputs = [&heads.query, &heads.key, &heads.value].map(|linear| linear.forward(x.clone(), pass));
-        let attention = Attention { shape, heads: heads.heads, dropout: heads.dropout };
+        let [_, model] = x.dims();
+        let (size, [batch, sequence]) = (model / heads.heads, shape);
+        let split = |x: Tensor<2>| x.reshape([batch, sequence, heads.heads, size]);
+        let inputs = [&heads.query, &heads.key, &heads.value].map(|linear| split(linear.forward(x.clone(), pass)));
+        let attention = Attention { scale: (size as f64).powf(-0.5), dropout: heads.dropout };
         let x = self.attention.output.forward(attention.forward(inputs, mask, pass), x, pass);
         let inner = self.activation.forward(self.intermediate.dense.forward(x.clone(), pass));
         self.output.forward(inner, x, pass)

@@ -8,15 +8,19 @@ use serde_json::Value;
 
 use temper_nn::Activation;
 
-use crate::{
-    Error,
-    bert::BertConfig,
-    distilbert::{self, DistilBertConfig},
-};
+use crate::{Error, bert::BertConfig, distilbert::DistilBertConfig, llama::LlamaConfig};
 
 /// The architectures by Hugging Face's `model_type`, with the prefix of their tensors' names.
-pub const MODEL_TYPES: [(&str, &str); 4] =
-    [("bert", "bert"), ("distilbert", "distilbert"), ("roberta", "roberta"), ("xlm-roberta", "roberta")];
+pub const MODEL_TYPES: [(&str, &str); 8] = [
+    ("bert", "bert"),
+    ("distilbert", "distilbert"),
+    ("llama", "model"),
+    ("mistral", "model"),
+    ("qwen2", "model"),
+    ("qwen3", "model"),
+    ("roberta", "roberta"),
+    ("xlm-roberta", "roberta"),
+];
 
 /// What `config.json` says.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +38,8 @@ pub enum Model {
     Bert(BertConfig),
     /// `distilbert`.
     DistilBert(DistilBertConfig),
+    /// `llama`, `mistral`, `qwen2` and `qwen3`.
+    Llama(LlamaConfig),
     /// `roberta` and `xlm-roberta`, whose fields are BERT's.
     Roberta(BertConfig),
 }
@@ -75,32 +81,11 @@ impl Config {
         let Some(model_type) = raw.get("model_type").and_then(Value::as_str) else {
             return Err(malformed("`model_type` is missing".into()));
         };
-        for (field, refused) in [("is_decoder", true), ("add_cross_attention", true)] {
-            if raw.get(field).and_then(Value::as_bool) == Some(refused) {
-                let rule = "temper knows the encoder only".into();
-                return Err(Error::Field { path: path.into(), field, found: "true".into(), rule });
-            }
-        }
-        let position = raw.get("position_embedding_type").and_then(Value::as_str).unwrap_or("absolute");
-        if position != "absolute" {
-            let rule = "only absolute positions are supported".into();
-            return Err(Error::Field {
-                path: path.into(),
-                field: "position_embedding_type",
-                found: position.into(),
-                rule,
-            });
-        }
-        if raw.get("auto_map").is_some() {
-            let rule = format!(
-                "temper runs no code that comes with a model; remove it if the network is a plain {model_type}"
-            );
-            let (field, found) = ("auto_map", "there".into());
-            return Err(Error::Field { path: path.into(), field, found, rule });
-        }
+        refuse(&raw, path, model_type)?;
         let model = match model_type {
             "bert" => Model::Bert(fields(&raw, path)?),
             "distilbert" => Model::DistilBert(fields(&raw, path)?),
+            "llama" | "mistral" | "qwen2" | "qwen3" => Model::Llama(LlamaConfig::parse(&raw, path)?),
             "roberta" | "xlm-roberta" => Model::Roberta(fields(&raw, path)?),
             other => {
                 let names = MODEL_TYPES.map(|(name, _)| name);
@@ -116,7 +101,7 @@ impl Config {
         Ok(config)
     }
 
-    /// `bert`, `distilbert`, `roberta` or `xlm-roberta`.
+    /// The architecture's name, as in [`MODEL_TYPES`].
     pub fn model_type(&self) -> &str {
         self.raw.get("model_type").and_then(Value::as_str).unwrap_or_default()
     }
@@ -128,20 +113,33 @@ impl Config {
 
     /// The stem of the classes that Transformers has for it, as in `BertForMaskedLM`.
     pub fn class_stem(&self) -> &'static str {
-        match (&self.model, self.model_type()) {
-            (Model::Bert(_), _) => "Bert",
-            (Model::DistilBert(_), _) => "DistilBert",
-            (Model::Roberta(_), "xlm-roberta") => "XLMRoberta",
-            (Model::Roberta(_), _) => "Roberta",
+        self.sizes().class
+    }
+
+    /// Whether tokens see only what is before them.
+    pub fn is_decoder(&self) -> bool {
+        match self.model {
+            Model::Bert(_) | Model::DistilBert(_) | Model::Roberta(_) => false,
+            Model::Llama(_) => true,
         }
+    }
+
+    /// Whether the language-model head's weight is the word embeddings, and not in the checkpoint.
+    pub fn tied(&self) -> bool {
+        match &self.model {
+            Model::Bert(_) | Model::DistilBert(_) | Model::Roberta(_) => true,
+            Model::Llama(config) => config.tie_word_embeddings,
+        }
+    }
+
+    /// The c in c·tanh(logits/c), which a language-model head applies in some architectures.
+    pub fn final_logit_softcap(&self) -> Option<f64> {
+        None
     }
 
     /// The names that `targets = "default"` stands for, as in PEFT.
     pub fn default_targets(&self) -> &'static [&'static str] {
-        match self.model {
-            Model::Bert(_) | Model::Roberta(_) => &["query", "value"],
-            Model::DistilBert(_) => &["q_lin", "v_lin"],
-        }
+        self.sizes().targets
     }
 
     /// D.
@@ -156,20 +154,23 @@ impl Config {
 
     /// The most tokens that a row may have.
     pub fn max_positions(&self) -> usize {
-        match &self.model {
-            Model::Roberta(config) => config.max_position_embeddings.saturating_sub(config.pad() + 1),
-            Model::Bert(config) => config.max_position_embeddings,
-            Model::DistilBert(config) => config.max_position_embeddings,
-        }
+        self.sizes().positions
     }
 
-    /// The id that fills rows up.
+    /// The id that fills rows up: the file's, or else that of the end in a decoder, or else the architecture's.
     pub fn pad_token_id(&self) -> usize {
-        match &self.model {
-            Model::Roberta(config) => config.pad(),
-            Model::Bert(config) => config.pad_token_id.unwrap_or(0),
-            Model::DistilBert(config) => config.pad_token_id.unwrap_or(0),
-        }
+        let end = || self.eos_token_ids().first().copied().filter(|_| self.is_decoder());
+        self.ids("pad_token_id").first().copied().or_else(end).unwrap_or(self.sizes().pad)
+    }
+
+    /// The id that begins a text, if the file names one.
+    pub fn bos_token_id(&self) -> Option<usize> {
+        self.ids("bos_token_id").first().copied()
+    }
+
+    /// The ids that end a text; none if the file names none.
+    pub fn eos_token_ids(&self) -> Vec<usize> {
+        self.ids("eos_token_id")
     }
 
     /// How many layers.
@@ -177,9 +178,14 @@ impl Config {
         self.sizes().layers
     }
 
-    /// How many attention heads a layer has.
+    /// How many attention heads a layer has: N.
     pub fn heads(&self) -> usize {
         self.sizes().heads
+    }
+
+    /// How many key/value heads a layer has: K.
+    pub fn kv_heads(&self) -> usize {
+        self.sizes().kv_heads
     }
 
     /// F.
@@ -189,45 +195,27 @@ impl Config {
 
     /// The dropout probability of a classification head.
     pub fn head_dropout(&self) -> f64 {
-        match &self.model {
-            Model::Bert(config) | Model::Roberta(config) => {
-                config.classifier_dropout.unwrap_or(config.hidden_dropout_prob)
-            }
-            Model::DistilBert(config) => config.seq_classif_dropout,
-        }
+        self.sizes().head_dropout
     }
 
     /// The activation between the layers of a feed-forward, and of a masked-language-model head.
     pub fn activation(&self) -> Activation {
-        let name = match &self.model {
-            Model::Bert(config) | Model::Roberta(config) => &config.hidden_act,
-            Model::DistilBert(config) => &config.activation,
-        };
-        Activation::named(name).unwrap_or(Activation::Gelu)
+        Activation::named(self.sizes().activation).unwrap_or(Activation::Gelu)
     }
 
-    /// What layer norms add to the variance.
+    /// What norms add to the variance.
     pub fn layer_norm_eps(&self) -> f64 {
-        match &self.model {
-            Model::Bert(config) | Model::Roberta(config) => config.layer_norm_eps,
-            Model::DistilBert(_) => distilbert::LAYER_NORM_EPS,
-        }
+        self.sizes().norm_eps
     }
 
     /// The standard deviation of new weights.
     pub fn initializer_range(&self) -> f64 {
-        match &self.model {
-            Model::Bert(config) | Model::Roberta(config) => config.initializer_range,
-            Model::DistilBert(config) => config.initializer_range,
-        }
+        self.sizes().initializer_range
     }
 
     /// How many kinds of segment the model tells apart; 0 if it takes none.
     pub fn type_vocab_size(&self) -> usize {
-        match &self.model {
-            Model::Bert(config) | Model::Roberta(config) => config.type_vocab_size,
-            Model::DistilBert(_) => 0,
-        }
+        self.sizes().types
     }
 
     /// The labels of the checkpoint's head in the order of their ids. A file that names none means, as in Transformers,
@@ -245,17 +233,38 @@ impl Config {
 
     fn sizes(&self) -> Sizes<'_> {
         match &self.model {
-            Model::Bert(config) | Model::Roberta(config) => config.sizes(),
+            Model::Bert(config) => config.sizes(),
             Model::DistilBert(config) => config.sizes(),
+            Model::Llama(config) => config.sizes(),
+            Model::Roberta(config) => {
+                let positions = config.max_position_embeddings.saturating_sub(config.pad() + 1);
+                let class = if self.model_type() == "roberta" { "Roberta" } else { "XLMRoberta" };
+                Sizes { positions, pad: 1, class, ..config.sizes() }
+            }
         }
+    }
+
+    /// A field that holds an id or a list of them. Negative ids, which some files have, name none.
+    fn ids(&self, field: &str) -> Vec<usize> {
+        let ids = match self.raw.get(field) {
+            Some(Value::Array(list)) => list.as_slice(),
+            Some(one) => std::slice::from_ref(one),
+            None => &[],
+        };
+        ids.iter().filter_map(Value::as_u64).map(|id| id as usize).collect()
     }
 
     fn check(&self, path: &Path) -> Result<(), Error> {
         let sizes = self.sizes();
-        let fail = |field, found: String, rule: String| Err(Error::Field { path: path.into(), field, found, rule });
-        if sizes.heads == 0 || !sizes.hidden.is_multiple_of(sizes.heads) || sizes.hidden == 0 {
+        let fail = |field, found: String, rule: String| Err(unsupported(path, field, found, rule));
+        let divides = sizes.head_dim.is_some() || (sizes.heads > 0 && sizes.hidden.is_multiple_of(sizes.heads));
+        if sizes.heads == 0 || sizes.hidden == 0 || !divides {
             let rule = format!("it must divide the hidden size, {}", sizes.hidden);
             return fail("num_attention_heads", sizes.heads.to_string(), rule);
+        }
+        if sizes.kv_heads == 0 || !sizes.heads.is_multiple_of(sizes.kv_heads) {
+            let rule = format!("it must divide the number of heads, {}", sizes.heads);
+            return fail("num_key_value_heads", sizes.kv_heads.to_string(), rule);
         }
         if self.max_positions() == 0 {
             return fail("max_position_embeddings", "too small".into(), "a row must have at least one token".into());
@@ -273,21 +282,73 @@ impl Config {
 }
 
 /// What every architecture has, under its own field names.
+#[derive(Default)]
 pub(crate) struct Sizes<'a> {
     pub hidden: usize,
     pub vocab: usize,
     pub layers: usize,
     pub heads: usize,
+    pub kv_heads: usize,
+    /// H, if the file may say another than D/N.
+    pub head_dim: Option<usize>,
     pub feed_forward: usize,
+    pub positions: usize,
+    pub types: usize,
+    pub pad: usize,
     pub activation: &'a str,
-    pub dropouts: [(&'static str, f64); 2],
+    pub norm_eps: f64,
+    pub initializer_range: f64,
+    pub head_dropout: f64,
+    pub dropouts: Vec<(&'static str, f64)>,
+    pub targets: &'static [&'static str],
+    pub class: &'static str,
+}
+
+/// Refuses what would change the numbers in any architecture.
+fn refuse(raw: &Value, path: &Path, model_type: &str) -> Result<(), Error> {
+    let encoder = ["bert", "distilbert", "roberta", "xlm-roberta"].contains(&model_type);
+    for (field, why) in [
+        ("is_decoder", encoder.then_some("temper knows the encoder only")),
+        ("add_cross_attention", Some("temper knows no attention to another network")),
+    ] {
+        if let Some(rule) = why.filter(|_| raw.get(field).and_then(Value::as_bool) == Some(true)) {
+            return Err(unsupported(path, field, "true".into(), rule.into()));
+        }
+    }
+    let position = raw.get("position_embedding_type").and_then(Value::as_str).unwrap_or("absolute");
+    if position != "absolute" {
+        let rule = "only absolute positions are supported".into();
+        return Err(unsupported(path, "position_embedding_type", position.into(), rule));
+    }
+    if raw.get("quantization_config").is_some_and(|value| !value.is_null()) {
+        let rule = "temper reads weights of 16 and 32 bits; use the model that was quantized".into();
+        return Err(unsupported(path, "quantization_config", "there".into(), rule));
+    }
+    if raw.get("auto_map").is_some() {
+        let rule =
+            format!("temper runs no code that comes with a model; remove it if the network is a plain {model_type}");
+        return Err(unsupported(path, "auto_map", "there".into(), rule));
+    }
+    Ok(())
+}
+
+/// A field with a value that temper does not support.
+pub(crate) fn unsupported(path: &Path, field: &'static str, found: String, rule: String) -> Error {
+    Error::Field { path: path.into(), field, found, rule }
 }
 
 /// The fields of an architecture, with the name of a bad one in the error.
-fn fields<T: DeserializeOwned>(raw: &Value, path: &Path) -> Result<T, Error> {
+pub(crate) fn fields<T: DeserializeOwned>(raw: &Value, path: &Path) -> Result<T, Error> {
+    fields_of(raw, path, "")
+}
+
+/// The fields of the object that `config.json` holds as `parent`.
+pub(crate) fn fields_of<T: DeserializeOwned>(raw: &Value, path: &Path, parent: &str) -> Result<T, Error> {
     serde_path_to_error::deserialize(raw).map_err(|error| {
         let place = error.path().to_string();
-        let place = if place == "." { String::new() } else { format!("`{place}`: ") };
+        let names = [parent, &place].into_iter().filter(|name| !name.is_empty() && *name != ".");
+        let place = names.collect::<Vec<_>>().join(".");
+        let place = if place.is_empty() { place } else { format!("`{place}`: ") };
         Error::Malformed { path: path.into(), reason: format!("{place}{}", error.inner()) }
     })
 }

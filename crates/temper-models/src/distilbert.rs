@@ -12,7 +12,7 @@ use crate::Input;
 use crate::config::Sizes;
 
 /// Added to the variance in every norm; not configurable in this architecture.
-pub(crate) const LAYER_NORM_EPS: f64 = 1e-12;
+const LAYER_NORM_EPS: f64 = 1e-12;
 
 /// The fields of `config.json` that matter. Probabilities in [0, 1).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -66,9 +66,17 @@ impl DistilBertConfig {
             vocab: self.vocab_size,
             layers: self.n_layers,
             heads: self.n_heads,
+            kv_heads: self.n_heads,
             feed_forward: self.hidden_dim,
+            positions: self.max_position_embeddings,
             activation: &self.activation,
-            dropouts: [("dropout", self.dropout), ("attention_dropout", self.attention_dropout)],
+            norm_eps: LAYER_NORM_EPS,
+            initializer_range: self.initializer_range,
+            head_dropout: self.seq_classif_dropout,
+            dropouts: vec![("dropout", self.dropout), ("attention_dropout", self.attention_dropout)],
+            targets: &["q_lin", "v_lin"],
+            class: "DistilBert",
+            ..Sizes::default()
         }
     }
 }
@@ -95,7 +103,7 @@ impl DistilBert {
     pub fn forward(&self, input: &Input, pass: &Pass) -> Tensor<3> {
         let x = self.embeddings.forward(input, pass);
         let [batch, sequence, model] = x.dims();
-        let mask = padding_mask(&input.lengths, sequence, &x.device().inner());
+        let mask = padding_mask(&input.unpacked(), sequence, &x.device().inner());
         let states = x.reshape([batch * sequence, model]);
         let layers = self.transformer.layer.iter();
         let states = layers.fold(states, |x, layer| layer.forward(x, [batch, sequence], mask.as_ref(), pass));
@@ -216,8 +224,11 @@ impl Layer {
 
     fn forward(&self, x: Tensor<2>, shape: [usize; 2], mask: Option<&Tensor<4>>, pass: &Pass) -> Tensor<2> {
         let SelfAttention { q_lin, k_lin, v_lin, out_lin, heads, dropout: rate } = &self.attention;
-        let inputs = [q_lin, k_lin, v_lin].map(|linear| linear.forward(x.clone(), pass));
-        let attention = Attention { shape, heads: *heads, dropout: *rate };
+        let [_, model] = x.dims();
+        let (size, [batch, sequence]) = (model / heads, shape);
+        let split = |x: Tensor<2>| x.reshape([batch, sequence, *heads, size]);
+        let inputs = [q_lin, k_lin, v_lin].map(|linear| split(linear.forward(x.clone(), pass)));
+        let attention = Attention { scale: (size as f64).powf(-0.5), dropout: *rate };
         let attended = out_lin.forward(attention.forward(inputs, mask, pass), pass);
         let x = self.sa_layer_norm.forward(attended + x);
 

@@ -30,7 +30,7 @@ impl Roberta {
     /// - result: `[B, S, D]`
     pub fn forward(&self, input: &Input, pass: &Pass) -> Tensor<3> {
         let positions = self.embeddings.position_embeddings.forward(positions(input.ids.clone(), self.pad));
-        self.encoder.forward(self.embeddings.forward(input, positions, pass), &input.lengths, pass)
+        self.encoder.forward(self.embeddings.forward(input, positions, pass), &input.unpacked(), pass)
     }
 }
 

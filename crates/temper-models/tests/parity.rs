@@ -6,17 +6,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::Param;
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 use temper_models::{Backbone, Config, Init, Input, LoadReport, MODEL_TYPES, Weights, candidates, load};
-use temper_nn::Pass;
+use temper_nn::{Pass, matmul};
 use temper_peft::file::{self, PeftConfig};
 use temper_peft::parameters::{self, Values, Visitor};
 use temper_peft::{AdapterConfig, Method, targets};
 
 /// Largest difference relative to the largest value, in f32.
-const HIDDEN: f32 = 1e-4;
-const GRADIENT: f32 = 1e-3;
+const HIDDEN: f32 = 1e-5;
+const GRADIENT: f32 = 1e-4;
+/// Largest difference of a loss relative to the loss.
+const LOSS: f32 = 1e-5;
 
 struct Fixture {
     name: &'static str,
@@ -25,8 +28,14 @@ struct Fixture {
     io: BTreeMap<String, Values>,
 }
 
+/// Every architecture in one fixture or several.
 fn fixtures() -> Vec<Fixture> {
-    MODEL_TYPES.map(|(name, _)| Fixture::open(name)).into()
+    let variants = ["llama-llama3", "llama-yarn"];
+    MODEL_TYPES.iter().map(|(name, _)| *name).chain(variants).map(Fixture::open).collect()
+}
+
+fn decoders() -> Vec<Fixture> {
+    fixtures().into_iter().filter(|fixture| fixture.config.is_decoder()).collect()
 }
 
 impl Fixture {
@@ -78,21 +87,70 @@ impl Fixture {
             let data: Vec<i64> = values.data.iter().map(|v| *v as i64).collect();
             Tensor::<2, Int>::from_data(TensorData::new(data, values.shape.clone()), device)
         };
-        let lengths = self.io["lengths"].data.iter().map(|v| *v as usize).collect();
-        Input { ids: ids("ids"), type_ids: (self.config.type_vocab_size() > 0).then(|| ids("type_ids")), lengths }
+        let segments = self.io["lengths"].data.iter().map(|v| vec![*v as usize]).collect();
+        Input { ids: ids("ids"), type_ids: (self.config.type_vocab_size() > 0).then(|| ids("type_ids")), segments }
     }
 
-    fn tensor(&self, name: &str, device: &Device) -> Tensor<3> {
+    fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
         let values = &self.io[name];
         Tensor::from_data(TensorData::new(values.data.clone(), values.shape.clone()), device)
     }
 
-    /// Compares hidden states where there is no padding, and then the gradients of sum(hidden · probe).
+    /// What the fixture's gradients are of. For a decoder it is the mean loss, which is compared.
+    fn objective(&self, backbone: &Backbone, hidden: Tensor<3>, case: &str, device: &Device) -> Tensor<1> {
+        if !self.config.is_decoder() {
+            return (hidden * self.tensor("probe", device)).sum();
+        }
+        let loss = self.loss(backbone, &self.input(device), hidden);
+        let (found, expected) = (loss.clone().into_scalar::<f32>(), self.io[&format!("{case}loss")].data[0]);
+        assert!((found - expected).abs() < LOSS * expected, "{} {case} loss {found} is not {expected}", self.name);
+        loss
+    }
+
+    /// The mean loss of all tokens that follow another in their segment.
+    fn loss(&self, backbone: &Backbone, input: &Input, hidden: Tensor<3>) -> Tensor<1> {
+        let [batch, sequence, model] = hidden.dims();
+        let embeddings = backbone.word_embeddings();
+        let head = if self.config.tied() { embeddings } else { self.head(&hidden.device()) };
+        let logits = matmul(hidden.reshape([batch * sequence, model]), head.transpose());
+        let logits = match self.config.final_logit_softcap() {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
+        };
+        let ends: Vec<usize> = (0..batch)
+            .flat_map(|row| {
+                let mut end = row * sequence;
+                let ranges: Vec<_> = input.segments[row]
+                    .iter()
+                    .map(|length| {
+                        end += length;
+                        end - length..end - 1
+                    })
+                    .collect();
+                ranges.into_iter().flatten()
+            })
+            .collect();
+        let places = Tensor::<1, Int>::from_ints(
+            TensorData::from(&ends.iter().map(|i| *i as i64).collect::<Vec<_>>()[..]),
+            &input.ids.device(),
+        );
+        let labels = input.ids.clone().reshape([batch * sequence]).select(0, places.clone().add_scalar(1));
+        let scores = log_softmax(logits.select(0, places), 1);
+        scores.gather(1, labels.unsqueeze_dim(1)).mean().neg()
+    }
+
+    /// The weight of the language-model head of a decoder that is not tied.
+    fn head(&self, device: &Device) -> Tensor<2> {
+        let weights = Weights::open(&self.directory).unwrap();
+        let shape = weights.shape("lm_head.weight").unwrap().to_vec();
+        Tensor::from_data(TensorData::new(weights.read("lm_head.weight").unwrap(), shape), device)
+    }
+
+    /// Compares hidden states where there is no padding, and then the objective's gradients.
     fn compare(&self, backbone: &Backbone, case: &str, device: &Device) -> (f32, f32) {
         let hidden = backbone.forward(&self.input(device), &Pass::train(0));
-        let probe = self.tensor("probe", device);
         let error = self.hidden_error(hidden.clone(), &format!("{case}hidden"), device);
-        let grads = (hidden * probe).sum().backward();
+        let grads = self.objective(backbone, hidden, case, device).backward();
         let found = gradients(backbone, &grads);
         let prefix = format!("{case}grad.");
         let expected: Vec<_> =
@@ -109,9 +167,13 @@ impl Fixture {
     }
 
     fn hidden_error(&self, hidden: Tensor<3>, expected: &str, device: &Device) -> f32 {
-        let mask = self.tensor("probe", device).inner().abs().max_dim(2).greater_elem(0.0).float();
-        let [found, expected] = [hidden.inner(), self.tensor(expected, device).inner()]
-            .map(|t| (t * mask.clone()).try_into_vec_as::<f32>().unwrap());
+        let [_, sequence, model] = hidden.dims();
+        let lengths = &self.io["lengths"].data;
+        let [found, expected] = [hidden.inner(), self.tensor(expected, device).inner()].map(|tensor| {
+            let values = tensor.try_into_vec_as::<f32>().unwrap();
+            let rows = values.chunks(sequence * model).zip(lengths);
+            rows.flat_map(|(row, length)| row[..*length as usize * model].to_vec()).collect::<Vec<_>>()
+        });
         let error = relative(&found, &expected);
         assert!(error < HIDDEN, "{} hidden states: {error}", self.name);
         error
@@ -148,7 +210,9 @@ fn full_training_equals_transformers() {
     for fixture in fixtures() {
         let (backbone, report) = fixture.backbone(&device, true);
         assert_eq!(report.missing, Vec::<String>::new(), "{}", fixture.name);
-        assert!(report.unexpected.iter().all(|name| name.contains("classifier")), "{:?}", report.unexpected);
+        let head = |name: &String| name.contains("classifier") || name == "lm_head.weight";
+        assert!(report.unexpected.iter().all(head), "{:?}", report.unexpected);
+        assert_eq!(report.unexpected.is_empty(), fixture.config.is_decoder() && fixture.config.tied());
         let (hidden, gradient) = fixture.compare(&backbone, "", &device);
         println!("{:12} full  hidden {hidden:.1e}  gradients {gradient:.1e}", fixture.name);
     }
@@ -190,7 +254,7 @@ fn a_new_adapter_changes_nothing() {
             let prefix = fixture.config.prefix();
             let linears: Vec<_> = backbone.linears().into_iter().map(|(path, _)| format!("{prefix}.{path}")).collect();
             let matches = targets::find(&table, fixture.config.default_targets(), &linears).unwrap();
-            assert_eq!(matches.len(), 4);
+            assert_eq!(matches.len(), fixture.config.layers() * fixture.config.default_targets().len());
             backbone.adapt(&matches, &table, prefix, 1).unwrap();
             let hidden = backbone.forward(&fixture.input(&device), &Pass::eval());
             fixture.hidden_error(hidden, "hidden", &device);
@@ -300,7 +364,11 @@ fn minilm_embeddings_equal_the_published_ones() {
         [101, 1996, 4518, 3006, 8007, 2651, 1012, 102, 0, 0],
         [101, 1996, 4518, 3006, 8007, 2651, 1012, 1012, 1012, 102],
     ];
-    let input = Input { ids: Tensor::from_data(rows, &device), type_ids: None, lengths: vec![8, 8, 8, 10] };
+    let input = Input {
+        ids: Tensor::from_data(rows, &device),
+        type_ids: None,
+        segments: [8, 8, 8, 10].map(|n| vec![n]).into(),
+    };
     let hidden = backbone.forward(&input, &Pass::eval());
     let mean = hidden.narrow(1, 0, 8).mean_dim(1).reshape([4, 384]);
     let norm = mean.clone().square().sum_dim(1).sqrt();

@@ -4,36 +4,41 @@ use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
 use crate::{Pass, dropout, matmul};
 
-/// The numbers of an attention.
+/// The numbers of an attention; how many heads there are is said by its inputs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
-    /// B and S.
-    pub shape: [usize; 2],
-    /// N; the features divide by it.
-    pub heads: usize,
+    /// What queries are multiplied with, as a rule 1/√H; 1 for queries that come scaled.
+    pub scale: f64,
     /// The dropout probability on the attention's weights.
     pub dropout: f64,
 }
 
 impl Attention {
-    /// softmax(q kᵀ/√H + mask) v.
+    /// softmax(scale · q kᵀ + mask) v. N/K neighbouring query heads share a key/value head (Ainslie et al. 2023,
+    /// arXiv:2305.13245); keys and values are not repeated for them.
     ///
     /// # Shapes
     ///
-    /// - query, key, value, result: `[T, D]`
-    /// - mask: `[B, 1, 1, S]`, added to the scores; see [`padding_mask`]
-    pub fn forward(&self, [query, key, value]: [Tensor<2>; 3], mask: Option<&Tensor<4>>, pass: &Pass) -> Tensor<2> {
-        let ([batch, sequence], [tokens, model]) = (self.shape, query.dims());
-        let size = model / self.heads;
-        let split = |x: Tensor<2>| x.reshape([batch, sequence, self.heads, size]).swap_dims(1, 2);
-        let query = split(query.mul_scalar((size as f64).powf(-0.5)));
-        let scores = matmul(query, split(key).transpose());
+    /// - query: `[B, S, N, H]`
+    /// - key, value: `[B, keys, K, H]`
+    /// - mask: broadcasts to `[B, N, S, keys]` and is added to the scores; see [`padding_mask`] and
+    ///   [`Layout::causal_mask`](crate::Layout::causal_mask)
+    /// - result: `[T, N·H]`
+    pub fn forward(&self, [query, key, value]: [Tensor<4>; 3], mask: Option<&Tensor<4>>, pass: &Pass) -> Tensor<2> {
+        let ([batch, sequence, heads, size], [_, keys, shared, _]) = (query.dims(), key.dims());
+        let grouped = [batch, shared, heads / shared * sequence, size];
+        let query = if self.scale == 1.0 { query } else { query.mul_scalar(self.scale) };
+        let query = query.swap_dims(1, 2);
+        let query = if heads == shared { query } else { query.reshape(grouped) };
+        let scores = matmul(query, key.swap_dims(1, 2).transpose()).reshape([batch, heads, sequence, keys]);
         let scores = match mask {
             None => scores,
             Some(mask) => scores + mask.clone(),
         };
         let weights = dropout(softmax(scores), self.dropout, pass);
-        matmul(weights, split(value)).swap_dims(1, 2).reshape([tokens, model])
+        let weights = weights.reshape([batch, shared, heads / shared * sequence, keys]);
+        let mixed = matmul(weights, value.swap_dims(1, 2)).reshape([batch, heads, sequence, size]);
+        mixed.swap_dims(1, 2).reshape([batch * sequence, heads * size])
     }
 }
 
@@ -69,15 +74,34 @@ mod tests {
         let tensor = |name: &str, rows: usize, padded: usize| {
             let mut values = init::normal(1, name, rows * 8, 1.0);
             values.resize(padded * 8, 7.0);
-            Tensor::<2>::from_data(TensorData::new(values, [padded, 8]), &device)
+            Tensor::<4>::from_data(TensorData::new(values, [1, padded, 2, 4]), &device)
         };
         let run = |padded: usize| {
-            let attention = Attention { shape: [1, padded], heads: 2, dropout: 0.0 };
+            let attention = Attention { scale: 0.5, dropout: 0.0 };
             let inputs = ["q", "k", "v"].map(|name| tensor(name, 3, padded));
             attention.forward(inputs, padding_mask(&[3], padded, &device).as_ref(), &Pass::eval()).narrow(0, 0, 3)
         };
         assert!(padding_mask(&[3], 3, &device).is_none());
         assert!((run(3) - run(5)).abs().max().into_scalar::<f32>() < 1e-6);
+    }
+
+    #[test]
+    fn shared_heads_equal_repeated_ones() {
+        let device = Device::flex();
+        let tensor = |name: &str, heads: usize| {
+            let values = init::normal(1, name, 2 * 3 * heads * 4, 1.0);
+            Tensor::<4>::from_data(TensorData::new(values, [2, 3, heads, 4]), &device)
+        };
+        let (query, key, value) = (tensor("q", 6), tensor("k", 2), tensor("v", 2));
+        let mask = crate::Layout::packed(&[vec![3], vec![1, 2]], 3).causal_mask(None, &device);
+        let attention = Attention { scale: 0.5, dropout: 0.0 };
+        let run = |key, value| attention.forward([query.clone(), key, value], mask.as_ref(), &Pass::eval());
+        let repeat = |x: &Tensor<4>| {
+            let heads = (0..6).map(|head| x.clone().narrow(2, head / 3, 1)).collect();
+            Tensor::cat(heads, 2)
+        };
+        let repeated = run(repeat(&key), repeat(&value));
+        assert!((run(key, value) - repeated).abs().max().into_scalar::<f32>() < 1e-6);
     }
 
     #[test]

@@ -1,20 +1,24 @@
 //! What are models written in? Layers, dropout, attention.
 //!
-//! Legend of all shapes: B batch, S sequence, T = B·S tokens, D model, N heads, H head dim, V vocabulary.
+//! Legend of all shapes: B batch, S sequence, T = B·S tokens, D model, N heads, K key/value heads, H head dim, V vocabulary.
 
 mod activation;
 mod attention;
 mod dropout;
 mod embedding;
+mod layout;
 mod linear;
 mod norm;
+mod rotary;
 
 pub use activation::Activation;
 pub use attention::{Attention, padding_mask, softmax};
 pub use dropout::{Pass, dropout};
 pub use embedding::Embedding;
+pub use layout::Layout;
 pub use linear::Linear;
-pub use norm::LayerNorm;
+pub use norm::{LayerNorm, RmsNorm};
+pub use rotary::{Rotary, Rotation};
 pub use temper_peft::matmul;
 
 use burn::module::{Param, ParamId};

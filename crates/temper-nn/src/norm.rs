@@ -45,12 +45,60 @@ impl LayerNorm {
     }
 }
 
+/// `y = x / √(mean(x²) + eps) · (offset + weight)` over the last dimension, in f32 (Zhang & Sennrich 2019,
+/// arXiv:1910.07467).
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// The scale `[D]`.
+    pub weight: Param<Tensor<1>>,
+    /// Added to the mean of squares.
+    pub eps: f64,
+    /// Added to the weight: 1 in Gemma, whose weights are stored as distances from 1; else 0.
+    pub offset: f64,
+}
+
+impl RmsNorm {
+    /// The norm over `size` features; at first it scales by 1.
+    pub fn new(size: usize, eps: f64, offset: f64, device: &Device) -> Self {
+        Self { weight: lazy([size], 1.0 - offset, device), eps, offset }
+    }
+
+    /// Normalises the last dimension.
+    ///
+    /// # Shapes
+    ///
+    /// - x, result: `[..., D]`
+    pub fn forward<const R: usize>(&self, x: Tensor<R>) -> Tensor<R> {
+        if x.dtype() != DType::F32 {
+            let dtype = FloatDType::from(x.dtype());
+            return self.forward(x.cast(FloatDType::F32)).cast(dtype);
+        }
+        let weight = self.weight.val();
+        let weight = if self.offset == 0.0 { weight } else { weight.add_scalar(self.offset) };
+        let square = (x.clone() * x.clone()).mean_dim(R - 1);
+        x * square.add_scalar(self.eps).sqrt().recip() * weight.unsqueeze()
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use burn::tensor::TensorData;
     use temper_peft::init;
+
+    #[test]
+    fn the_root_mean_square_becomes_the_weight() {
+        let device = Device::flex();
+        let x = Tensor::<2>::from_data(TensorData::new(init::normal(1, "x", 4 * 16, 3.0), [4, 16]), &device);
+        for (offset, expected) in [(0.0, 2.0), (1.0, 3.0)] {
+            let mut norm = RmsNorm::new(16, 1e-6, offset, &device);
+            assert_eq!(norm.weight.val().max().into_scalar::<f32>(), 1.0 - offset as f32);
+            norm.weight = Param::from_tensor(Tensor::full([16], 2.0, &device));
+            let y = norm.forward(x.clone());
+            assert!((y.square().mean_dim(1).sqrt() - expected).abs().max().into_scalar::<f32>() < 1e-5);
+        }
+    }
 
     #[test]
     fn tracked_and_plain_paths_agree() {

@@ -43,10 +43,14 @@ pub struct Spec {
 }
 
 impl Adapter {
-    /// A new adapter for the layer at `path` with the given `weight` `[out, in]`, on the weight's device. Nothing is
-    /// allocated before it is used. DoRA's magnitude is taken from `weight`, which must therefore be loaded before.
-    pub fn new(spec: &Spec, path: &str, weight: &Param<Tensor<2>>) -> Self {
-        let [outputs, inputs] = weight.lazy_shape().dims();
+    /// A new adapter for the layer at `path` with the given `weight` `[out, in]`, or `[in, out]` if `fan_in_fan_out`, on
+    /// the weight's device. Nothing is allocated before it is used. DoRA's magnitude is taken from `weight`, which must
+    /// therefore be loaded before.
+    pub fn new(spec: &Spec, path: &str, weight: &Param<Tensor<2>>, fan_in_fan_out: bool) -> Self {
+        let [outputs, inputs] = match (weight.lazy_shape().dims(), fan_in_fan_out) {
+            (shape, false) => shape,
+            ([inputs, outputs], true) => [outputs, inputs],
+        };
         let (rank, seed, device) = (spec.rank, spec.seed, weight.lazy_device());
         let name = format!("{path}.lora_a");
         let lora_a = Param::uninitialized(
@@ -75,7 +79,9 @@ impl Adapter {
             Param::uninitialized(
                 ParamId::new(),
                 move |device, require_grad| {
-                    let norms = row_squares(base.val().inner()).sqrt().reshape([outputs]);
+                    let weight = base.val().inner();
+                    let weight = if fan_in_fan_out { weight.transpose() } else { weight };
+                    let norms = row_squares(weight).sqrt().reshape([outputs]);
                     let norms = if device.is_autodiff() { Tensor::from_inner(norms) } else { norms };
                     if require_grad { norms.require_grad() } else { norms }
                 },
@@ -167,7 +173,7 @@ mod tests {
 
     fn adapter(dora: bool, device: &Device) -> Adapter {
         let spec = Spec { rank: 2, scaling: 1.5, dropout: 0.0, dora, seed: 1 };
-        let mut adapter = Adapter::new(&spec, "layer", &weight(device));
+        let mut adapter = Adapter::new(&spec, "layer", &weight(device), false);
         if dora {
             adapter.magnitude.as_ref().unwrap().val(); // taken before B moves
         }
@@ -186,7 +192,7 @@ mod tests {
         let w = weight(&device);
         for dora in [false, true] {
             let spec = Spec { rank: 2, scaling: 2.0, dropout: 0.0, dora, seed: 1 };
-            let adapter = Adapter::new(&spec, "layer", &w);
+            let adapter = Adapter::new(&spec, "layer", &w, false);
             assert!(!adapter.lora_a.is_initialized() && !adapter.lora_b.is_initialized());
             let x = Tensor::from_data(TensorData::new(init::normal(9, "x", 5 * 8, 1.0), [5, 8]), &device);
             let base = matmul(x.clone(), w.val().transpose());

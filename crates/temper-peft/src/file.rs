@@ -51,7 +51,7 @@ pub struct PeftConfig {
     /// `none`, `all` or `lora_only`.
     #[serde(default = "none")]
     pub bias: String,
-    /// Whether base weights are stored `[in, out]`. Never in the models that temper knows.
+    /// Whether base weights are stored `[in, out]`, as GPT-2's are. A reader knows that from the model.
     #[serde(default)]
     pub fan_in_fan_out: bool,
     /// Whether the update is scaled by alpha/√r.
@@ -294,7 +294,7 @@ const HARMLESS: [&str; 7] = [
 ];
 
 /// Fields that change what an adapter computes in ways that temper does not implement.
-const REFUSED: [&str; 13] = [
+const REFUSED: [&str; 12] = [
     "layer_replication",
     "megatron_config",
     "alora_invocation_tokens",
@@ -307,7 +307,6 @@ const REFUSED: [&str; 13] = [
     "kasa_config",
     "velora_config",
     "monteclora_config",
-    "fan_in_fan_out",
 ];
 
 /// Initialisations that move a part of the base weights into the adapter.

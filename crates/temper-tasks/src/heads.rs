@@ -9,6 +9,9 @@ use burn::tensor::{Device, Tensor};
 use temper_models::{Backbone, Config, Model};
 use temper_nn::{Activation, LayerNorm, Linear, Pass, dropout, lazy, matmul};
 
+/// Whoever resolves a task refuses it for other networks.
+const ENCODERS: &str = "these heads are made for encoders";
+
 /// Hidden states to logits of labels.
 #[derive(Module, Debug)]
 pub enum ClassificationHead {
@@ -64,6 +67,7 @@ impl ClassificationHead {
             Model::Roberta(_) => Self::Roberta(RobertaClassification {
                 classifier: RobertaClassifier { dense: linear(width), out_proj: linear(outputs), dropout },
             }),
+            Model::Llama(_) => unreachable!("{ENCODERS}"),
         }
     }
 
@@ -104,6 +108,7 @@ pub fn new_modules(config: &Config) -> &'static [&'static str] {
     match config.model {
         Model::Bert(_) | Model::Roberta(_) => &["classifier"],
         Model::DistilBert(_) => &["pre_classifier", "classifier"],
+        Model::Llama(_) => unreachable!("{ENCODERS}"),
     }
 }
 
@@ -193,6 +198,7 @@ impl MaskedLmHead {
             Model::Roberta(_) => {
                 Self::Roberta(RobertaMaskedLm { lm_head: RobertaLmHead { dense, layer_norm: norm, bias } })
             }
+            Model::Llama(_) => unreachable!("{ENCODERS}"),
         }
     }
 

@@ -106,7 +106,7 @@ fn input(tokens: &TokenBatch, device: &Device) -> Input {
     Input {
         ids: matrix(&tokens.ids),
         type_ids,
-        lengths: tokens.lengths.iter().map(|&length| length as usize).collect(),
+        segments: tokens.lengths.iter().map(|&length| vec![length as usize]).collect(),
     }
 }
 

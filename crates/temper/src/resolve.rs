@@ -50,6 +50,10 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let tokenizer = read_tokenizer(recipe, &config)?;
     let max_length = max_length(recipe, &config)?;
     let dataset = read_data(recipe, &tokenizer, max_length)?;
+    if config.is_decoder() {
+        let message = format!("`{}` is a decoder; the tasks that temper teaches are for encoders", config.model_type());
+        return Err(point(recipe, Kind::Recipe, "task.kind", message));
+    }
     let (task, teacher) = resolve_task(recipe, &dataset, &tokenizer, max_length)?;
     let adapter = recipe.adapter.from.as_ref().map(|from| open_adapter(recipe, from)).transpose()?;
 

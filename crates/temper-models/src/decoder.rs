@@ -1,0 +1,130 @@
+//! What the layers of a decoder share in one pass: places, masks, and the keys and values of earlier passes.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use temper_nn::{Attention, Layout, Pass, Rotary, Rotation};
+
+use crate::{Error, Input};
+
+/// The keys and values of the tokens that a decoder has seen, for generation.
+///
+/// Rows begin together: a prompt that is shorter than the longest is padded on the left.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    /// How many tokens at the beginning of each row are padding.
+    pads: Vec<usize>,
+    /// How many tokens every row holds, padding included.
+    length: usize,
+    /// For each layer keys and values, `[B, length, K, H]`.
+    layers: Vec<[Tensor<4>; 2]>,
+}
+
+impl Cache {
+    /// An empty cache for rows of which the first `pads[b]` tokens are padding.
+    pub fn new(pads: Vec<usize>) -> Self {
+        Self { pads, length: 0, layers: Vec::new() }
+    }
+
+    /// How many tokens every row holds, padding included.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Keeps these rows alone, in this order: the others have ended.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such row.
+    pub fn select(&mut self, rows: &[usize]) {
+        self.pads = rows.iter().map(|row| self.pads[*row]).collect();
+        let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+        for tensor in self.layers.iter_mut().flatten() {
+            let ids = Tensor::<1, Int>::from_data(TensorData::new(ids.clone(), [ids.len()]), &tensor.device());
+            *tensor = tensor.clone().select(0, ids);
+        }
+    }
+
+    /// Appends what a layer computed and gives all that it has.
+    fn extend(&mut self, layer: usize, new: [Tensor<4>; 2]) -> [Tensor<4>; 2] {
+        match self.layers.get_mut(layer) {
+            None => self.layers.push(new.clone()),
+            Some(seen) => {
+                for (seen, new) in seen.iter_mut().zip(new) {
+                    *seen = Tensor::cat(vec![seen.clone(), new], 1);
+                }
+            }
+        }
+        self.layers[layer].clone()
+    }
+}
+
+/// One pass through a decoder.
+pub(crate) struct Context<'a> {
+    layout: Layout,
+    pub pass: &'a Pass,
+    device: Device,
+    cache: Option<&'a mut Cache>,
+    /// The masks made so far, by window.
+    masks: Vec<(Option<usize>, Option<Tensor<4>>)>,
+}
+
+impl<'a> Context<'a> {
+    /// A pass over whole rows.
+    pub fn whole(input: &Input, pass: &'a Pass) -> Self {
+        let [batch, sequence] = input.ids.dims();
+        assert_eq!(input.segments.len(), batch, "segments are given for {} rows of {batch}", input.segments.len());
+        let layout = Layout::packed(&input.segments, sequence);
+        Self { layout, pass, device: input.ids.device().inner(), cache: None, masks: Vec::new() }
+    }
+
+    /// A pass over the next tokens of the rows in `cache`.
+    pub fn continued(ids: &Tensor<2, Int>, cache: &'a mut Cache, pass: &'a Pass) -> Result<Self, Error> {
+        let [batch, sequence] = ids.dims();
+        if batch != cache.pads.len() {
+            return Err(Error::Input(format!("{batch} rows do not continue the {} of the cache", cache.pads.len())));
+        }
+        let layout = Layout::continued(&cache.pads, cache.length, sequence);
+        cache.length += sequence;
+        Ok(Self { layout, pass, device: ids.device().inner(), cache: Some(cache), masks: Vec::new() })
+    }
+
+    /// The position of each token in its segment, `[1 or B, S]`.
+    pub fn positions(&self) -> Vec<Vec<usize>> {
+        self.layout.positions()
+    }
+
+    /// The rotations of queries, which are also multiplied by `scale`, and of keys.
+    pub fn rotations(&self, rotary: &Rotary, scale: f64) -> [Rotation; 2] {
+        let positions = self.positions();
+        [scale, 1.0].map(|scale| rotary.at(&positions, scale, &self.device))
+    }
+
+    /// Causal attention of one layer, over the last `window` tokens if it has one.
+    ///
+    /// # Shapes
+    ///
+    /// - query `[B, S, N, H]`, key and value `[B, S, K, H]`: those of this pass
+    /// - result: `[T, N·H]`
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        attention: &Attention,
+        window: Option<usize>,
+        [query, key, value]: [Tensor<4>; 3],
+    ) -> Tensor<2> {
+        let [key, value] = match &mut self.cache {
+            None => [key, value],
+            Some(cache) => cache.extend(layer, [key, value]),
+        };
+        let window = window.filter(|window| *window < self.layout.keys());
+        if !self.masks.iter().any(|(other, _)| *other == window) {
+            self.masks.push((window, self.layout.causal_mask(window, &self.device)));
+        }
+        let mask = self.masks.iter().find(|(other, _)| *other == window).and_then(|(_, mask)| mask.as_ref());
+        attention.forward([query, key, value], mask, self.pass)
+    }
+}

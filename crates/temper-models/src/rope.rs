@@ -1,0 +1,178 @@
+//! What `config.json` says of rotary positions, as Transformers' `modeling_rope_utils.py` reads it: `rope_parameters` in
+//! files of Transformers 5, `rope_scaling` and `rope_theta` in older ones. Arithmetic in f32, like the reference's.
+
+use std::f64::consts::TAU;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+use temper_nn::Rotary;
+
+use crate::Error;
+use crate::config::{fields_of, unsupported};
+
+/// The types that are known.
+const TYPES: &str = "default, linear, llama3, yarn";
+
+/// The fields of `rope_parameters` and `rope_scaling`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parameters {
+    rope_theta: Option<f64>,
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    partial_rotary_factor: Option<f64>,
+    factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+    attention_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
+    #[serde(rename = "short_factor")]
+    _short_factor: Option<Value>,
+    #[serde(rename = "long_factor")]
+    _long_factor: Option<Value>,
+}
+
+/// Which of an architecture's rotations is asked for.
+pub(crate) struct Rope<'a> {
+    /// The key under which `rope_parameters` holds it, in architectures that have one for each kind of layer.
+    pub layers: Option<&'a str>,
+    /// Where θ stands in older files.
+    pub theta: &'static str,
+    /// θ where the file does not say.
+    pub default_theta: f64,
+    /// H.
+    pub head_dim: usize,
+}
+
+impl Rope<'_> {
+    /// The rotation that the file asks for.
+    pub fn read(&self, raw: &Value, path: &Path) -> Result<Rotary, Error> {
+        // Older files scale the layers with global attention alone.
+        let old = raw.get("rope_scaling").filter(|value| set(value) && self.layers != Some("sliding_attention"));
+        let new = raw.get("rope_parameters").filter(|value| set(value));
+        let new = new.and_then(|value| self.layers.map_or(Some(value), |layers| value.get(layers)));
+        let (field, found) = if old.is_some() { ("rope_scaling", old) } else { ("rope_parameters", new) };
+        let given: Parameters = match found.filter(|value| set(value)) {
+            Some(value) => fields_of(value, path, field)?,
+            None => Parameters::default(),
+        };
+        let number = |name: &str| raw.get(name).and_then(Value::as_f64);
+        let share = given.partial_rotary_factor.or_else(|| number("partial_rotary_factor")).unwrap_or(1.0);
+        let theta = given.rope_theta.or_else(|| number(self.theta)).unwrap_or(self.default_theta);
+        let rotated = (self.head_dim as f64 * share) as usize;
+        if rotated == 0 || rotated > self.head_dim || !rotated.is_multiple_of(2) || theta <= 0.0 {
+            let rule = "an even number of a head's features turn, by a positive theta".to_owned();
+            return Err(unsupported(path, field, format!("{rotated} of {} by {theta}", self.head_dim), rule));
+        }
+        let trained = number("original_max_position_embeddings").or(given.original_max_position_embeddings);
+        let trained = trained.or_else(|| number("max_position_embeddings"));
+        let scaling = Scaling {
+            given: &given,
+            trained: trained.unwrap_or(0.0) as f32,
+            theta: theta as f32,
+            rotated,
+            path,
+            field,
+        };
+        let exponents = (0..rotated).step_by(2).map(|i| i as f32 / rotated as f32);
+        let plain: Vec<f32> = exponents.map(|exponent| 1.0 / (theta as f32).powf(exponent)).collect();
+        let (frequencies, factor) = match given.rope_type.as_deref().unwrap_or("default") {
+            "default" => (plain, 1.0),
+            "linear" => {
+                let factor = scaling.positive("factor", given.factor)?;
+                (plain.into_iter().map(|frequency| frequency / factor).collect(), 1.0)
+            }
+            "llama3" => (scaling.llama3(plain)?, 1.0),
+            "yarn" => scaling.yarn(plain)?,
+            other => {
+                return Err(unsupported(
+                    path,
+                    field,
+                    format!("of type `{other}`"),
+                    format!("known types are: {TYPES}"),
+                ));
+            }
+        };
+        Ok(Rotary { head_dim: self.head_dim, frequencies, factor })
+    }
+}
+
+/// Whether a field holds something.
+fn set(value: &Value) -> bool {
+    !value.is_null() && value.as_object().is_none_or(|fields| !fields.is_empty())
+}
+
+struct Scaling<'a> {
+    given: &'a Parameters,
+    /// The length that the network was first trained with, in tokens.
+    trained: f32,
+    theta: f32,
+    rotated: usize,
+    path: &'a Path,
+    field: &'static str,
+}
+
+impl Scaling<'_> {
+    fn positive(&self, name: &str, value: Option<f64>) -> Result<f32, Error> {
+        match value {
+            Some(value) if value > 0.0 => Ok(value as f32),
+            value => {
+                let found = value.map_or_else(|| format!("without `{name}`"), |value| format!("with `{name}` {value}"));
+                Err(unsupported(self.path, self.field, found, "its type needs a positive one".into()))
+            }
+        }
+    }
+
+    /// Llama 3.1: waves longer than the training length are stretched, short ones kept, those between blended.
+    fn llama3(&self, plain: Vec<f32>) -> Result<Vec<f32>, Error> {
+        let factor = self.positive("factor", self.given.factor)?;
+        let low = self.positive("low_freq_factor", self.given.low_freq_factor)?;
+        let high = self.positive("high_freq_factor", self.given.high_freq_factor)?;
+        let stretch = |frequency: f32| {
+            let wave = TAU as f32 / frequency;
+            if wave < self.trained / high {
+                frequency
+            } else if wave > self.trained / low {
+                frequency / factor
+            } else {
+                let smooth = (self.trained / wave - low) / (high - low);
+                (1.0 - smooth) * frequency / factor + smooth * frequency
+            }
+        };
+        Ok(plain.into_iter().map(stretch).collect())
+    }
+
+    /// YaRN (Peng et al. 2023, arXiv:2309.00071): the frequencies, and the factor on what was turned.
+    fn yarn(&self, plain: Vec<f32>) -> Result<(Vec<f32>, f64), Error> {
+        let given = self.given;
+        let factor = self.positive("factor", given.factor)?;
+        let mscale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * f64::from(factor).ln() + 1.0 };
+        let attention = match (given.attention_factor, given.mscale, given.mscale_all_dim) {
+            (Some(factor), _, _) => factor,
+            (None, Some(one), Some(all)) if one != 0.0 && all != 0.0 => mscale(one) / mscale(all),
+            _ => mscale(1.0),
+        };
+        // The pair that turns this often over the training length.
+        let pair = |turns: f64| {
+            self.rotated as f64 * (f64::from(self.trained) / (turns * TAU)).ln() / (2.0 * f64::from(self.theta).ln())
+        };
+        let turns = |given: Option<f64>, default| given.filter(|turns| *turns != 0.0).unwrap_or(default);
+        let (mut low, mut high) = (pair(turns(given.beta_fast, 32.0)), pair(turns(given.beta_slow, 1.0)));
+        if given.truncate.unwrap_or(true) {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, high) = (low.max(0.0), high.min(self.rotated as f64 - 1.0));
+        let width = if low == high { 0.001 } else { high - low };
+        let blend = |(i, frequency): (usize, f32)| {
+            let stretched = ((i as f64 - low) / width).clamp(0.0, 1.0) as f32;
+            frequency / factor * stretched + frequency * (1.0 - stretched)
+        };
+        Ok((plain.into_iter().enumerate().map(blend).collect(), attention))
+    }
+}
