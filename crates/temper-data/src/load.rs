@@ -43,8 +43,8 @@ pub enum Target {
 /// Reads the files of `config` (relative to `base_dir`) into tokens, at most `max_length` a row.
 ///
 /// The split by `eval_fraction` depends on `seed` and the rows' content only, keeps the share of each class, and keeps
-/// duplicates on one side. For [`Target::Causal`] both sides are packed, or cut into pieces, after the split and the audit:
-/// the report counts rows as the files have them.
+/// duplicates on one side. For [`Target::Causal`] the training rows are packed, and texts cut into pieces, after the split and
+/// the audit: the report counts rows as the files have them.
 ///
 /// # Errors
 /// When a file, a column, a label, a row or the chat template cannot be read; the message says where. Findings of the
@@ -117,9 +117,9 @@ pub fn load(
     }
     let (mut train, mut eval) = (train.examples, eval.examples);
     if causal.is_some() {
-        let pack =
-            |rows: &Examples| if config.packing { rows.packed(max_length, seed) } else { rows.in_pieces(max_length) };
-        (train, eval) = (pack(&train), pack(&eval));
+        train = if config.packing { train.packed(max_length, seed) } else { train.in_pieces(max_length) };
+        // Not packed: each row is measured and answered by itself.
+        eval = eval.in_pieces(max_length);
         report.train.pack(&train, max_length);
         report.eval.pack(&eval, max_length);
     }

@@ -19,6 +19,9 @@ pub struct TrainConfig {
     pub global_batch: usize,
     /// Rows per forward pass. Default: `global_batch`. Lowering it saves memory; the result is the same.
     pub micro_batch: Option<usize>,
+    /// Tokens per forward pass, padding included, instead of `micro_batch`: short rows go together in larger numbers.
+    /// Lowering it saves memory; the result is the same. Contradicts `micro_batch`.
+    pub micro_batch_tokens: Option<usize>,
     /// Global gradient norm above which gradients are scaled down; 0 turns clipping off. Default 1.0.
     pub max_grad_norm: f64,
     /// Seed of everything random: new weights, data order, dropout. Default 42.
@@ -40,6 +43,7 @@ impl Default for TrainConfig {
             max_wall: None,
             global_batch: 32,
             micro_batch: None,
+            micro_batch_tokens: None,
             max_grad_norm: 1.0,
             seed: 42,
             log_every: 10,

@@ -90,6 +90,7 @@ fn usage(card: &Card) -> String {
 fn python(card: &Card) -> String {
     let class = match card.pipeline {
         Pipeline::TextClassification => "AutoModelForSequenceClassification",
+        Pipeline::TextGeneration => "AutoModelForCausalLM",
         Pipeline::FillMask => "AutoModelForMaskedLM",
         Pipeline::FeatureExtraction => "AutoModel",
     };
@@ -101,7 +102,7 @@ fn python(card: &Card) -> String {
             let base = literal(hub_id(&card.base_model).unwrap_or("path/to/the/base"));
             let classes = match pipeline {
                 Pipeline::TextClassification => ", num_labels=len(labels)",
-                Pipeline::FillMask | Pipeline::FeatureExtraction => "",
+                Pipeline::TextGeneration | Pipeline::FillMask | Pipeline::FeatureExtraction => "",
             };
             let revision = card.base_revision.as_deref().and_then(Commit::new);
             let revision =
@@ -117,6 +118,15 @@ fn python(card: &Card) -> String {
             "inputs = tokenizer(\"Your text here\", return_tensors=\"pt\")\n\
              with torch.no_grad():\n    logits = model(**inputs).logits\n\
              print(labels[logits.argmax(-1).item()])",
+        ),
+        Pipeline::TextGeneration => (
+            String::new(),
+            "prompt, chats = \"Your text here\", tokenizer.chat_template is not None\n\
+             if chats:\n    messages = [{\"role\": \"user\", \"content\": prompt}]\n    \
+             prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)\n\
+             inputs = tokenizer(prompt, return_tensors=\"pt\", add_special_tokens=not chats)\n\
+             with torch.no_grad():\n    output = model.generate(**inputs, max_new_tokens=64)\n\
+             print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))",
         ),
         Pipeline::FillMask => (
             String::new(),

@@ -83,6 +83,8 @@ pub enum Relation {
 pub enum Pipeline {
     /// One label for a text.
     TextClassification,
+    /// What comes after a text.
+    TextGeneration,
     /// A token for each mask.
     FillMask,
     /// Hidden states.

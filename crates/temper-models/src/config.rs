@@ -132,6 +132,14 @@ impl Config {
         }
     }
 
+    /// The path in the network of the token embeddings' weight, which a tied output layer shares.
+    pub fn embeddings(&self) -> &'static str {
+        match self.model {
+            Model::Bert(_) | Model::DistilBert(_) | Model::Roberta(_) => "embeddings.word_embeddings.weight",
+            Model::Llama(_) => "embed_tokens.weight",
+        }
+    }
+
     /// The c in c·tanh(logits/c), which a language-model head applies in some architectures.
     pub fn final_logit_softcap(&self) -> Option<f64> {
         None

@@ -108,7 +108,7 @@ pub fn new_modules(config: &Config) -> &'static [&'static str] {
     match config.model {
         Model::Bert(_) | Model::Roberta(_) => &["classifier"],
         Model::DistilBert(_) => &["pre_classifier", "classifier"],
-        Model::Llama(_) => unreachable!("{ENCODERS}"),
+        Model::Llama(_) => &["lm_head"],
     }
 }
 

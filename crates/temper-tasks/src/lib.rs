@@ -14,7 +14,7 @@ use temper_data::{Examples, TokenBatch};
 use temper_engine::Objective;
 use temper_models::{Backbone, Input, candidates};
 
-pub use causal_lm::{CausalLm, CausalLmConfig, Sampling};
+pub use causal_lm::{Causal, CausalLm, CausalLmConfig, Generated, Generation, Judge, Sampling};
 pub use distillation::{Distillation, DistillationConfig};
 pub use heads::new_modules;
 pub use masked_lm::{MaskedLm, MaskedLmConfig};
@@ -106,7 +106,7 @@ fn input(tokens: &TokenBatch, device: &Device) -> Input {
     Input {
         ids: matrix(&tokens.ids),
         type_ids,
-        segments: tokens.lengths.iter().map(|&length| vec![length as usize]).collect(),
+        segments: tokens.segments.iter().map(|row| row.iter().map(|&length| length as usize).collect()).collect(),
     }
 }
 

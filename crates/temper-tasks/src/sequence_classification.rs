@@ -263,7 +263,7 @@ impl Task for SequenceClassifier {
         let labels: Vec<Label> = (0..examples.len()).map(|row| examples.label(row)).collect();
         let mut scores = self.measure(&logits, &labels);
         scores.insert(Metric::Loss.name().into(), self.mean_loss(&logits, &labels));
-        Evaluation { scores, logits }
+        Evaluation { scores, logits, ..Evaluation::default() }
     }
 
     fn backbone(&self) -> &Backbone {

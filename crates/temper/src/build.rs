@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::Device;
+use regex::Regex;
 use temper_models::{Backbone, Config, Init, Weights, candidates};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters;
 use temper_peft::targets::{Match, Trainable};
 use temper_tasks::distillation::Teacher;
 use temper_tasks::sequence_classification::Objectives;
-use temper_tasks::{SequenceClassifier, Task, checkpoint_names, hugging_face_name};
+use temper_tasks::causal_lm::Terms;
+use temper_tasks::{
+    CausalLm, Generation, Judge, Sampling, SequenceClassifier, Task, checkpoint_names, hugging_face_name,
+};
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{Plan, TaskPlan};
@@ -30,11 +34,43 @@ pub fn classifier(config: &Config, task: &TaskPlan, device: &Device) -> Sequence
     SequenceClassifier::new(config, labels.len(), objective, device)
 }
 
+/// A language model without values.
+pub fn language_model(config: &Config, task: &TaskPlan, device: &Device) -> CausalLm {
+    let TaskPlan::CausalLm { tied, label_smoothing, z_loss, .. } = task else {
+        unreachable!("the caller matched on the task")
+    };
+    let terms = Terms { label_smoothing: *label_smoothing, z_loss: *z_loss, softcap: config.final_logit_softcap() };
+    CausalLm::new(config, *tied, terms, device)
+}
+
+/// What a language model is judged by: what the task asks it to say, greedily.
+pub fn judge(config: &Config, task: &TaskPlan) -> Judge {
+    let TaskPlan::CausalLm { metrics, answer, samples, max_new_tokens, end_ids, .. } = task else {
+        unreachable!("the caller matched on the task")
+    };
+    Judge {
+        metrics: metrics.clone(),
+        answer: answer.as_ref().and_then(|answer| Regex::new(answer).ok()),
+        samples: *samples,
+        generation: Generation {
+            max_new_tokens: *max_new_tokens,
+            end_ids: end_ids.clone(),
+            sampling: Sampling::default(),
+            max_positions: config.max_positions(),
+        },
+    }
+}
+
 /// Where a parameter may be found in the checkpoint. A classification head is found only if its labels are the task's:
-/// the head of another task would be a wrong start that looks like a right one.
+/// the head of another task would be a wrong start that looks like a right one. An output layer that is untied begins as
+/// the token embeddings.
 pub fn names(config: &Config, task: &TaskPlan, path: &str) -> Vec<String> {
     let foreign = matches!(task, TaskPlan::SequenceClassification { labels, .. } if config.labels() != *labels);
-    if foreign && path.starts_with("head.") { Vec::new() } else { checkpoint_names(config.prefix(), path) }
+    match path {
+        _ if foreign && path.starts_with("head.") => Vec::new(),
+        "head.lm_head.weight" if config.tied() => candidates(config.prefix(), config.embeddings()),
+        _ => checkpoint_names(config.prefix(), path),
+    }
 }
 
 /// Gives a model to be trained its weights and its adapter, and says what trains.

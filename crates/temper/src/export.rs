@@ -151,8 +151,11 @@ fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
     let matches: Vec<Match> = modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
     let targets = targets::target_modules(adapter, shipped.config.default_targets(), &matches);
     let mut peft = PeftConfig::new(adapter, &targets, &adapter.modules_to_save);
-    let classifies = matches!(shipped.plan.task, TaskPlan::SequenceClassification { .. });
-    peft.task_type = classifies.then(|| "SEQ_CLS".into());
+    peft.task_type = match shipped.plan.task {
+        TaskPlan::SequenceClassification { .. } => Some("SEQ_CLS".into()),
+        TaskPlan::CausalLm { .. } => Some("CAUSAL_LM".into()),
+        TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
+    };
     let base = shipped.recipe.model.base.as_ref();
     (peft.base_model_name_or_path, peft.revision) = match shipped.plan.source("model.base") {
         Some(pinned) => (Some(pinned.repo.id().to_owned()), Some(pinned.commit.to_string())),

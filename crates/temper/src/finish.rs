@@ -161,6 +161,7 @@ fn card(
     let adapted = matches!(plan.adapter.config.method, Method::Lora | Method::Dora);
     let pipeline = match plan.task {
         TaskPlan::SequenceClassification { .. } => Pipeline::TextClassification,
+        TaskPlan::CausalLm { .. } => Pipeline::TextGeneration,
         TaskPlan::MaskedLm { .. } => Pipeline::FillMask,
         TaskPlan::Distillation { .. } => Pipeline::FeatureExtraction,
     };
@@ -212,6 +213,7 @@ fn card(
     });
     card.command = match pipeline {
         Pipeline::TextClassification => "temper predict DIR \"a text\"".into(),
+        Pipeline::TextGeneration => "temper chat DIR".into(),
         Pipeline::FillMask | Pipeline::FeatureExtraction => "temper train --recipe RECIPE --set model.base=DIR".into(),
     };
     card.hyperparameters =

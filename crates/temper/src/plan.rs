@@ -6,7 +6,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use temper_data::{DataConfig, DataReport};
+use temper_data::{DataConfig, DataReport, Micro};
 use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
 use temper_hub::Pinned;
 use temper_peft::AdapterConfig;
@@ -106,6 +106,27 @@ pub enum TaskPlan {
         /// What decides which checkpoint is best.
         best_by: Metric,
     },
+    /// See [`temper_tasks::causal_lm`].
+    CausalLm {
+        /// Whether the output layer is the token embeddings.
+        tied: bool,
+        /// Label smoothing.
+        label_smoothing: f64,
+        /// The weight of the z-loss.
+        z_loss: f64,
+        /// What is measured beside loss and perplexity.
+        metrics: Vec<Metric>,
+        /// What of an answer `regex_match` compares.
+        answer: Option<String>,
+        /// Answers that the report shows.
+        samples: usize,
+        /// The most tokens of an answer.
+        max_new_tokens: usize,
+        /// The tokens that end an answer.
+        end_ids: Vec<u32>,
+        /// What decides which checkpoint is best.
+        best_by: Metric,
+    },
     /// See [`temper_tasks::masked_lm`].
     MaskedLm {
         /// Share of the tokens that are hidden.
@@ -133,6 +154,7 @@ impl TaskPlan {
     pub fn best_by(&self) -> Metric {
         match self {
             Self::SequenceClassification { best_by, .. }
+            | Self::CausalLm { best_by, .. }
             | Self::MaskedLm { best_by, .. }
             | Self::Distillation { best_by, .. } => *best_by,
         }
@@ -142,7 +164,7 @@ impl TaskPlan {
     pub fn labels(&self) -> &[String] {
         match self {
             Self::SequenceClassification { labels, .. } => labels,
-            Self::MaskedLm { .. } | Self::Distillation { .. } => &[],
+            Self::CausalLm { .. } | Self::MaskedLm { .. } | Self::Distillation { .. } => &[],
         }
     }
 }
@@ -222,12 +244,19 @@ pub struct TrainPlan {
     pub steps_per_epoch: u64,
     /// Steps of warmup.
     pub warmup_steps: u64,
-    /// Rows per forward pass.
+    /// Rows per forward pass, at most.
     pub micro_batch: usize,
     /// Steps between evaluations; absent: none.
     pub eval_every: Option<u64>,
     /// Rows per forward pass in evaluation.
     pub eval_batch: usize,
+}
+
+impl TrainPlan {
+    /// How the rows of a step are cut.
+    pub fn micro(&self) -> Micro {
+        self.config.micro_batch_tokens.map_or(Micro::Rows(self.micro_batch), Micro::Tokens)
+    }
 }
 
 /// On what.
@@ -301,6 +330,7 @@ impl Plan {
                 }
                 rows
             }
+            TaskPlan::CausalLm { .. } => self.causal_rows(),
             TaskPlan::MaskedLm { mask_probability, best_by } => vec![
                 row("kind", "masked-lm".into()),
                 row("masked", format!("{} % of the tokens", mask_probability * 100.0)),
@@ -315,6 +345,24 @@ impl Plan {
         }
     }
 
+    fn causal_rows(&self) -> Vec<(String, String)> {
+        let TaskPlan::CausalLm { tied, label_smoothing, z_loss, metrics, best_by, end_ids, .. } = &self.task else {
+            return Vec::new();
+        };
+        let row = |name: &str, value: String| (name.to_owned(), value);
+        let metrics = [&[Metric::Loss, Metric::Perplexity], metrics.as_slice()].concat();
+        let mut rows = vec![
+            row("kind", "causal-lm".into()),
+            row("output layer", if *tied { "the token embeddings" } else { "weights of its own" }.into()),
+            row("ends with", end_ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+            row("metrics", metrics.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ")),
+            row("best by", best_by.name().into()),
+        ];
+        let optional = [("label smoothing", *label_smoothing), ("z-loss", *z_loss)];
+        rows.extend(optional.iter().filter(|(_, value)| *value > 0.0).map(|(name, value)| row(name, value.to_string())));
+        rows
+    }
+
     fn data_rows(&self) -> Vec<(String, String)> {
         let mut rows: Vec<(String, String)> = self.data.files.iter().map(pinned).collect();
         for (name, split) in [("train", &self.data.report.train), ("eval", &self.data.report.eval)] {
@@ -327,6 +375,19 @@ impl Plan {
                 "  tokens".into(),
                 format!("{lengths}; {} rows truncated at {}", split.truncated_rows, self.data.max_length),
             ));
+            if let Some(packing) = &split.packing {
+                let [trained, all] = [packing.trained_tokens, split.tokens].map(grouped);
+                let rows_of = if self.data.config.packing { "packs" } else { "rows" };
+                let full = 100.0 * packing.efficiency;
+                rows.push((
+                    "  learned".into(),
+                    format!("{trained} of {all} tokens, in {} {rows_of} that are {full:.1} % full", packing.packs),
+                ));
+            }
+        }
+        if let Some(template) = &self.data.report.template {
+            let date = template.date.as_ref().map_or(String::new(), |date| format!(", on {date}"));
+            rows.push(("template".into(), format!("{}{date}", template.origin)));
         }
         rows.extend(
             self.data.report.findings.iter().map(|f| (format!("{:?}", f.severity).to_lowercase(), f.message.clone())),
@@ -366,7 +427,10 @@ impl Plan {
         let train = &self.train;
         let row = |name: &str, value: String| (name.to_owned(), value);
         let epochs = train.steps as f64 / train.steps_per_epoch as f64;
-        let accumulation = train.config.global_batch.div_ceil(train.micro_batch);
+        let micro = match train.micro() {
+            Micro::Rows(rows) => format!("{} × {rows}", train.config.global_batch.div_ceil(rows)),
+            Micro::Tokens(tokens) => format!("at most {} tokens at a time", grouped(tokens as u64)),
+        };
         let eval = match train.eval_every {
             Some(steps) => format!("every {steps} steps, {} rows at a time", train.eval_batch),
             None => "never".into(),
@@ -375,7 +439,7 @@ impl Plan {
         let schedule = format!("{:?}", train.schedule.kind).to_lowercase();
         vec![
             row("steps", format!("{} ({epochs:.2} epochs of {})", train.steps, train.steps_per_epoch)),
-            row("batch", format!("{} rows ({accumulation} × {})", train.config.global_batch, train.micro_batch)),
+            row("batch", format!("{} rows ({micro})", train.config.global_batch)),
             row("optimizer", format!("{optim}, gradient norm at most {}", train.config.max_grad_norm)),
             row("learning rate", format!("{}, {schedule}, {} steps of warmup", train.config.lr, train.warmup_steps)),
             row("evaluation", eval),

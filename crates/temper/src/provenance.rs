@@ -59,7 +59,7 @@ impl Provenance {
                 label_smoothing: *label_smoothing,
                 metrics: metrics.clone(),
             }),
-            TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
+            TaskPlan::CausalLm { .. } | TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
         };
         let adapted = matches!(plan.adapter.config.method, Method::Lora | Method::Dora);
         let weights = plan.model.files.iter().filter(|file| adapted && file.path.ends_with(".safetensors"));

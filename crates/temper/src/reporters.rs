@@ -1,8 +1,13 @@
 //! Everybody who watches a run: the terminal, `events.jsonl`, TensorBoard.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
+use serde_json::json;
 use temper_engine::Event;
+use temper_tasks::Sample;
 
 use crate::events::JsonlWriter;
 use crate::failure::{Failure, Kind};
@@ -15,6 +20,7 @@ use crate::tensorboard::TensorBoardWriter;
 pub struct Reporters {
     progress: Progress<std::io::Stderr>,
     events: JsonlWriter,
+    samples: PathBuf,
     tensorboard: Option<TensorBoardWriter>,
     started: Instant,
     first_step: bool,
@@ -31,6 +37,7 @@ impl Reporters {
         Ok(Self {
             progress: Progress::stderr(),
             events: JsonlWriter::open(&run.join("events.jsonl")).map_err(failed)?,
+            samples: run.join("samples.jsonl"),
             tensorboard: tensorboard.map_err(failed)?,
             started,
             first_step: true,
@@ -45,13 +52,31 @@ impl Reporters {
             Some(tensorboard) => tensorboard.on(event),
             None => Ok(()),
         });
-        if let (Err(error), false) = (written, self.failed) {
-            tracing::error!(%error, "failed to log an event; training goes on");
-            self.failed = true;
-        }
+        self.complain(written);
         if let (Event::Step { step, loss, .. }, true) = (event, self.first_step) {
             self.first_step = false;
             tracing::info!(step, loss, seconds = self.started.elapsed().as_secs_f64(), "first report");
+        }
+    }
+
+    /// Keeps what the model said in the evaluation after `step`. A step that a resumed run does again is there twice, with
+    /// the same answers.
+    pub fn samples(&mut self, step: u64, samples: &[Sample]) {
+        let line = |sample: &Sample| {
+            let Sample { prompt, expected, answer } = sample;
+            format!("{}\n", json!({ "step": step, "prompt": prompt, "expected": expected, "answer": answer }))
+        };
+        let text: String = samples.iter().map(line).collect();
+        if !text.is_empty() {
+            let file = OpenOptions::new().create(true).append(true).open(&self.samples);
+            self.complain(file.and_then(|mut file| file.write_all(text.as_bytes())));
+        }
+    }
+
+    fn complain(&mut self, written: std::io::Result<()>) {
+        if let (Err(error), false) = (written, self.failed) {
+            tracing::error!(%error, "failed to log an event; training goes on");
+            self.failed = true;
         }
     }
 }

@@ -4,6 +4,7 @@ mod adapter;
 mod task;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
@@ -22,7 +23,7 @@ use crate::plan::{AdapterPlan, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan
 use crate::provenance::Provenance;
 use crate::recipe::{Recipe, plain};
 use adapter::{check_weights, resolve_adapter};
-pub use task::TeacherInputs;
+pub use task::{TeacherInputs, stop_ids};
 use task::resolve_task;
 
 /// What the plan was made from, ready to be built from.
@@ -32,7 +33,7 @@ pub struct Inputs {
     /// The pretrained weights; absent when training starts from random ones.
     pub weights: Option<Weights>,
     /// The tokenizer.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// The rows.
     pub dataset: Dataset,
     /// The adapter that training goes on from.
@@ -49,12 +50,9 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let (config, weights) = read_model(recipe)?;
     let tokenizer = read_tokenizer(recipe, &config)?;
     let max_length = max_length(recipe, &config)?;
-    let dataset = read_data(recipe, &tokenizer, max_length)?;
-    if config.is_decoder() {
-        let message = format!("`{}` is a decoder; the tasks that temper teaches are for encoders", config.model_type());
-        return Err(point(recipe, Kind::Recipe, "task.kind", message));
-    }
-    let (task, teacher) = resolve_task(recipe, &dataset, &tokenizer, max_length)?;
+    task::check_architecture(recipe, &config)?;
+    let dataset = read_data(recipe, &config, &tokenizer, max_length)?;
+    let (task, teacher) = resolve_task(recipe, &config, &dataset, &tokenizer, max_length)?;
     let adapter = recipe.adapter.from.as_ref().map(|from| open_adapter(recipe, from)).transpose()?;
 
     let lazy = LazyModel::new(&config, &task);
@@ -105,7 +103,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         memory,
     };
     plan.fingerprint = fingerprint(&plan)?;
-    Ok((plan, Inputs { config, weights, tokenizer, dataset, adapter, teacher }))
+    Ok((plan, Inputs { config, weights, tokenizer: Arc::new(tokenizer), dataset, adapter, teacher }))
 }
 
 /// An error of the floors below, with the place in the recipe that it is about.
@@ -137,6 +135,7 @@ impl LazyModel {
         let device = Device::flex();
         match task {
             TaskPlan::SequenceClassification { .. } => of(build::classifier(config, task, &device), config),
+            TaskPlan::CausalLm { .. } => of(build::language_model(config, task, &device), config),
             TaskPlan::MaskedLm { .. } => of(MaskedLm::new(config, &device), config),
             TaskPlan::Distillation { width, .. } => of(Distillation::new(config, *width, None, &device), config),
         }
@@ -196,18 +195,24 @@ fn max_length(recipe: &Recipe, config: &Config) -> Result<usize, Failure> {
     }
 }
 
-fn read_data(recipe: &Recipe, tokenizer: &Tokenizer, max_length: usize) -> Result<Dataset, Failure> {
-    let kind = match &recipe.task {
+fn read_data(
+    recipe: &Recipe,
+    config: &Config,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<Dataset, Failure> {
+    let target = match &recipe.task {
+        TaskConfig::CausalLm(_) => Target::Causal { vocab_size: Some(config.vocab_size()) },
         TaskConfig::SequenceClassification(task) => match task.problem {
-            Problem::SingleLabel => LabelKind::Class(task.labels.clone()),
-            Problem::MultiLabel => LabelKind::Multi(task.labels.clone()),
-            Problem::Regression => LabelKind::Score,
+            Problem::SingleLabel => Target::Labels(LabelKind::Class(task.labels.clone())),
+            Problem::MultiLabel => Target::Labels(LabelKind::Multi(task.labels.clone())),
+            Problem::Regression => Target::Labels(LabelKind::Score),
         },
-        TaskConfig::MaskedLm(_) | TaskConfig::Distillation(_) => LabelKind::None,
+        TaskConfig::MaskedLm(_) | TaskConfig::Distillation(_) => Target::Labels(LabelKind::None),
     };
     let dir = recipe.beside("");
     let dataset =
-        temper_data::load(recipe.local_data(), &dir, Target::Labels(kind), tokenizer, max_length, recipe.train.seed)
+        temper_data::load(recipe.local_data(), &dir, target, tokenizer, max_length, recipe.train.seed)
             .map_err(|error| data_failure(recipe, error))?;
     let errors: Vec<&str> = dataset.report.errors().map(|finding| finding.message.as_str()).collect();
     if errors.is_empty() { Ok(dataset) } else { Err(point(recipe, Kind::Data, "data.train", errors.join("; "))) }
@@ -239,13 +244,8 @@ fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
 fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failure> {
     let config = recipe.train.clone();
     let micro_batch = config.micro_batch.unwrap_or(config.global_batch);
-    let order = temper_data::Order::new(
-        &dataset.train,
-        config.seed,
-        config.global_batch,
-        Micro::Rows(micro_batch),
-        recipe.data.bucket,
-    );
+    let micro = config.micro_batch_tokens.map_or(Micro::Rows(micro_batch), Micro::Tokens);
+    let order = temper_data::Order::new(&dataset.train, config.seed, config.global_batch, micro, recipe.data.bucket);
     let steps_per_epoch = order.steps_per_epoch();
     let steps = match (config.max_steps, config.epochs) {
         (Some(steps), _) => steps,
@@ -286,6 +286,7 @@ fn estimate(config: &Config, task: &TaskPlan, dataset: &Dataset, adapter: &Adapt
     let logits = match task {
         TaskPlan::SequenceClassification { labels, .. } => rows * labels.len() as u64,
         TaskPlan::Distillation { width, .. } => rows * length * *width as u64,
+        TaskPlan::CausalLm { .. } => (rows * length * config.vocab_size() as u64).min(temper_tasks::causal_lm::LOGITS as u64),
         TaskPlan::MaskedLm { mask_probability, .. } => {
             (rows as f64 * length as f64 * mask_probability) as u64 * config.vocab_size() as u64
         }
@@ -354,6 +355,7 @@ fn fingerprint(plan: &Plan) -> Result<String, Failure> {
     for table in ["run", "sources", "export", "memory", "device", "fingerprint"] {
         value.as_object_mut().map(|plan| plan.remove(table));
     }
+    value["task"].as_object_mut().map(|task| task.remove("samples"));
     for key in ["log_every", "save_every", "keep_last", "max_wall"] {
         value["train"]["config"].as_object_mut().map(|train| train.remove(key));
     }

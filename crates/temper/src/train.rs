@@ -1,14 +1,15 @@
 //! The corridor: recipe → fetch → plan → run directory → model → loop → export → report → push.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use temper_data::{Examples, Micro, Order, Severity, prefetch};
-use temper_engine::{BoxError, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
+use temper_data::{Examples, Order, Severity, prefetch};
+use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
 use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
-use temper_tasks::{Distillation, Evaluation, MaskedLm, Task};
+use temper_tasks::{Causal, Distillation, Evaluation, MaskedLm, Task};
 
 use crate::export::{self, Shipped, export};
 use crate::failure::{Failure, Kind};
@@ -72,6 +73,14 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop) -> Result<Finished, Fai
         TaskPlan::SequenceClassification { .. } => {
             corridor.walk(build::classifier(&inputs.config, &plan.task, &device), pad_id, inputs)
         }
+        TaskPlan::CausalLm { .. } => {
+            let (model, judge) = (
+                build::language_model(&inputs.config, &plan.task, &device),
+                build::judge(&inputs.config, &plan.task),
+            );
+            let causal = Causal { pad_id, tokenizer: inputs.tokenizer.clone(), judge };
+            corridor.walk(model, causal, inputs)
+        }
         TaskPlan::MaskedLm { mask_probability, .. } => {
             let masking = Masking {
                 pad_id,
@@ -122,21 +131,25 @@ impl Corridor<'_> {
         let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe: self.recipe, licence };
         let pushing = self.permission.map(|given| Pushing::start(given, &shipped, [&train, &eval], run));
         let mut pushing = pushing.transpose()?;
-        let mut evaluation = None;
+        let evaluation = RefCell::new(None);
         let Outcome { model, reason, step, resumed, best, last, .. } = fit(
             model,
             &fit_plan(plan),
             run.path(),
             |first| batches::<T>(plan, &train, &collator, first),
             &mut |model| {
-                let measured = evaluation.insert(measure(model, &eval));
+                let measured = measure(model, &eval);
                 let mut scores = measured.scores.clone();
+                evaluation.replace(Some(measured));
                 // An undefined metric, the correlation with a constant say, is no reason to lose the run.
                 scores.entry(plan.task.best_by().name().into()).or_insert(f64::NAN);
                 Ok(Scores(scores))
             },
             &mut |event| {
                 reporters.observe(event);
+                if let (Event::Evaluated { step, .. }, Some(measured)) = (event, &*evaluation.borrow()) {
+                    reporters.samples(*step, &measured.samples);
+                }
                 if let Some(pushing) = &mut pushing {
                     pushing.observe(event);
                 }
@@ -155,7 +168,7 @@ impl Corridor<'_> {
 
         let model = model.valid();
         // The last evaluation is of this model if it was the best one too.
-        let evaluation = evaluation.filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
+        let evaluation = evaluation.into_inner().filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
         let measured = (!eval.is_empty()).then(|| evaluation.unwrap_or_else(|| measure(&model, &eval)));
         let pages = Pages::compose(&shipped, measured.as_ref(), [&train, &eval], run)?;
         export(&model, &trained, &shipped, &pages, &run.join("export"))?;
@@ -178,7 +191,7 @@ impl Corridor<'_> {
         measure: impl Fn(&T) -> Evaluation,
     ) -> Result<(), Failure> {
         let outputs = |model: &T| {
-            let Evaluation { scores, logits } = measure(model);
+            let Evaluation { scores, logits, .. } = measure(model);
             Ok(logits.concat().into_iter().chain(scores.get("loss").map(|&loss| loss as f32)).collect())
         };
         let write =
@@ -192,7 +205,7 @@ impl Corridor<'_> {
 /// Which rows each step sees.
 pub fn order(plan: &Plan, examples: &Examples) -> Order {
     let (config, bucket) = (&plan.train.config, plan.data.config.bucket);
-    Order::new(examples, config.seed, config.global_batch, Micro::Rows(plan.train.micro_batch), bucket)
+    Order::new(examples, config.seed, config.global_batch, plan.train.micro(), bucket)
 }
 
 /// The micro-batches of each step from `first` on, prepared ahead on other threads.

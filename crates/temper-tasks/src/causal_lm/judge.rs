@@ -82,7 +82,7 @@ struct Question {
 impl Question {
     /// The last trained part of a row is the answer, what comes before it the prompt. None where nothing comes before.
     fn of(examples: &Examples, row: usize) -> Option<Self> {
-        let span = examples.trained(row).last()?.clone();
+        let span = examples.trained(row).pop()?;
         let ids = examples.ids(row);
         let (prompt, answer) = (ids[..span.start].to_vec(), ids[span].to_vec());
         (!prompt.is_empty()).then_some(Self { prompt, answer })

@@ -14,7 +14,7 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use temper_nn::matmul;
 
 /// The most logits that exist at once (64 MiB of f32).
-const LOGITS: usize = 16 << 20;
+pub const LOGITS: usize = 16 << 20;
 
 /// What the loss of a row is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

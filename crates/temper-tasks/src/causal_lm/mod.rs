@@ -26,7 +26,7 @@ use crate::{Evaluation, Task, input};
 
 pub use generate::{Generated, Generation};
 pub use judge::Judge;
-pub use loss::{Terms, linear_cross_entropy};
+pub use loss::{LOGITS, Terms, linear_cross_entropy};
 pub use sampling::Sampling;
 
 /// `[task]` with `kind = "causal-lm"`.
@@ -97,7 +97,7 @@ pub struct CausalBatch {
 }
 
 /// What batches are made with, and answers judged by.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Causal {
     /// The id that fills rows up.
     pub pad_id: u32,
@@ -203,6 +203,7 @@ mod tests {
             seq: 5,
             ids: vec![1, 2, 3, 4, 5, 6, 7, 8, 0, 0],
             type_ids: vec![0; 10],
+            lengths: vec![5, 3],
             segments: vec![vec![2, 3], vec![3]],
             trained: [1, 1, 1, 1, 0, 0, 0, 1, 1, 1].map(|trained| trained == 1).to_vec(),
         };

@@ -4,11 +4,12 @@
 
 use std::time::Duration;
 
-use temper_data::{DataConfig, Files};
+use regex::Regex;
+use temper_data::{DataConfig, Files, Format};
 use temper_engine::{Every, EveryName, OptimKind, ScheduleKind};
 use temper_hub::RepoId;
 use temper_peft::Method;
-use temper_tasks::{Problem, TaskConfig};
+use temper_tasks::{CausalLmConfig, Metric, Problem, TaskConfig};
 
 use super::rules::Rules;
 use super::source::join_key;
@@ -17,10 +18,11 @@ use crate::diagnostic::Diagnostics;
 use crate::fetch::is_hub_name;
 
 /// Keys of which only one can be written.
-pub(super) const RIVALS: [(&str, &str); 4] = [
+pub(super) const RIVALS: [(&str, &str); 5] = [
     ("model.base", "model.config"),
     ("data.eval", "data.eval_fraction"),
     ("train.epochs", "train.max_steps"),
+    ("train.micro_batch", "train.micro_batch_tokens"),
     ("schedule.warmup_steps", "schedule.warmup_ratio"),
 ];
 
@@ -35,6 +37,7 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
     model(&mut rules, recipe);
     task(&mut rules, recipe);
     data(&mut rules, &recipe.data);
+    conversations(&mut rules, recipe);
     adapter(&mut rules, recipe);
     train(&mut rules, recipe);
     optim(&mut rules, recipe);
@@ -92,6 +95,7 @@ fn task(rules: &mut Rules<'_>, recipe: &Recipe) {
                 rules.idle(&keys, "a score has no classes", "task.problem");
             }
         }
+        TaskConfig::CausalLm(task) => causal_lm(rules, task),
         TaskConfig::MaskedLm(task) => {
             let p = task.mask_probability;
             rules.must("task.mask_probability", p > 0.0 && p < 1.0, "in (0, 1)");
@@ -104,6 +108,60 @@ fn task(rules: &mut Rules<'_>, recipe: &Recipe) {
             }
         }
     }
+}
+
+fn causal_lm(rules: &mut Rules<'_>, task: &CausalLmConfig) {
+    rules.must("task.label_smoothing", (0.0..1.0).contains(&task.label_smoothing), "in [0, 1)");
+    rules.must("task.z_loss", task.z_loss >= 0.0 && task.z_loss.is_finite(), "at least 0");
+    rules.must("task.max_new_tokens", task.max_new_tokens >= 1, "at least 1");
+    for (i, metric) in task.metrics.iter().enumerate() {
+        let message = match metric {
+            Metric::ExactMatch | Metric::RegexMatch => continue,
+            Metric::Loss | Metric::Perplexity => format!("`{}` is always measured", metric.name()),
+            _ => format!("a language model is not measured by `{}`", metric.name()),
+        };
+        rules.wrong(&format!("task.metrics.{i}"), &message, "write `exact_match` or `regex_match`");
+    }
+    if task.metrics.is_empty() && task.samples == 0 {
+        rules.idle(&["task.max_new_tokens"], "nothing is generated: no metric asks for it, and `samples` is 0", "");
+    }
+    match (&task.answer, task.metrics.contains(&Metric::RegexMatch)) {
+        (None, true) => {
+            let message = "`regex_match` needs `answer` in [task], which says what of an answer counts";
+            rules.wrong("task.metrics", message, "write `answer = '#### (-?[0-9.,]+)'`, say");
+        }
+        (Some(_), false) => rules.idle(&["task.answer"], "`regex_match` is not among the metrics", "task.metrics"),
+        (Some(answer), true) => {
+            if let Err(error) = Regex::new(answer) {
+                rules.wrong("task.answer", &format!("`answer` in [task] is no regular expression: {error}"), "");
+            }
+        }
+        (None, false) => {}
+    }
+}
+
+/// The keys of `[data]` that say how a causal language model reads its rows.
+fn conversations(rules: &mut Rules<'_>, recipe: &Recipe) {
+    const CAUSAL: [&str; 8] = [
+        "data.format",
+        "data.columns",
+        "data.template",
+        "data.template_variables",
+        "data.template_date",
+        "data.train_on",
+        "data.long_rows",
+        "data.packing",
+    ];
+    if !matches!(recipe.task, TaskConfig::CausalLm(_)) {
+        rules.idle(&CAUSAL, "only `kind = \"causal-lm\"` reads conversations", "task.kind");
+        return;
+    }
+    const CHAT: [&str; 3] = ["data.template", "data.template_variables", "data.template_date"];
+    if recipe.data.format == Some(Format::Text) {
+        rules.idle(&CHAT, "texts have no turns", "data.format");
+        rules.idle(&["data.train_on", "data.long_rows"], "texts are learned whole, in pieces", "data.format");
+    }
+    rules.not_empty("data.template");
 }
 
 fn data(rules: &mut Rules<'_>, data: &DataConfig) {
@@ -193,6 +251,7 @@ fn train(rules: &mut Rules<'_>, recipe: &Recipe) {
     rules.must("train.max_steps", train.max_steps != Some(0), "at least 1");
     rules.must("train.global_batch", train.global_batch >= 1, "at least 1");
     rules.must("train.micro_batch", train.micro_batch != Some(0), "at least 1");
+    rules.must("train.micro_batch_tokens", train.micro_batch_tokens != Some(0), "at least 1");
     if let Some(micro) = train.micro_batch
         && micro > train.global_batch
         && train.global_batch > 0

@@ -1,8 +1,14 @@
 //! `[task]` → what is taught: labels, class weights, metrics, the teacher.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use temper_data::{Dataset, Tokenizer};
 use temper_models::{Config, Weights};
+use temper_peft::Method;
+use temper_tasks::causal_lm::CausalLmConfig;
 use temper_tasks::distillation::DistillationConfig;
 use temper_tasks::masked_lm::MaskedLmConfig;
 use temper_tasks::sequence_classification::{Balanced, ClassWeights};
@@ -23,14 +29,27 @@ pub struct TeacherInputs {
     pub ids: Vec<i32>,
 }
 
+/// Holds the task against the kind of network.
+pub(super) fn check_architecture(recipe: &Recipe, config: &Config) -> Result<(), Failure> {
+    let causal = matches!(recipe.task, TaskConfig::CausalLm(_));
+    let message = match (causal, config.is_decoder()) {
+        (true, false) => "is an encoder, and sees what it would have to predict; `kind = \"causal-lm\"` needs a decoder",
+        (false, true) => "is a decoder; temper teaches it `kind = \"causal-lm\"` alone",
+        _ => return Ok(()),
+    };
+    Err(point(recipe, Kind::Recipe, "task.kind", format!("`{}` {message}", config.model_type())))
+}
+
 pub(super) fn resolve_task(
     recipe: &Recipe,
+    config: &Config,
     dataset: &Dataset,
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<(TaskPlan, Option<TeacherInputs>), Failure> {
     match &recipe.task {
         TaskConfig::SequenceClassification(task) => Ok((classification(recipe, task, dataset)?, None)),
+        TaskConfig::CausalLm(task) => Ok((causal_lm(recipe, task, config, dataset, tokenizer)?, None)),
         TaskConfig::MaskedLm(task) => Ok((masked_lm(recipe, task, tokenizer)?, None)),
         TaskConfig::Distillation(task) => {
             distillation(recipe, task, tokenizer, max_length).map(|(plan, teacher)| (plan, Some(teacher)))
@@ -62,6 +81,71 @@ fn classification(
     let class_weights = class_weights(recipe, task, dataset, &labels)?;
     let label_smoothing = task.label_smoothing as f32;
     Ok(TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, best_by })
+}
+
+fn causal_lm(
+    recipe: &Recipe,
+    task: &CausalLmConfig,
+    config: &Config,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+) -> Result<TaskPlan, Failure> {
+    let saved = |name: &str| recipe.adapter.modules_to_save.iter().position(|module| module == name);
+    let full = recipe.adapter.method == Method::Full;
+    if task.untie && !config.tied() {
+        let message = "`untie` has no effect: the model's output layer has weights of its own";
+        return Err(point(recipe, Kind::Recipe, "task.untie", message));
+    }
+    if task.untie && !full && saved("lm_head").is_none() {
+        let message = "an output layer that is untied and does not train stays a copy: write `modules_to_save = [\"lm_head\"]`";
+        return Err(point(recipe, Kind::Recipe, "task.untie", message));
+    }
+    let tied = config.tied() && !task.untie;
+    let embeddings = config.embeddings().rsplit('.').nth(1).unwrap_or_default();
+    if let Some(i) = saved("lm_head").or_else(|| saved(embeddings)).filter(|_| tied && !full) {
+        let message = format!(
+            "`{embeddings}` and `lm_head` are one weight in this model; `untie = true` in [task] makes them two"
+        );
+        return Err(point(recipe, Kind::Recipe, &format!("adapter.modules_to_save.{i}"), message));
+    }
+    let possible = [&[Metric::Loss, Metric::Perplexity], task.metrics.as_slice()].concat();
+    Ok(TaskPlan::CausalLm {
+        tied,
+        label_smoothing: task.label_smoothing,
+        z_loss: task.z_loss,
+        metrics: task.metrics.clone(),
+        answer: task.answer.clone(),
+        samples: task.samples,
+        max_new_tokens: task.max_new_tokens,
+        end_ids: end_ids(recipe, config, dataset, tokenizer),
+        best_by: best_by(recipe, *task.metrics.first().unwrap_or(&Metric::Loss), &possible)?,
+    })
+}
+
+/// What ends an answer: the model's own ends, and the special tokens with which the trained parts of the data end.
+fn end_ids(recipe: &Recipe, config: &Config, dataset: &Dataset, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut ids: BTreeSet<u32> = super::base_dir(recipe).map(|base| stop_ids(config, tokenizer, &base)).unwrap_or_default();
+    ids.extend(tokenizer.eos_id());
+    let (rows, special) = (&dataset.train, tokenizer.special_ids());
+    for row in 0..rows.len().min(64) {
+        let tokens = rows.ids(row);
+        ids.extend(rows.trained(row).iter().map(|run| tokens[run.end - 1]).filter(|id| special.contains(id)));
+    }
+    ids.into_iter().collect()
+}
+
+/// The tokens with which a model in `dir` stops, as Transformers reads them: those of generation_config.json, or else of
+/// config.json, and the tokenizer's.
+pub fn stop_ids(config: &Config, tokenizer: &Tokenizer, dir: &Path) -> BTreeSet<u32> {
+    let read = || serde_json::from_str::<Value>(&std::fs::read_to_string(dir.join("generation_config.json")).ok()?).ok();
+    let listed: Vec<u32> = match read().map(|settings| settings["eos_token_id"].clone()) {
+        Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
+        Some(id) => id.as_u64().map(|id| id as u32).into_iter().collect(),
+        None => Vec::new(),
+    };
+    let own = config.eos_token_ids().into_iter().map(|id| id as u32);
+    let own: Vec<u32> = if listed.is_empty() { own.collect() } else { listed };
+    own.into_iter().chain(tokenizer.eos_id()).collect()
 }
 
 fn masked_lm(recipe: &Recipe, task: &MaskedLmConfig, tokenizer: &Tokenizer) -> Result<TaskPlan, Failure> {
