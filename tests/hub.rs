@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use temper_testhub::{Fault, Kind, Options, Side, TestHub, Trouble};
@@ -45,12 +46,17 @@ impl World {
     }
 
     fn temper(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = command(arguments);
         command
             .env("HF_ENDPOINT", self.hub.endpoint())
             .env("HF_HOME", self.home.path())
             .env("HF_TOKEN", self.hub.token());
-        command.env_remove("HF_HUB_CACHE").env_remove("HF_HUB_OFFLINE").output().unwrap()
+        command.env_remove("HF_HUB_CACHE").env_remove("HF_HUB_OFFLINE");
+        command
     }
 
     fn run(&self) -> PathBuf {
@@ -59,11 +65,34 @@ impl World {
 
     /// Six steps of the recipe.
     fn train(&self, overrides: &[&str]) -> Output {
+        self.training(overrides).output().unwrap()
+    }
+
+    fn training(&self, overrides: &[&str]) -> Command {
+        let overrides: Vec<&str> = ["adapter.rank=2"].iter().chain(overrides).copied().collect();
+        self.training_of("recipes/sentiment-hub.toml", &overrides)
+    }
+
+    fn training_of(&self, recipe: &str, overrides: &[&str]) -> Command {
         let (to, dir) = (format!("export.push_to={TO}"), format!("run.dir={}", self.run().display()));
-        let short = ["train.max_steps=6", "train.global_batch=8", "eval.every=3", "adapter.rank=2", &to, &dir];
+        let short = ["train.max_steps=6", "train.global_batch=8", "eval.every=3", &to, &dir];
         let set = short.iter().chain(overrides).flat_map(|value| ["--set", value]);
-        let arguments: Vec<&str> = ["train", "--recipe", "recipes/sentiment-hub.toml"].into_iter().chain(set).collect();
-        self.temper(&arguments)
+        let arguments: Vec<&str> = ["train", "--recipe", recipe].into_iter().chain(set).collect();
+        self.command(&arguments)
+    }
+
+    /// Trains until a request has come whose path holds `path`, then asks the process to end with `signal`. Returns how it
+    /// ended and how long that took.
+    fn train_until(&self, overrides: &[&str], path: &str, signal: &str) -> (Output, Duration) {
+        let mut child = self.training(overrides).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let begun = Instant::now();
+        while !self.hub.requests().iter().any(|request| request.path.contains(path)) {
+            assert!(begun.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "no {path}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let begun = Instant::now();
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        (child.wait_with_output().unwrap(), begun.elapsed())
     }
 
     fn pushed(&self, path: &str) -> Vec<u8> {
@@ -90,10 +119,15 @@ fn a_recipe_pulls_trains_and_pushes() {
         (Some(MODEL), Some(&*commit))
     );
     let card = text(&world.pushed("README.md"));
-    for part in ["license: apache-2.0", MODEL, DATA, &commit, "model-index", "curves.svg"] {
+    for part in ["license: apache-2.0", MODEL, DATA, &commit, "model-index", "curves.svg", "| cc0-1.0 |"] {
         assert!(card.contains(part), "{part} is not in\n{card}");
     }
-    assert!(!card.contains(world.home.path().to_str().unwrap()), "{card}");
+    for part in [world.home.path().to_str().unwrap(), "https://huggingface.co", "not stated"] {
+        assert!(!card.contains(part), "{part} is in\n{card}");
+    }
+    assert!(card.contains(&format!("({}/datasets/{DATA})", world.hub.endpoint())), "{card}");
+    let lines: Vec<&str> = card.lines().filter(|line| line.starts_with("- ")).collect();
+    assert!(lines.iter().all(|line| lines.iter().filter(|other| *other == line).count() == 1), "{lines:?}");
     let plan: Value = serde_json::from_slice(&fs::read(world.run().join("plan.json")).unwrap()).unwrap();
     assert_eq!(plan["sources"][0]["commit"], *commit);
 
@@ -148,6 +182,123 @@ fn saves_are_pushed_beside_training() {
     assert!(titles.iter().any(|title| title == "End of training"), "{titles:?}");
     assert!(!world.pushed("last-checkpoint/optimizer.safetensors").is_empty());
     assert!(world.hub.read(Kind::Model, TO, "v1", "adapter_model.safetensors").is_ok());
+}
+
+#[test]
+fn a_silent_hub_does_not_hold_up_the_end() {
+    let silent = || Fault::new("POST", "*/objects/batch", Trouble::Delay(Duration::from_secs(50))).times(100);
+    // Beside training.
+    let world = World::new();
+    world.hub.fault(silent());
+    let endless = ["train.max_steps=100000", "train.save_every=3", "export.push_when=every-save"];
+    let (out, took) = world.train_until(&endless, "objects/batch", "-TERM");
+    assert_eq!(out.status.code(), Some(5), "{}", text(&out.stderr));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    // At the end: what was trained is whole.
+    let world = World::new();
+    world.hub.fault(silent());
+    let (out, took) = world.train_until(&[], "objects/batch", "-INT");
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(5), "{said}");
+    assert!(took < Duration::from_secs(10) && said.contains("temper push"), "{took:?} {said}");
+    assert!(world.run().join("report.html").is_file());
+    world.hub.clear_faults();
+    let out = world.temper(&["push", world.run().to_str().unwrap()]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(world.pushed("adapter_model.safetensors"), exported(&world.run(), "adapter_model.safetensors"));
+}
+
+#[test]
+fn an_export_that_the_run_has_left_behind_is_not_pushed_unasked() {
+    let world = World::new();
+    assert!(world.train(&["train.max_wall=1s", "train.max_steps=100000", "train.save_every=1000"]).status.success());
+    let run = world.run();
+    let provenance: Value = serde_json::from_slice(&exported(&run, "temper.json")).unwrap();
+    let step = provenance["trained"]["step"].as_u64().unwrap();
+    assert_eq!((step > 0, &provenance["trained"]["finished"]), (true, &Value::Bool(false)), "{provenance}");
+    // It went on from there, and was killed after a checkpoint.
+    fs::create_dir(run.join(format!("checkpoints/step-{}", step + 7))).unwrap();
+    let push = run.display().to_string();
+    let out = world.temper(&["push", &push]);
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{said}");
+    for part in [&format!("step {step}"), &format!("step {}", step + 7), "--earlier"] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert!(world.temper(&["push", &push, "--earlier"]).status.success());
+    assert!(world.hub.titles(Kind::Model, TO, "main").unwrap().contains(&format!("Training until step {step}")));
+}
+
+/// `file` as two files and their index.
+fn in_shards(file: &Path) {
+    let bytes = fs::read(file).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let header: serde_json::Map<String, Value> = serde_json::from_slice(header).unwrap();
+    let mut map = serde_json::Map::new();
+    for number in 0..2 {
+        let name = format!("model-0000{}-of-00002.safetensors", number + 1);
+        let (mut tensors, mut shard) = (serde_json::Map::new(), Vec::new());
+        for (at, (tensor, facts)) in header.iter().filter(|(name, _)| *name != "__metadata__").enumerate() {
+            let offset = |i: usize| facts["data_offsets"][i].as_u64().unwrap() as usize;
+            if at % 2 == number {
+                let begin = shard.len();
+                shard.extend(&data[offset(0)..offset(1)]);
+                let mut facts = facts.clone();
+                facts["data_offsets"] = serde_json::json!([begin, shard.len()]);
+                tensors.insert(tensor.clone(), facts);
+                map.insert(tensor.clone(), name.clone().into());
+            }
+        }
+        let header = Value::Object(tensors).to_string().into_bytes();
+        let whole = [&(header.len() as u64).to_le_bytes()[..], &header, &shard].concat();
+        fs::write(file.with_file_name(&name), whole).unwrap();
+    }
+    let index = serde_json::json!({"metadata": {}, "weight_map": map});
+    fs::write(file.with_file_name("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn weights_in_several_files_are_pushed() {
+    let world = World::new();
+    let out = world.train(&["export.merge=true", "export.push=merged"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let (run, whole) = (world.run(), world.pushed("model.safetensors"));
+    in_shards(&run.join("merged/model.safetensors"));
+    let (push, to) = (run.display().to_string(), "me/shards");
+    assert!(world.temper(&["push", &push, "--to", to]).status.success());
+    for name in ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    {
+        let there = world.hub.read(Kind::Model, to, "main", name).unwrap();
+        assert_eq!(there, fs::read(run.join("merged").join(name)).unwrap(), "{name}");
+        assert!(there.len() < whole.len());
+    }
+    // What was pushed is what can be pulled and used.
+    let out = world.temper(&["hub", "download", to]);
+    let dir = text(&out.stdout).trim().to_owned();
+    let predict = |dir: &str| text(&world.temper(&["predict", dir, "never again"]).stdout);
+    assert!(predict(&dir).contains("label"), "{}", predict(&dir));
+    fs::remove_file(run.join("merged/model-00002-of-00002.safetensors")).unwrap();
+    let out = world.temper(&["push", &push, "--to", to]);
+    assert!(out.status.code() == Some(3) && text(&out.stderr).contains("model-00002"), "{out:?}");
+}
+
+#[test]
+fn a_model_that_trains_whole_is_pushed_beside_training_too() {
+    let world = World::new();
+    let recipe = world.home.path().join("full.toml");
+    let tables = fs::read_to_string(root().join("recipes/sentiment-hub.toml")).unwrap();
+    let tables = tables.replace("rank = 8", "method = \"full\"").replace("alpha = 16\n", "").replace("1e-3", "1e-4");
+    fs::write(&recipe, tables).unwrap();
+    let train = |overrides: &[&str]| world.training_of(recipe.to_str().unwrap(), overrides).output().unwrap();
+    let out = train(&["export.push_when=every-save", "train.save_every=3"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let titles = world.hub.titles(Kind::Model, TO, "main").unwrap();
+    let title = titles.iter().find(|title| title.starts_with("Training in progress, step ")).unwrap();
+    assert_eq!(world.pushed("model.safetensors"), exported(&world.run(), "model.safetensors"), "{title}");
+    let out = train(&["adapter.freeze=[\"bias$\"]", "export.push_when=best"]);
+    assert!(out.status.code() == Some(2) && text(&out.stderr).contains("push_when"), "{out:?}");
 }
 
 #[test]
@@ -221,6 +372,120 @@ fn merged_weights_are_pushed_with_their_card_and_its_picture() {
 }
 
 #[test]
+fn a_merge_by_hand_can_be_pushed() {
+    let world = World::new();
+    assert!(world.train(&[]).status.success());
+    let run = world.run();
+    let out = world.temper(&["merge", run.to_str().unwrap()]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let to = "me/merged";
+    let out = world.temper(&["push", run.to_str().unwrap(), "--merged", "--to", to]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let card = text(&world.hub.read(Kind::Model, to, "main", "README.md").unwrap());
+    for part in
+        ["base_model_relation: finetune", "library_name: transformers", "Full weights", "accuracy", "license: apache"]
+    {
+        assert!(card.contains(part), "{part} is not in\n{card}");
+    }
+    assert!(!card.contains("peft") && !card.contains("base_model:adapter"), "{card}");
+    assert!(!world.hub.read(Kind::Model, to, "main", "curves.svg").unwrap().is_empty());
+}
+
+#[test]
+fn a_plan_fetches_no_weights_and_says_how_many_will_be() {
+    let world = World::new();
+    let bytes = fs::metadata(root().join("examples/encoder/model.safetensors")).unwrap().len();
+    let to = format!("export.push_to={TO}");
+    let plan = |json: &str| {
+        let out = world.temper(&["plan", "--recipe", "recipes/sentiment-hub.toml", "--set", &to, json]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()
+    };
+    let before = plan("--json");
+    assert_eq!(before["to_come"], bytes);
+    let weights = |request: &temper_testhub::Logged| request.path.contains("/get/");
+    let asked = world.hub.requests();
+    let (headers, whole): (Vec<_>, Vec<_>) =
+        asked.iter().filter(|request| weights(request)).partition(|request| request.header("range").is_some());
+    assert!(!headers.is_empty() && whole.iter().all(|request| request.path.contains("parquet")), "{whole:?}");
+    let shown = world.temper(&["plan", "--recipe", "recipes/sentiment-hub.toml", "--set", &to]);
+    assert!(
+        text(&shown.stdout).contains("to download") && text(&shown.stdout).contains(world.hub.endpoint()),
+        "{shown:?}"
+    );
+
+    // Once the weights are here the plan is the same, and nothing is left to fetch.
+    assert!(world.temper(&["hub", "download", MODEL]).status.success());
+    let after = plan("--json");
+    assert_eq!((&after["to_come"], &after["fingerprint"]), (&Value::from(0), &before["fingerprint"]));
+    assert_eq!(after["model"]["files"], before["model"]["files"]);
+}
+
+#[test]
+fn whether_a_push_is_allowed_is_known_before_weights_are_fetched() {
+    let world = World::new();
+    let out = world.train(&["export.push_to=somebody/else"]);
+    assert_eq!(out.status.code(), Some(7), "{}", text(&out.stderr));
+    let whole = |request: &temper_testhub::Logged| request.path.contains("/get/") && request.header("range").is_none();
+    assert!(!world.hub.requests().iter().any(whole));
+}
+
+#[test]
+fn mistakes_are_the_users_and_say_where() {
+    let world = World::new();
+    let refused = |out: Output, code: i32, parts: &[&str]| {
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{said}");
+        parts.iter().for_each(|part| assert!(said.contains(part), "{part} is not in {said}"));
+    };
+    refused(world.train(&["export.branch=a..b"]), 2, &["branch", "a..b"]);
+    refused(world.train(&["export.tag=-x y"]), 2, &["tag", "x y"]);
+    let recipe = world.home.path().join("split.toml");
+    let tables = fs::read_to_string(root().join("recipes/sentiment-hub.toml")).unwrap();
+    fs::write(&recipe, tables.replace("split = \"validation\"", "split = \"validate\"")).unwrap();
+    let out = world.training_of(recipe.to_str().unwrap(), &[]).output().unwrap();
+    let line = text(&out.stderr);
+    refused(out, 2, &["no split \"validate\"", "train, validation"]);
+    let (shown, carets) = {
+        let mut lines = line.lines().skip_while(|line| !line.contains("eval = "));
+        (lines.next().unwrap().to_owned(), lines.next().unwrap().to_owned())
+    };
+    assert_eq!(carets.find('^'), shown.find("\"validate\""), "{line}");
+
+    assert!(world.train(&["train.max_steps=1", "eval.every=1"]).status.success());
+    let mut offline = world.training(&["train.max_steps=1", "eval.every=1"]);
+    refused(offline.env("HF_HUB_OFFLINE", "1").output().unwrap(), 7, &["--no-push", "temper push", "push_to"]);
+    let mut hidden = world.training(&[]);
+    let out = hidden.env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1").output().unwrap();
+    refused(out, 7, &["unset HF_HUB_DISABLE_IMPLICIT_TOKEN"]);
+}
+
+#[test]
+fn an_adapter_without_companions_is_used_with_its_base() {
+    let world = World::new();
+    assert!(world.train(&["adapter.bias=none"]).status.success());
+    let bare = world.home.path().join("bare");
+    fs::create_dir(&bare).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(world.run().join("export").join(name), bare.join(name)).unwrap();
+    }
+    let scores = |dir: &Path| {
+        let out = world.temper(&["predict", dir.to_str().unwrap(), "never again", "a joy"]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        let lines = text(&out.stdout);
+        let scores = |line: &str| -> Vec<f64> {
+            let line: Value = serde_json::from_str(line).unwrap();
+            line["scores"].as_object().unwrap().values().map(|score| score.as_f64().unwrap()).collect()
+        };
+        lines.lines().map(scores).collect::<Vec<_>>()
+    };
+    assert_eq!(scores(&bare), scores(&world.run()));
+    // Without the head's own size among the base's labels they are numbered.
+    let out = world.temper(&["predict", bare.to_str().unwrap(), "never again"]);
+    assert!(text(&out.stdout).contains("LABEL_"), "{out:?}");
+}
+
+#[test]
 fn a_commit_in_the_cache_needs_no_hub() {
     let world = World::new();
     assert!(world.train(&["train.max_steps=1", "eval.every=1"]).status.success());
@@ -271,6 +536,30 @@ fn data_is_pushed_as_parquet_and_pulled_again() {
     let out = world.temper(&["data", "push", "examples/reviews/train.jsonl", "--to", "me/reviews"]);
     assert_eq!(out.status.code(), Some(2));
     assert!(text(&out.stderr).contains("SPLIT=FILE"), "{out:?}");
+}
+
+#[test]
+fn a_card_says_nothing_of_local_directories() {
+    let world = World::new();
+    let dir = world.home.path().join("project/recipes");
+    fs::create_dir_all(&dir).unwrap();
+    for (from, to) in [("examples/encoder", "../base"), ("examples/reviews", "../rows")] {
+        fs::create_dir(dir.join(to)).unwrap();
+        for entry in fs::read_dir(root().join(from)).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), dir.join(to).join(entry.file_name())).unwrap();
+        }
+    }
+    let recipe = "[model]\nbase = \"../base\"\n[task]\nkind = \"sequence-classification\"\n[data]\n\
+                  train = \"../rows/train.jsonl\"\neval = \"../rows/eval.jsonl\"\n[export]\nbase_model = \"org/base\"\n\
+                  license = \"apache-2.0\"\n";
+    fs::write(dir.join("run.toml"), recipe).unwrap();
+    let out = world.training_of(dir.join("run.toml").to_str().unwrap(), &[]).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    for name in ["README.md", "temper.json"] {
+        let said = text(&world.pushed(name));
+        let home = world.home.path().to_str().unwrap();
+        assert!(!said.contains("../") && !said.contains(home) && said.contains("train.jsonl"), "{said}");
+    }
 }
 
 #[test]

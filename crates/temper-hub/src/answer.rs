@@ -9,6 +9,9 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use crate::{Error, RepoId, names::printable};
 
+/// What to do without a token.
+pub(crate) const LOGIN: &str = "run `temper hub login`, or set HF_TOKEN to a token that may write";
+
 /// What a request was for: the words of its errors.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct About<'a> {
@@ -88,7 +91,7 @@ impl Refusal {
         let doing = about.doing.clone();
         let bad_token = || match asked.token_from {
             Some(from) => Error::BadToken { endpoint: endpoint.clone(), from: from.into() },
-            None => Error::NoToken { doing: doing.clone() },
+            None => Error::NoToken { doing: doing.clone(), advice: LOGIN },
         };
         match (self.status, about.repo) {
             (401 | 403, Some(repo)) if self.code == "GatedRepo" => {

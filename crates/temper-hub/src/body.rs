@@ -29,7 +29,7 @@ fn about(card: &Card) -> String {
         Relation::Finetune => "Full weights, fine-tuned from",
     };
     let base = match hub_id(&card.base_model) {
-        Some(id) => format!("[{id}](https://huggingface.co/{id})"),
+        Some(id) => format!("[{id}]({}/{id})", card.endpoint),
         None if card.base_model.is_empty() => "a base model that the run did not name".into(),
         None => format!("the local model `{}`", last(&card.base_model)),
     };
@@ -55,7 +55,7 @@ fn results(card: &Card) -> Option<String> {
 fn sources(card: &Card) -> Option<String> {
     let row = |source: &crate::DataSource| {
         let id = hub_id(&source.id)?;
-        let link = format!("[{id}](https://huggingface.co/datasets/{id})");
+        let link = format!("[{id}]({}/datasets/{id})", card.endpoint);
         let commit = Commit::new(&source.revision).map(|commit| format!("`{commit}`")).unwrap_or_default();
         let license = source.license.clone().unwrap_or_else(|| "not stated".into());
         Some(vec![link, source.config.clone(), source.splits.join(", "), commit, license])
@@ -96,8 +96,9 @@ fn python(card: &Card) -> String {
     };
     let peft = if card.relation == Relation::Adapter { "from peft import PeftModel\n" } else { "" };
     let names: Vec<_> = card.labels.iter().map(literal).collect();
+    let dtype = if card.half { ", dtype=torch.float32" } else { "" };
     let load = match (card.relation, card.pipeline) {
-        (Relation::Finetune, _) => format!("model = {class}.from_pretrained(here).eval()"),
+        (Relation::Finetune, _) => format!("model = {class}.from_pretrained(here{dtype}).eval()"),
         (Relation::Adapter, pipeline) => {
             let base = literal(hub_id(&card.base_model).unwrap_or("path/to/the/base"));
             let classes = match pipeline {
@@ -108,7 +109,7 @@ fn python(card: &Card) -> String {
             let revision =
                 revision.map(|commit| format!(", revision={}", literal(commit.as_str()))).unwrap_or_default();
             format!(
-                "base = {class}.from_pretrained({base}{revision}{classes})\nmodel = PeftModel.from_pretrained(base, here).eval()"
+                "base = {class}.from_pretrained({base}{revision}{classes}{dtype})\nmodel = PeftModel.from_pretrained(base, here).eval()"
             )
         }
     };

@@ -4,13 +4,13 @@
 
 use std::{fs, io, path::Path};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result, body, private::scrub, yaml};
+use crate::{Error, PUBLIC_HUB, Result, body, private::scrub, yaml};
 
 /// All that a model card says. Empty fields leave their key and their section out; nothing is filled in by guessing.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     /// The name of the model: the heading, and the name in the `model-index`.
     pub title: String,
@@ -29,6 +29,10 @@ pub struct Card {
     pub license_name: Option<String>,
     /// What is to be said of the licence beside its id, a sentence each.
     pub license_notes: Vec<String>,
+    /// Whether what it loads is stored in half precision. It was trained and measured in f32, and is to be used so.
+    pub half: bool,
+    /// The hub that base and data sets are links to.
+    pub endpoint: String,
     /// What the result is to its base.
     pub relation: Relation,
     /// What the model does.
@@ -68,7 +72,7 @@ pub struct Card {
 }
 
 /// What the weights are to their base.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Relation {
     /// An adapter in PEFT's format, to be loaded on top of the base.
@@ -78,7 +82,7 @@ pub enum Relation {
 }
 
 /// What the model does: the Hub's `pipeline_tag`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pipeline {
     /// One label for a text.
@@ -92,7 +96,7 @@ pub enum Pipeline {
 }
 
 /// A data set of the Hub, as it was read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataSource {
     /// Its Hub id. What [`hub_id`] refuses is left out.
     pub id: String,
@@ -107,7 +111,7 @@ pub struct DataSource {
 }
 
 /// Numbers measured along the way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// Names of the columns, such as `step`, `training loss`, `accuracy`.
     pub columns: Vec<String>,
@@ -116,7 +120,7 @@ pub struct History {
 }
 
 /// A file of examples.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFile {
     /// `train`, `eval` or the like.
     pub split: String,
@@ -143,7 +147,7 @@ impl DataFile {
 ///
 /// The Hub rejects a card with an incomplete entry, so an evaluation that lacks its data set or has no finite metric is
 /// left out. The task is the card's [`Pipeline`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// What it was measured on.
     pub dataset: Dataset,
@@ -162,7 +166,7 @@ impl Evaluation {
 }
 
 /// The data set of an [`Evaluation`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dataset {
     /// The Hub id; for local files a short name of the user's, never a path.
     #[serde(rename = "type")]
@@ -170,15 +174,15 @@ pub struct Dataset {
     /// The name to show.
     pub name: String,
     /// The split, such as `validation`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
     /// The commit of the Hub data set, 40 hexadecimal digits.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
 }
 
 /// One measured number.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
     /// The metric's id: `accuracy`, `f1`, `perplexity`.
     #[serde(rename = "type")]
@@ -190,7 +194,7 @@ pub struct Metric {
 }
 
 /// How often each class was predicted for each class.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confusion {
     /// Class names.
     pub labels: Vec<String>,
@@ -210,6 +214,8 @@ impl Card {
             base_revision: None,
             license_name: None,
             license_notes: Vec::new(),
+            half: false,
+            endpoint: PUBLIC_HUB.into(),
             relation,
             pipeline,
             tags: Vec::new(),

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fs};
 use serde_json::Value;
 
 use crate::{
-    Error, Hub, Listing, PullOptions, Reference, Result, TreeFile,
+    Error, Hub, Listing, Pinned, PullOptions, Result, TreeFile,
     front::{matter, strings},
 };
 
@@ -32,10 +32,10 @@ const SPLITS: [(&str, &[&str]); 3] = [
 ];
 
 /// What of a dataset is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DataRequest {
-    /// Repository, revision, and perhaps a path or glob, which then says which files.
-    pub reference: Reference,
+    /// A path or glob, which then says which files.
+    pub path: Option<String>,
     /// The configuration (subset); `None` takes the default one.
     pub config: Option<String>,
     /// The split; `None` takes all.
@@ -70,9 +70,8 @@ impl Hub {
     /// # Errors
     /// When the configuration or split does not exist (the message lists those that do), when the data is in formats
     /// other than Parquet, Arrow, JSON lines and CSV, or when only a script of the repository could load it.
-    pub fn data_files(&self, request: &DataRequest, options: &PullOptions) -> Result<DataFiles> {
-        let pinned = self.pin(&request.reference)?;
-        let listing = self.list(&pinned)?;
+    pub fn data_files(&self, pinned: &Pinned, request: &DataRequest, options: &PullOptions) -> Result<DataFiles> {
+        let listing = self.list(pinned)?;
         let card = match listing.file("README.md") {
             Some(readme) => {
                 let snapshot = self.pull(&listing, std::slice::from_ref(readme), options, &|_| {})?;
@@ -88,17 +87,19 @@ impl Hub {
 
 /// The choice itself: names in, names out.
 fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataFiles> {
-    let wrong = |reason: String| Error::DataFiles { repo: listing.pinned.repo.clone(), reason };
+    let error = |part, reason| Error::DataFiles { repo: listing.pinned.repo.clone(), part, reason };
+    let wrong = |reason: String| error("", reason);
+    let wrong_part = |(part, reason): (&'static str, String)| error(part, reason);
     let configs = card.get("configs").and_then(Value::as_array).filter(|configs| !configs.is_empty());
     let converted = listing.pinned.revision == "refs/convert/parquet";
-    let (config, mut splits) = match (&request.reference.path, configs) {
+    let (config, mut splits) = match (&request.path, configs) {
         (Some(path), _) => {
             let split = request.split.clone().unwrap_or_else(|| "train".into());
             (String::new(), BTreeMap::from([(split, matching(&listing, path)?)]))
         }
-        (None, _) if converted => by_directories(&listing, request).map_err(wrong)?,
+        (None, _) if converted => by_directories(&listing, request).map_err(wrong_part)?,
         (None, Some(configs)) => {
-            let config = choose_config(configs, request.config.as_deref()).map_err(wrong)?;
+            let config = choose_config(configs, request.config.as_deref()).map_err(|reason| error("config", reason))?;
             let patterns = patterns_of(config).map_err(wrong)?;
             let name = config.get("config_name").and_then(Value::as_str).unwrap_or("default").to_string();
             let mut splits = BTreeMap::new();
@@ -112,7 +113,8 @@ fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataF
         (None, None) => {
             refuse_script(&listing)?;
             if let Some(config) = request.config.as_deref().filter(|config| *config != "default") {
-                return Err(wrong(format!("it has no configurations, so not {config:?} either; leave `config` out")));
+                let reason = format!("it has no configurations, so not {config:?} either; leave `config` out");
+                return Err(error("config", reason));
             }
             (String::new(), by_names(&listing))
         }
@@ -122,7 +124,7 @@ fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataF
         let names: Vec<_> = splits.keys().cloned().collect();
         splits.retain(|name, _| name == split);
         if splits.is_empty() {
-            return Err(wrong(format!("it has no split {split:?}; it has {}", names.join(", "))));
+            return Err(error("split", format!("it has no split {split:?}; it has {}", names.join(", "))));
         }
     }
     let license = strings(card.get("license")).into_iter().next();
@@ -216,29 +218,35 @@ fn split_of(path: &str) -> Option<&'static str> {
 fn by_directories(
     listing: &Listing,
     request: &DataRequest,
-) -> std::result::Result<(String, BTreeMap<String, Vec<TreeFile>>), String> {
+) -> std::result::Result<(String, BTreeMap<String, Vec<TreeFile>>), (&'static str, String)> {
     let mut configs: BTreeMap<String, BTreeMap<String, Vec<TreeFile>>> = BTreeMap::new();
     for file in listing.files.iter().filter(|file| file.path.ends_with(".parquet")) {
         let [config, split, _] = file.path.split('/').collect::<Vec<_>>()[..] else { continue };
         configs.entry(config.into()).or_default().entry(split.into()).or_default().push(file.clone());
+    }
+    if configs.is_empty() {
+        return Err((
+            "",
+            "the hub has converted nothing of it (CONFIG/SPLIT/0000.parquet); use another revision".into(),
+        ));
     }
     let names: Vec<_> = configs.keys().cloned().collect();
     let wanted = request.config.clone().or_else(|| match &names[..] {
         [only] => Some(only.clone()),
         _ => names.iter().find(|name| *name == "default").cloned(),
     });
-    let wanted =
-        wanted.ok_or_else(|| format!("it has several configurations; write `config` = one of {}", names.join(", ")))?;
-    let splits = configs.remove(&wanted);
-    let mut splits =
-        splits.ok_or_else(|| format!("it has no configuration {wanted:?}; it has {}", names.join(", ")))?;
+    let known = names.join(", ");
+    let several = || ("config", format!("it has several configurations; write `config` = one of {known}"));
+    let wanted = wanted.ok_or_else(several)?;
+    let none = || ("config", format!("it has no configuration {wanted:?}; it has {known}"));
+    let mut splits = configs.remove(&wanted).ok_or_else(none)?;
     let asked = |name: &str| request.split.as_deref() == Some(name);
     if let Some(partial) = splits.keys().find(|name| name.starts_with("partial-") && !asked(name)) {
         let whole = partial.trim_start_matches("partial-");
         if request.split.as_deref().is_none_or(|split| split == whole) {
-            return Err(format!(
-                "the hub converted only a part of {whole}; write `split = {partial:?}` if that is enough"
-            ));
+            let reason =
+                format!("the hub converted only a part of {whole}; write `split = {partial:?}` if that is enough");
+            return Err(("split", reason));
         }
     }
     splits.retain(|name, _| !name.starts_with("partial-") || asked(name));

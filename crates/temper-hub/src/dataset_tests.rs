@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Commit, Pinned};
+use crate::{Commit, Pinned, Reference};
 
 fn listing(revision: &str, paths: &[&str]) -> Listing {
     let file = |path: &&str| TreeFile { path: (*path).into(), size: 1, blob: "a".repeat(40), sha256: None, xet: None };
@@ -18,7 +18,7 @@ fn chosen(
 ) -> (String, Vec<String>) {
     let reference = Reference::dataset(reference).unwrap();
     let request =
-        DataRequest { reference: reference.clone(), config: config.map(String::from), split: split.map(String::from) };
+        DataRequest { path: reference.path.clone(), config: config.map(String::from), split: split.map(String::from) };
     let card = matter(&format!("---\n{readme}\n---\n")).unwrap_or_default();
     match choose(listing(&reference.revision, paths), &card, &request) {
         Ok(files) => {
@@ -103,4 +103,10 @@ fn the_converted_branch() {
     assert!(of(Some("en"), None).0.contains("partial-train"));
     assert_eq!(of(Some("en"), Some("test")).1, ["test: en/test/0000.parquet"]);
     assert_eq!(of(Some("en"), Some("partial-train")).1, ["partial-train: en/partial-train/0000.parquet"]);
+}
+
+#[test]
+fn a_conversion_without_files() {
+    let (message, _) = chosen(&["README.md"], "", "org/name@refs/convert/parquet", None, Some("train"));
+    assert!(message.contains("converted nothing") && !message.contains("one of"), "{message}");
 }

@@ -161,7 +161,7 @@ impl Download<'_> {
     /// Reads one answer into the file, and says why it ended early if it did.
     fn stretch(&self, file: &TreeFile, out: &mut File, there: &mut u64) -> Result<Option<String>> {
         let path = PathBuf::from(&file.path);
-        let mut response = self.ask(file, *there)?;
+        let mut response = self.ask(file, *there, None)?;
         if response.status() != 206 && *there > 0 {
             // The server starts anew, so do we.
             out.set_len(0).map_err(Error::io("write", &path))?;
@@ -187,7 +187,27 @@ impl Download<'_> {
         Ok(None)
     }
 
-    fn ask(&self, file: &TreeFile, from: u64) -> Result<Response> {
+    /// The first bytes of the file, at most `length`, as the server gives them: nothing verifies them.
+    pub(crate) fn beginning(&self, file: &TreeFile, length: u64) -> Result<Vec<u8>> {
+        let length = length.min(file.size);
+        let mut attempt = 1;
+        loop {
+            let mut bytes = Vec::new();
+            let read = self.ask(file, 0, Some(length))?.take(length).read_to_end(&mut bytes);
+            if bytes.len() as u64 == length {
+                return Ok(bytes);
+            }
+            if attempt >= self.http.patience().tries {
+                let reason = read.err().map_or("the connection ends early".into(), |error| error.to_string());
+                return Err(self.http.no_network(&self.about(file), reason));
+            }
+            self.http.pause(self.http.backoff(attempt))?;
+            attempt += 1;
+        }
+    }
+
+    /// Asks for the bytes from `from` on, up to `to`, which a server may not heed.
+    fn ask(&self, file: &TreeFile, from: u64, to: Option<u64>) -> Result<Response> {
         let (repo, commit) = (&self.pinned.repo, &self.pinned.commit);
         let about = self.about(file);
         let page = repo.page();
@@ -195,15 +215,17 @@ impl Download<'_> {
         segments.extend(["resolve", commit.as_str()]);
         segments.extend(file.path.split('/'));
         let mut request = Request::get(self.http.url(&segments));
-        if from > 0 {
-            request = request.header("range", format!("bytes={from}-"));
+        let ranged = from > 0 || to.is_some_and(|to| to < file.size);
+        if ranged {
+            let last = to.map(|to| to.saturating_sub(1).to_string()).unwrap_or_default();
+            request = request.header("range", format!("bytes={from}-{last}"));
         }
         let answer = self.http.send(&request, &about)?;
         self.check_headers(&answer, commit)?;
         let status = answer.response.status().as_u16();
         let range = answer.response.headers().get("content-range").and_then(|value| value.to_str().ok());
         let expected = format!("bytes {from}-");
-        if status == 206 && !(from > 0 && range.is_some_and(|range| range.starts_with(&expected)))
+        if status == 206 && !(ranged && range.is_some_and(|range| range.starts_with(&expected)))
             || ![200, 206].contains(&status)
         {
             return Err(self

@@ -124,10 +124,12 @@ pub enum Error {
         from: String,
     },
     /// A token is needed and there is none.
-    #[error("{doing} without a token: run `temper hub login`, or set HF_TOKEN to a token that may write")]
+    #[error("{doing} without a token: {advice}")]
     NoToken {
         /// What needs it.
         doing: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// The token may not do this.
     #[error("{doing}: the hub refuses ({message}); {advice}")]
@@ -292,6 +294,8 @@ pub enum Error {
     DataFiles {
         /// The repository.
         repo: RepoId,
+        /// What of the request is wrong: `config`, `split`, or empty.
+        part: &'static str,
         /// What is wrong and what to write.
         reason: String,
     },
@@ -304,6 +308,16 @@ pub enum Error {
         what: &'static str,
         /// Where in the file, in bytes.
         at: u64,
+    },
+    /// A name that git or the hub does not allow.
+    #[error("use {name:?} as a {what}: {reason}")]
+    Name {
+        /// `branch`, `tag` or `repository to push to`.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// What is wrong and what to write.
+        reason: String,
     },
     /// A push that cannot be meant.
     #[error("push to {repo}: {reason}")]

@@ -310,7 +310,12 @@ impl Http {
             }
             let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let next = location.and_then(|location| url.join(location).ok());
-            let next = next.ok_or_else(|| bad("it redirects to nowhere"))?;
+            let xet = headers.contains_key("x-xet-hash");
+            let nowhere = || match xet {
+                true => bad("it has the file in Xet storage alone, and temper downloads over plain HTTP"),
+                false => bad("it redirects to nowhere"),
+            };
+            let next = next.ok_or_else(nowhere)?;
             let plain = next.scheme() == "http" && !is_loopback(&next) && url.scheme() == "https";
             if plain || !["http", "https"].contains(&next.scheme()) {
                 return Err(bad("it redirects from https to something less safe"));

@@ -5,8 +5,8 @@
 //! [`Hub`] does the rest:
 //!
 //! - **Pull.** [`Hub::pin`] resolves a revision once to a commit, [`Hub::list`] names its files with sizes and hashes,
-//!   [`Hub::model_files`] and [`Hub::data_files`] choose those that are needed, [`Hub::pull`] brings them into the cache
-//!   that Python's client uses too. Nothing is readable there before its hash was verified.
+//!   [`Hub::model_files`] and [`Hub::data_files`] choose those that are needed, [`Hub::sketch`] fetches as much of a model as
+//!   a plan needs, [`Hub::pull`] brings files into the cache that Python's client uses too. Nothing is readable there before its hash was verified.
 //! - **Push.** [`Hub::prepare`] finds out before a run whether a push will be allowed, [`Hub::push`] makes one commit of
 //!   named files and never makes it twice, a [`Pusher`] does so beside training.
 //! - **Cards.** [`Card`] and [`DataCard`] hold what a run knows, [`render`] and [`render_data`] turn them into a
@@ -62,6 +62,7 @@ mod private;
 mod pull;
 mod push;
 mod settings;
+mod sketch;
 mod token;
 mod tree;
 mod verify;
@@ -80,8 +81,9 @@ pub use hub::Hub;
 pub use id::{Reference, RepoId, RepoKind};
 pub use licence::{Decision, Terms, decide};
 pub use login::{login, logout};
-pub use model::ModelFiles;
-pub use names::Commit;
+pub use model::{ModelFiles, TOKENIZER_FILES};
+pub use names::{Commit, check_revision};
+pub use private::scrub_values;
 pub use pull::{Limits, OnProgress, Progress, PullOptions, Pulled, Snapshot};
 pub use push::{Account, Outcome, Push, PushFile, Pushed, Pusher, Ready, Target};
 pub use settings::{Origin, PUBLIC_HUB, Patience, Setting, Settings};

@@ -33,6 +33,8 @@ pub struct Decision {
     pub public_weights: bool,
     /// Whether the repository should be private: something it is made from is.
     pub private: bool,
+    /// The terms of what it is made from, the base's first.
+    pub terms: Vec<Terms>,
 }
 
 /// Decides the licence of what is made from `base` with `datasets`; `word` is the recipe's `licence_override`, a reason
@@ -69,6 +71,7 @@ pub fn decide(base: &Terms, datasets: &[Terms], chosen: Option<&str>, word: Opti
         notes,
         public_weights: !base.gated,
         private: base.private || datasets.iter().any(|terms| terms.private),
+        terms: std::iter::once(base).chain(datasets).cloned().collect(),
     })
 }
 

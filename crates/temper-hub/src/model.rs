@@ -7,11 +7,8 @@ use serde_json::Value;
 
 use crate::{Error, Hub, Listing, OnProgress, Pinned, PullOptions, Result, Snapshot, TreeFile, names::hostile_path};
 
-/// What describes a model or its tokenizer, by exact name; each is fetched if it is there.
-const COMPANIONS: [&str; 21] = [
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
+/// The files of a tokenizer, and of what it does with a conversation, by exact name.
+pub const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -19,7 +16,15 @@ const COMPANIONS: [&str; 21] = [
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
     "chat_template.jinja",
+];
+
+/// What else describes a model, by exact name.
+const COMPANIONS: [&str; 13] = [
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -31,6 +36,11 @@ const COMPANIONS: [&str; 21] = [
     "NOTICE",
     "USE_POLICY.md",
 ];
+
+/// What describes a model or its tokenizer; each is fetched if it is there.
+fn companions() -> impl Iterator<Item = &'static str> {
+    COMPANIONS.into_iter().chain(TOKENIZER_FILES)
+}
 
 /// Names of weights in one file, of a whole model and of an adapter.
 const SINGLE: [&str; 2] = ["model.safetensors", "adapter_model.safetensors"];
@@ -59,6 +69,11 @@ impl ModelFiles {
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
+
+    /// The files of weights.
+    pub fn weight_files(&self) -> impl Iterator<Item = &TreeFile> {
+        self.files.iter().filter(|file| self.weights.contains(&file.path))
+    }
 }
 
 #[derive(Deserialize)]
@@ -75,7 +90,7 @@ impl Hub {
     /// [`Hub::pull`].
     pub fn model_files(&self, pinned: &Pinned, options: &PullOptions) -> Result<ModelFiles> {
         let listing = self.list(pinned)?;
-        let mut files: Vec<_> = COMPANIONS.iter().filter_map(|name| listing.file(name)).cloned().collect();
+        let mut files: Vec<_> = companions().filter_map(|name| listing.file(name)).cloned().collect();
         let single = SINGLE.iter().find_map(|name| listing.file(name));
         let index = listing.file(INDEX).filter(|_| single.is_none());
         files.extend(index.cloned());
@@ -111,8 +126,8 @@ impl Hub {
     /// Tells Python's readers of the cache which of the usual files the commit has not.
     fn note_absent(&self, listing: &Listing) -> Result<()> {
         let folder = self.folder(&listing.pinned.repo);
-        let absent = COMPANIONS.iter().filter(|name| name.ends_with(".json") && listing.file(name).is_none());
-        absent.into_iter().try_for_each(|name| folder.note_absent(&listing.pinned.commit, name))
+        let mut absent = companions().filter(|name| name.ends_with(".json") && listing.file(name).is_none());
+        absent.try_for_each(|name| folder.note_absent(&listing.pinned.commit, name))
     }
 }
 

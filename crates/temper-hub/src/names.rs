@@ -108,6 +108,15 @@ pub(crate) fn collision<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<
     clash.map(|(_, path)| (*path, "another file needs that name as its directory"))
 }
 
+/// Whether `name` can be a `what`: a branch or a tag.
+///
+/// # Errors
+/// When git could have none of that name.
+pub fn check_revision(what: &'static str, name: &str) -> crate::Result<()> {
+    let wrong = |reason: &str| crate::Error::Name { what, name: printable(name), reason: reason.into() };
+    wrong_with_revision(name).map_or(Ok(()), |reason| Err(wrong(reason)))
+}
+
 /// `revision` when it can be a branch, tag, commit or `refs/…` of git and a path below `refs/` here.
 pub(crate) fn wrong_with_revision(revision: &str) -> Option<&'static str> {
     let odd = |c: char| c.is_control() || c.is_whitespace() || "~^:?*[\\@".contains(c);

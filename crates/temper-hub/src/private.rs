@@ -1,5 +1,18 @@
 //! Takes out of a text what must not leave the machine: directories and Hub tokens.
 
+use serde_json::Value;
+
+/// Every text in `value` with every absolute path of two or more components cut to `…/<last component>`, and every Hub token
+/// replaced: what a card does with its own text.
+pub fn scrub_values(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = scrub(text),
+        Value::Array(values) => values.iter_mut().for_each(scrub_values),
+        Value::Object(values) => values.values_mut().for_each(scrub_values),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 /// `text` with every absolute path of two or more components cut to `…/<last component>`, and every Hub token replaced.
 pub(crate) fn scrub(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

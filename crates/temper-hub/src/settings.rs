@@ -17,6 +17,10 @@ use crate::{Error, Result, Token};
 /// The public hub.
 pub const PUBLIC_HUB: &str = "https://huggingface.co";
 
+/// The variable that forbids to send a token that nobody gave for the request at hand. No command of temper takes one, so
+/// that none is sent.
+pub(crate) const IMPLICIT_TOKEN: &str = "HF_HUB_DISABLE_IMPLICIT_TOKEN";
+
 /// All that decides where files come from and go to. After it is made, nothing in this crate reads the environment
 /// (but the operating system's proxy settings).
 #[derive(Debug, Clone)]
@@ -145,6 +149,11 @@ impl Settings {
         };
         let token_file = below(&["HF_TOKEN_PATH"], "token");
         let token = find_token(set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")), &token_file.value)?;
+        let token = if switch(&[IMPLICIT_TOKEN]).value {
+            Setting { value: None, origin: Origin::Variable(IMPLICIT_TOKEN) }
+        } else {
+            token
+        };
         let no_xet = switch(&["HF_HUB_DISABLE_XET"]);
         Ok(Self {
             endpoint,

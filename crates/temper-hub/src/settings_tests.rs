@@ -48,6 +48,13 @@ fn switches() {
 }
 
 #[test]
+fn a_token_that_nobody_gave_can_be_held_back() {
+    let with = |value: &str| from(&[("HF_TOKEN", "hf_x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", value)]).unwrap().token;
+    assert!(with("0").value.is_some());
+    assert_eq!((with("1").value, with("1").origin.to_string()), (None, "HF_HUB_DISABLE_IMPLICIT_TOKEN".into()));
+}
+
+#[test]
 fn tokens() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().to_str().unwrap();

@@ -70,6 +70,13 @@ pub enum Method {
     Frozen,
 }
 
+impl Method {
+    /// Whether it adds an adapter to a frozen backbone.
+    pub fn is_adapter(self) -> bool {
+        matches!(self, Self::Lora | Self::Dora)
+    }
+}
+
 /// Which biases train beside the adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

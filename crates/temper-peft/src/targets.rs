@@ -39,7 +39,7 @@ impl Match {
 ///
 /// When a target or a pattern matches nothing, a regular expression is not usable, or a number is out of range.
 pub fn find(config: &AdapterConfig, defaults: &[&str], linears: &[String]) -> Result<Vec<Match>, Error> {
-    if !matches!(config.method, Method::Lora | Method::Dora) {
+    if !config.method.is_adapter() {
         return Ok(Vec::new());
     }
     let chosen = choose(&config.targets, defaults, linears)?;

@@ -62,7 +62,7 @@ pub enum LogFormat {
 enum Verb {
     /// Run a recipe; the same command again goes on where the last one stopped.
     Train(TrainArgs),
-    /// Say what a recipe would do, and do nothing.
+    /// Say what a recipe would do, and do nothing. Data of the hub is fetched, for its rows are counted; weights are not.
     Plan(PlanArgs),
     /// Print the JSON Schema of recipes, for editors.
     Schema,

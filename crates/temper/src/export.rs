@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use temper_data::Tokenizer;
 use temper_hub::Decision;
 use temper_models::Config;
+use temper_peft::AdapterConfig;
 use temper_peft::file::{self, PeftConfig};
 use temper_peft::parameters::{self, Values};
 use temper_peft::targets::{self, Match};
-use temper_peft::{AdapterConfig, Method};
 use temper_tasks::{Problem, Task, hugging_face_name};
 
 use crate::failure::{Context, Failure, Kind};
-use crate::finish::Pages;
+use crate::finish::Front;
 use crate::plan::{Plan, TaskPlan};
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, Trained};
 use crate::recipe::{Dtype, Recipe, plain};
 use crate::run_dir::{write_atomically, write_json};
 
@@ -26,17 +27,20 @@ use crate::run_dir::{write_atomically, write_json};
 const TOLERANCE: f32 = 1e-4;
 
 /// What the exporter needs to know of a run.
+#[derive(Clone, Copy)]
 pub struct Shipped<'a> {
     /// The plan.
     pub plan: &'a Plan,
     /// The architecture.
     pub config: &'a Config,
     /// The tokenizer.
-    pub tokenizer: &'a Tokenizer,
+    pub tokenizer: &'a Arc<Tokenizer>,
     /// The recipe.
     pub recipe: &'a Recipe,
     /// What follows from the licences of what it is made from; decided where the result is pushed.
     pub licence: Option<&'a Decision>,
+    /// How far training had come.
+    pub trained: Trained,
 }
 
 /// Writes the model into `dir`, which is replaced as a whole. `trained` are the paths of the parameters that trained.
@@ -44,48 +48,49 @@ pub fn export<T: Task>(
     model: &T,
     trained: &[String],
     shipped: &Shipped<'_>,
-    pages: &Pages,
+    front: &Front,
     dir: &Path,
 ) -> Result<(), Failure> {
-    if matches!(shipped.plan.adapter.config.method, Method::Lora | Method::Dora) {
-        let values = parameters::read(model, |path| trained.iter().any(|trained| trained == path))
-            .context(Kind::Other, "failed to read the trained parameters")?;
-        return export_adapter(values, shipped, pages, dir);
+    if !shipped.plan.adapter.config.method.is_adapter() {
+        return replace(dir, |dir| write_full(model, shipped, front, dir));
     }
-    replace(dir, |dir| write_full(model, shipped, &pages.card, &pages.curves, dir))
+    let values = parameters::read(model, |path| trained.iter().any(|trained| trained == path))
+        .context(Kind::Other, "failed to read the trained parameters")?;
+    export_trained(values, T::SHIPS_HEAD, shipped, front, dir)
 }
 
-/// Writes an adapter, whose trained parameters are `values` by path, into `dir`, which is replaced as a whole.
-pub fn export_adapter(
+/// Writes an adapter, or a model that trained whole, into `dir`, which is replaced as a whole. `values` are those of the
+/// trained parameters by path.
+pub fn export_trained(
     values: BTreeMap<String, Values>,
+    ships_head: bool,
     shipped: &Shipped<'_>,
-    pages: &Pages,
+    front: &Front,
     dir: &Path,
 ) -> Result<(), Failure> {
+    let adapter = shipped.plan.adapter.config.method.is_adapter();
+    let dtype = if adapter { Dtype::F32 } else { shipped.recipe.export.dtype };
     replace(dir, |dir| {
-        write_adapter(values, shipped, dir)?;
-        write_companions(shipped, Dtype::F32, &pages.card, &pages.curves, dir)
+        if adapter {
+            write_adapter(values, shipped, dir)?;
+        } else {
+            save_weights(values, ships_head, shipped.config, dtype, dir)?;
+        }
+        write_companions(shipped, dtype, front, dir)
     })
 }
 
 /// Writes full weights and what belongs to them.
-pub fn write_full<T: Task>(
-    model: &T,
-    shipped: &Shipped<'_>,
-    card: &str,
-    curves: &str,
-    dir: &Path,
-) -> Result<(), Failure> {
+pub fn write_full<T: Task>(model: &T, shipped: &Shipped<'_>, front: &Front, dir: &Path) -> Result<(), Failure> {
     write_weights(model, shipped.config, shipped.recipe.export.dtype, dir)?;
-    write_companions(shipped, shipped.recipe.export.dtype, card, curves, dir)
+    write_companions(shipped, shipped.recipe.export.dtype, front, dir)
 }
 
-fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, card: &str, curves: &str, dir: &Path) -> Result<(), Failure> {
+fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, front: &Front, dir: &Path) -> Result<(), Failure> {
     write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dtype, dir)?;
     write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)?;
-    Provenance::of(shipped.plan).write(dir)?;
-    write_atomically(&dir.join("curves.svg"), curves.as_bytes())?;
-    write_atomically(&dir.join("README.md"), card.as_bytes())
+    Provenance::of(shipped.plan, shipped.trained, front.card.clone()).write(dir)?;
+    front.write(dir)
 }
 
 /// Adds the adapter into the weights, proves on `outputs` that nothing changed, and writes the model into `dir`.
@@ -172,9 +177,20 @@ fn absolute(path: &Path) -> String {
 
 /// Writes every parameter that ships under the name that Transformers gives it.
 pub fn write_weights<T: Task>(model: &T, config: &Config, dtype: Dtype, dir: &Path) -> Result<(), Failure> {
-    let values = parameters::read(model, |path| T::SHIPS_HEAD || !path.starts_with("head."))
-        .context(Kind::Other, "failed to read the parameters")?;
-    let named = values.into_iter().map(|(path, values)| (hugging_face_name(config.prefix(), &path), values));
+    let values = parameters::read(model, |_| true).context(Kind::Other, "failed to read the parameters")?;
+    save_weights(values, T::SHIPS_HEAD, config, dtype, dir)
+}
+
+fn save_weights(
+    values: BTreeMap<String, Values>,
+    ships_head: bool,
+    config: &Config,
+    dtype: Dtype,
+    dir: &Path,
+) -> Result<(), Failure> {
+    let ships = |(path, _): &(String, Values)| ships_head || !path.starts_with("head.");
+    let named = values.into_iter().filter(ships);
+    let named = named.map(|(path, values)| (hugging_face_name(config.prefix(), &path), values));
     temper_models::save(dir, &named.collect(), dtype.into()).context(Kind::Other, "failed to write the weights")
 }
 

@@ -7,27 +7,22 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use temper_data::{DataConfig, FileEntry, FileTable, Files};
-use temper_hub::{DataRequest, Hub, Pinned, PullOptions, Reference, RepoKind, Settings};
+use temper_hub::{
+    DataRequest, Hub, Listing, ModelFiles, Pinned, PullOptions, Reference, RepoKind, Settings, Snapshot,
+    TOKENIZER_FILES, TreeFile,
+};
 use temper_tasks::TaskConfig;
+use tempfile::TempDir;
 
-use crate::failure::{Failure, Kind};
+use crate::failure::{Context, Failure, Kind};
+use crate::plan::PinnedFile;
 use crate::progress::Transfer;
 use crate::recipe::Recipe;
-use crate::resolve::point;
-
-/// The files of a tokenizer.
-const TOKENIZER: [&str; 7] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-];
+use crate::resolve::{pin, point};
 
 /// The files of an adapter.
 const ADAPTER: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", "temper.json"];
@@ -55,8 +50,23 @@ pub struct Fetched {
     places: BTreeMap<String, PathBuf>,
     /// `[data]` with local files in place of those of the hub.
     data: Option<DataConfig>,
+    /// Models whose weights are still to come.
+    sketches: Vec<Sketch>,
+    /// Where the sketches lie, until they are forgotten.
+    scratch: Option<Arc<TempDir>>,
     /// What was pinned.
     pub sources: Vec<Source>,
+    /// The hub, when it is not the public one.
+    pub endpoint: Option<String>,
+}
+
+/// A model of which only as much was fetched as a plan needs.
+#[derive(Debug, Clone)]
+struct Sketch {
+    key: &'static str,
+    name: String,
+    model: ModelFiles,
+    dir: PathBuf,
 }
 
 impl Fetched {
@@ -69,20 +79,50 @@ impl Fetched {
     pub fn data(&self) -> Option<&DataConfig> {
         self.data.as_ref()
     }
+
+    /// Bytes of weights that training will fetch.
+    pub fn to_come(&self) -> u64 {
+        let weights = |sketch: &Sketch| sketch.model.weight_files().map(|file| file.size).sum::<u64>();
+        self.sketches.iter().map(weights).sum()
+    }
+
+    /// Size and hash of each file. Of weights that are still to come: what the hub says, and where they will lie.
+    pub fn pin(&self, paths: Vec<PathBuf>) -> Result<Vec<PinnedFile>, Failure> {
+        let one = |path: PathBuf| {
+            let Some(sketch) = self.sketches.iter().find(|sketch| path.starts_with(&sketch.dir)) else {
+                return pin(path);
+            };
+            let name = path.strip_prefix(&sketch.dir).unwrap_or(&path);
+            let real = sketch.model.described.dir.join(name);
+            let to_come = sketch.model.weight_files().find(|file| Path::new(&file.path) == name);
+            match to_come.and_then(|file| Some((file.size, file.sha256.clone()?))) {
+                Some((bytes, sha256)) => Ok(PinnedFile { path: real.display().to_string(), bytes, sha256 }),
+                None => pin(real),
+            }
+        };
+        paths.into_iter().map(one).collect()
+    }
 }
 
-/// Brings everything that `recipe` names on the hub to this machine. Nothing is asked of the hub when it names nothing.
+/// Brings what `recipe` names on the hub to this machine, but for the weights of models: of those that are not here yet, only
+/// the headers. Nothing is asked of the hub when it names nothing.
 ///
 /// # Errors
 /// What the hub refuses, and whatever keeps files from coming whole; pointing into the recipe.
 pub fn fetch(recipe: &mut Recipe, fresh: bool) -> Result<(), Failure> {
     let models = models(recipe);
     let eval = recipe.data.eval.iter().flat_map(Files::entries);
-    if models.is_empty() && !recipe.data.train.entries().into_iter().chain(eval).any(|file| on_hub(&file)) {
+    let names_hub = !models.is_empty() || recipe.data.train.entries().into_iter().chain(eval).any(|file| on_hub(&file));
+    if !names_hub && recipe.export.push_to.is_none() {
         return Ok(());
     }
     let known = if fresh { Vec::new() } else { known_sources(&recipe.run_dir()) };
-    let mut fetcher = Fetcher { recipe, hub: hub()?, known, fetched: Fetched::default() };
+    let hub = hub()?;
+    recipe.fetched.endpoint = hub.settings().unusual_endpoint().map(str::to_owned);
+    if !names_hub {
+        return Ok(());
+    }
+    let mut fetcher = Fetcher { recipe, hub, known, fetched: recipe.fetched.clone() };
     for (key, name) in models {
         let dir = fetcher.model(key, &name)?;
         fetcher.fetched.places.insert(name, dir);
@@ -94,6 +134,27 @@ pub fn fetch(recipe: &mut Recipe, fresh: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Brings the weights that [`fetch`] left on the hub. Says whether there were any: then what was read of the models lies
+/// elsewhere now.
+///
+/// # Errors
+/// As for [`fetch`]; and when a header was not that of the file.
+pub fn fetch_weights(recipe: &mut Recipe) -> Result<bool, Failure> {
+    let sketches = std::mem::take(&mut recipe.fetched.sketches);
+    let some = !sketches.is_empty();
+    for Sketch { key, name, model, dir } in sketches {
+        let hub = hub()?;
+        let whole = bring(&hub, &model.listing, &model.files).and_then(|whole| {
+            hub.is_of(&model, &dir, &whole.dir)?;
+            Ok(whole.dir)
+        });
+        let whole = whole.map_err(|error| point(recipe, kind(&error), key, format!("failed to {error}")))?;
+        recipe.fetched.places.insert(name, whole);
+    }
+    recipe.fetched.scratch = None;
+    Ok(some)
+}
+
 /// The hub of the environment.
 pub fn hub() -> Result<Hub, Failure> {
     Settings::from_env().and_then(Hub::new).map_err(failure)
@@ -103,25 +164,16 @@ pub fn hub() -> Result<Hub, Failure> {
 pub fn model(name: &str, revision: Option<&str>) -> Result<PathBuf, Failure> {
     let reference = name.parse::<Reference>().and_then(|name| revision.map_or(Ok(name.clone()), |at| name.at(at)));
     let hub = hub()?;
-    let pinned = reference.and_then(|reference| hub.pin(&reference)).map_err(failure)?;
-    pull(&hub, &pinned).map_err(failure)
+    let model = reference.and_then(|reference| hub.model_files(&hub.pin(&reference)?, &PullOptions::default()));
+    model.and_then(|model| Ok(bring(&hub, &model.listing, &model.files)?.dir)).map_err(failure)
 }
 
-fn pull(hub: &Hub, pinned: &Pinned) -> temper_hub::Result<PathBuf> {
-    let transfer = Transfer::stderr(&pinned.repo.to_string());
-    let snapshot = hub.pull_model(pinned, &PullOptions::default(), &|progress| transfer.on(progress))?;
+/// Files of a commit, with progress on standard error.
+pub fn bring(hub: &Hub, listing: &Listing, files: &[TreeFile]) -> temper_hub::Result<Snapshot> {
+    let transfer = Transfer::stderr(&listing.pinned.repo.to_string());
+    let snapshot = hub.pull(listing, files, &PullOptions::default(), &|progress| transfer.on(progress))?;
     transfer.done(snapshot.fetched);
-    Ok(snapshot.dir)
-}
-
-/// Those of the files `names` that there are.
-fn pull_named(hub: &Hub, pinned: &Pinned, names: &[&str]) -> temper_hub::Result<PathBuf> {
-    let listing = hub.list(pinned)?;
-    let files: Vec<_> = names.iter().filter_map(|name| listing.file(name)).cloned().collect();
-    let transfer = Transfer::stderr(&pinned.repo.to_string());
-    let snapshot = hub.pull(&listing, &files, &PullOptions::default(), &|progress| transfer.on(progress))?;
-    transfer.done(snapshot.fetched);
-    Ok(snapshot.dir)
+    Ok(snapshot)
 }
 
 /// What an error of the hub means to the process.
@@ -133,9 +185,11 @@ pub fn failure(error: temper_hub::Error) -> Failure {
 fn kind(error: &temper_hub::Error) -> Kind {
     use temper_hub::Error;
     match error {
-        Error::Reference { .. } | Error::Setting { .. } | Error::DataFiles { .. } | Error::Licence { .. } => {
-            Kind::Recipe
-        }
+        Error::Reference { .. }
+        | Error::Setting { .. }
+        | Error::Name { .. }
+        | Error::DataFiles { .. }
+        | Error::Licence { .. } => Kind::Recipe,
         _ => Kind::Hub,
     }
 }
@@ -204,25 +258,54 @@ impl Fetcher<'_> {
         Reference { revision, ..reference.clone() }
     }
 
-    fn model(&mut self, key: &str, name: &str) -> Result<PathBuf, Failure> {
+    fn model(&mut self, key: &'static str, name: &str) -> Result<PathBuf, Failure> {
         let reference: Reference = name.parse().map_err(|error| self.fail(key, error))?;
         let pinned = self.hub.pin(&self.known(&reference)).map_err(|error| self.fail(key, error))?;
         let pinned = Pinned { revision: reference.revision, ..pinned };
         self.fetched.sources.push(Source { key: key.into(), pinned: pinned.clone(), config: None, split: None });
         let dir = match key {
-            "model.tokenizer" => pull_named(&self.hub, &pinned, &TOKENIZER),
-            "adapter.from" => pull_named(&self.hub, &pinned, &ADAPTER),
-            _ => pull(&self.hub, &pinned),
+            "model.tokenizer" => self.named(&pinned, &TOKENIZER_FILES),
+            "adapter.from" => self.named(&pinned, &ADAPTER),
+            _ => return self.network(key, name, &pinned),
         };
         dir.map_err(|error| self.fail(key, error))
+    }
+
+    /// Those of the files `names` that there are.
+    fn named(&self, pinned: &Pinned, names: &[&str]) -> temper_hub::Result<PathBuf> {
+        let listing = self.hub.list(pinned)?;
+        let files: Vec<_> = names.iter().filter_map(|name| listing.file(name)).cloned().collect();
+        bring(&self.hub, &listing, &files).map(|snapshot| snapshot.dir)
+    }
+
+    /// A model, or a sketch of it where its weights are not here yet.
+    fn network(&mut self, key: &'static str, name: &str, pinned: &Pinned) -> Result<PathBuf, Failure> {
+        let model = self.hub.model_files(pinned, &PullOptions::default()).map_err(|error| self.fail(key, error))?;
+        // What is in git itself has no sha256 to plan with; it is small.
+        let small = model.weight_files().any(|file| file.sha256.is_none());
+        if small || self.hub.settings().offline.value || self.hub.has_model(&model) {
+            let whole = bring(&self.hub, &model.listing, &model.files);
+            return whole.map(|whole| whole.dir).map_err(|error| self.fail(key, error));
+        }
+        let scratch = match &self.fetched.scratch {
+            Some(scratch) => scratch.clone(),
+            None => Arc::new(tempfile::tempdir().context(Kind::Other, "failed to make a temporary directory")?),
+        };
+        let dir = scratch.path().join(self.fetched.sketches.len().to_string());
+        fs::create_dir_all(&dir).context(Kind::Other, format!("failed to create {}", dir.display()))?;
+        self.hub.sketch(&model, &dir).map_err(|error| self.fail(key, error))?;
+        self.fetched.scratch = Some(scratch);
+        self.fetched.sketches.push(Sketch { key, name: name.into(), model, dir: dir.clone() });
+        Ok(dir)
     }
 
     /// `files` with the files of a data set in place of its name.
     fn files(&mut self, key: &str, files: &Files, split: &str) -> Result<Files, Failure> {
         let mut local = Vec::new();
-        for file in files.entries() {
+        for (at, file) in files.entries().into_iter().enumerate() {
+            let key = if matches!(files, Files::Many(_)) { format!("{key}.{at}") } else { key.to_owned() };
             if on_hub(&file) {
-                local.extend(self.dataset(key, file, split)?);
+                local.extend(self.dataset(&key, file, split)?);
             } else {
                 local.push(file);
             }
@@ -231,19 +314,23 @@ impl Fetcher<'_> {
     }
 
     fn dataset(&mut self, key: &str, file: FileTable, split: &str) -> Result<Vec<FileTable>, Failure> {
-        let reference = Reference::dataset(&file.path).map_err(|error| self.fail(key, error))?;
+        let at_part = |error: temper_hub::Error| match &error {
+            temper_hub::Error::DataFiles { part, .. } if self.recipe.source.wrote(&format!("{key}.{part}")) => {
+                self.fail(&format!("{key}.{part}"), error)
+            }
+            _ => self.fail(key, error),
+        };
+        let reference = Reference::dataset(&file.path).map_err(at_part)?;
         let FileTable { weight, config, split: chosen, .. } = file;
         let split = chosen.unwrap_or_else(|| split.to_owned());
-        let request = DataRequest { reference: self.known(&reference), config, split: Some(split.clone()) };
-        let options = PullOptions::default();
-        let found = self.hub.data_files(&request, &options).map_err(|error| self.fail(key, error))?;
-        let pinned = Pinned { revision: reference.revision, ..found.listing.pinned.clone() };
-        let transfer = Transfer::stderr(&pinned.repo.to_string());
+        let pinned = self.hub.pin(&self.known(&reference)).map_err(at_part)?;
+        let pinned = Pinned { revision: reference.revision, ..pinned };
+        let request = DataRequest { path: reference.path, config, split: Some(split.clone()) };
+        let found = self.hub.data_files(&pinned, &request, &PullOptions::default()).map_err(at_part)?;
+        let snapshot = bring(&self.hub, &found.listing, &found.files()).map_err(at_part)?;
         let config = Some(found.config.clone()).filter(|config| !config.is_empty());
-        self.fetched.sources.push(Source { key: key.into(), pinned, config, split: Some(split) });
-        let snapshot = self.hub.pull(&found.listing, &found.files(), &options, &|progress| transfer.on(progress));
-        let snapshot = snapshot.map_err(|error| self.fail(key, error))?;
-        transfer.done(snapshot.fetched);
+        let table = key.trim_end_matches(|c: char| c == '.' || c.is_ascii_digit()).to_owned();
+        self.fetched.sources.push(Source { key: table, pinned, config, split: Some(split) });
         let files = snapshot.files.into_iter();
         let path = |local: PathBuf| std::path::absolute(&local).unwrap_or(local).display().to_string();
         Ok(files.map(|file| FileTable { path: path(file.local), weight, config: None, split: None }).collect())

@@ -1,10 +1,12 @@
 //! After training: the model card and `report.html`, from the plan, the events and the evaluation of what ships.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use temper_data::{Examples, Label, Severity};
 use temper_hub::{
-    Card, Confusion, DataFile, DataSource, Dataset, History, Metric, Pinned, Pipeline, Relation, license_of, render,
+    Card, Confusion, DataFile, DataSource, Dataset, Decision, History, Metric, Pinned, Pipeline, Relation, license_of,
+    render,
 };
 use temper_peft::Method;
 use temper_tasks::{Evaluation, Problem, metrics};
@@ -15,52 +17,80 @@ use crate::failure::{Context, Failure, Kind};
 use crate::fetch::Source;
 use crate::memory;
 use crate::plan::{Plan, TaskPlan};
-use crate::recipe::plain;
+use crate::recipe::{Dtype, base_name, plain};
 use crate::report::{self, EvaluationPoint, ReportData, Section, Split, WorstError, bins};
-use crate::run_dir::RunDir;
+use crate::run_dir::write_atomically;
 
 /// Rows of the table of errors.
 const WORST: usize = 20;
 
-/// What people read of a run.
-pub struct Pages {
-    /// `report.html`.
-    pub report: String,
-    /// The model card of what trained.
-    pub card: String,
-    /// The model card of the same with its adapter merged.
-    pub merged_card: String,
-    /// The curves that the cards show, SVG.
-    pub curves: String,
+/// What the pages say of the rows, counted once.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    splits: Vec<Split>,
+    files: Vec<DataFile>,
 }
 
-impl Pages {
-    /// Writes them, from the events on the disk and the evaluation of what ships.
-    pub fn compose(
-        shipped: &Shipped<'_>,
-        measured: Option<&Evaluation>,
-        splits: [&Examples; 2],
-        run: &RunDir,
-    ) -> Result<Self, Failure> {
-        let data = report_data(shipped, measured, splits, run)?;
-        let adapted = matches!(shipped.plan.adapter.config.method, Method::Lora | Method::Dora);
-        let relation = if adapted { Relation::Adapter } else { Relation::Finetune };
-        let card = |relation| render(&card(shipped, measured, &data, splits, relation));
-        Ok(Self {
-            report: report::render(&data),
-            card: card(relation),
-            merged_card: card(Relation::Finetune),
-            curves: report::render_svg_curves(&data),
-        })
+impl Rows {
+    /// Counts them.
+    pub fn count(plan: &Plan, [train, eval]: [&Examples; 2]) -> Self {
+        Self {
+            splits: vec![split("train", train, plan), split("eval", eval, plan)],
+            files: [files(plan, "train", train), files(plan, "eval", eval)].concat(),
+        }
     }
 }
 
-fn report_data(
-    shipped: &Shipped<'_>,
-    measured: Option<&Evaluation>,
-    [train, eval]: [&Examples; 2],
-    run: &RunDir,
-) -> Result<ReportData, Failure> {
+/// An evaluation, and the rows that were measured.
+pub type Measured<'a> = Option<(&'a Evaluation, &'a Examples)>;
+
+/// What people read of a run.
+pub struct Pages<'a> {
+    shipped: &'a Shipped<'a>,
+    scores: Option<&'a metrics::Scores>,
+    files: &'a [DataFile],
+    data: ReportData,
+}
+
+/// A model card and the curves that it shows, SVG.
+pub struct Front {
+    /// What `README.md` says.
+    pub card: Card,
+    /// `curves.svg`; empty where the card shows none.
+    pub curves: String,
+}
+
+impl Front {
+    /// Writes both into `dir`.
+    pub fn write(&self, dir: &Path) -> Result<(), Failure> {
+        if !self.curves.is_empty() {
+            write_atomically(&dir.join("curves.svg"), self.curves.as_bytes())?;
+        }
+        write_atomically(&dir.join("README.md"), render(&self.card).as_bytes())
+    }
+}
+
+impl<'a> Pages<'a> {
+    /// Reads what they say, from the events on the disk and the evaluation of what ships.
+    pub fn read(shipped: &'a Shipped<'a>, measured: Measured<'a>, rows: &'a Rows, run: &Path) -> Result<Self, Failure> {
+        let data = report_data(shipped, measured, rows, run)?;
+        Ok(Self { shipped, scores: measured.map(|(measured, _)| &measured.scores), files: &rows.files, data })
+    }
+
+    /// `report.html`.
+    pub fn report(&self) -> String {
+        report::render(&self.data)
+    }
+
+    /// The card of what trained, or of the same with its adapter merged.
+    pub fn front(&self, merged: bool) -> Front {
+        let adapted = self.shipped.plan.adapter.config.method.is_adapter();
+        let relation = if adapted && !merged { Relation::Adapter } else { Relation::Finetune };
+        Front { card: self.card(relation), curves: report::render_svg_curves(&self.data) }
+    }
+}
+
+fn report_data(shipped: &Shipped<'_>, measured: Measured<'_>, rows: &Rows, run: &Path) -> Result<ReportData, Failure> {
     let plan = shipped.plan;
     let title = |(title, rows): (&str, Vec<(String, String)>)| Section { title: title.into(), rows };
     let mut data = ReportData {
@@ -68,12 +98,12 @@ fn report_data(
         summary: summary(plan),
         recipe: shipped.recipe.source.text(),
         plan: plan.sections().into_iter().map(title).collect(),
-        data: vec![split("train", train, plan), split("eval", eval, plan)],
+        data: rows.splits.clone(),
         metric: plan.task.best_by().name().into(),
         trainable_parameters: plan.adapter.trainable() as u64,
         parameters: plan.adapter.total() as u64,
-        confusion: measured.and_then(|measured| confusion(plan, measured, eval)),
-        errors: measured.map(|measured| worst(shipped, measured, eval)).unwrap_or_default(),
+        confusion: measured.and_then(|(measured, eval)| confusion(plan, measured, eval)),
+        errors: measured.map(|(measured, eval)| worst(shipped, measured, eval)).unwrap_or_default(),
         peak_memory: memory::peak(),
         device: format!("{}, {} threads, {}", plan.device.name, plan.device.threads, plan.device.precision),
         versions: versions(),
@@ -150,92 +180,131 @@ fn worst(shipped: &Shipped<'_>, measured: &Evaluation, eval: &Examples) -> Vec<W
     errors.into_iter().map(|(row, error)| WorstError { text: text(row), ..error }).collect()
 }
 
-fn card(
-    shipped: &Shipped<'_>,
-    measured: Option<&Evaluation>,
-    data: &ReportData,
-    [train, eval]: [&Examples; 2],
-    relation: Relation,
-) -> Card {
-    let (plan, recipe) = (shipped.plan, shipped.recipe);
-    let adapted = matches!(plan.adapter.config.method, Method::Lora | Method::Dora);
-    let pipeline = match plan.task {
-        TaskPlan::SequenceClassification { .. } => Pipeline::TextClassification,
-        TaskPlan::CausalLm { .. } => Pipeline::TextGeneration,
-        TaskPlan::MaskedLm { .. } => Pipeline::FillMask,
-        TaskPlan::Distillation { .. } => Pipeline::FeatureExtraction,
-    };
-    let name = recipe.export.name.clone().unwrap_or_else(|| plan.run.name.clone());
-    let mut card = Card::new(&name, relation, pipeline);
-    card.summary = format!("{}, trained with temper.", data.summary);
-    card.language = recipe.export.language.iter().cloned().collect();
-    let inherited = || recipe.model.base.as_ref().and_then(|base| license_of(&recipe.resolve(base)));
-    match shipped.licence {
-        Some(decision) => {
-            card.license.clone_from(&decision.license);
-            card.license_name.clone_from(&decision.license_name);
-            card.license_notes.clone_from(&decision.notes);
-        }
-        None => card.license = recipe.export.license.clone().or_else(inherited),
-    }
-    let base = plan.source("model.base");
-    card.base_revision = base.map(|pinned| pinned.commit.to_string());
-    let base = base.map(|pinned| pinned.repo.id().to_owned()).or_else(|| plan.export.base_model.clone());
-    card.base_model = base.or_else(|| recipe.model.base.clone()).unwrap_or_default();
-    card.sources = data_sources(plan);
-    card.history = history(data);
-    card.curves = Some("curves.svg".into());
-    card.tags = if adapted { vec![format!("{:?}", plan.adapter.config.method).to_lowercase()] } else { Vec::new() };
-    card.files = [files(plan, "train", train), files(plan, "eval", eval)].concat();
-    card.labels = plan.task.labels().to_vec();
-    let eval_file = card.files.iter().find(|file| file.split == "eval").map(|file| file.name.clone());
-    if let (Some(measured), Some(kind)) = (measured, eval_file) {
-        let dataset = match plan.sources.iter().find(|source| source.key == "data.eval") {
-            Some(Source { pinned: Pinned { repo, commit, .. }, split, .. }) => {
-                let [kind, name] = [repo.id(), repo.id()].map(str::to_owned);
-                Dataset { kind, name, split: split.clone(), revision: Some(commit.to_string()) }
-            }
-            None => Dataset { name: kind.clone(), kind, split: Some("eval".into()), revision: None },
+impl Pages<'_> {
+    fn card(&self, relation: Relation) -> Card {
+        let Self { shipped, files, data, .. } = self;
+        let (plan, recipe) = (shipped.plan, shipped.recipe);
+        let pipeline = match plan.task {
+            TaskPlan::SequenceClassification { .. } => Pipeline::TextClassification,
+            TaskPlan::CausalLm { .. } => Pipeline::TextGeneration,
+            TaskPlan::MaskedLm { .. } => Pipeline::FillMask,
+            TaskPlan::Distillation { .. } => Pipeline::FeatureExtraction,
         };
-        card.evaluations = vec![temper_hub::Evaluation { dataset, metrics: card_metrics(&measured.scores) }];
-        let rows = plan.data.report.eval.rows;
-        card.evaluated = vec![format!("The {rows} evaluation rows named above; they also chose the checkpoint.")];
+        let name = recipe.export.name.clone().unwrap_or_else(|| plan.run.name.clone());
+        let mut card = Card::new(&name, relation, pipeline);
+        card.summary = format!("{}, trained with temper.", data.summary);
+        card.language = recipe.export.language.iter().cloned().collect();
+        card.history = history(data);
+        card.curves = Some("curves.svg".into());
+        card.half = match relation {
+            Relation::Adapter => ["dtype", "torch_dtype"]
+                .iter()
+                .filter_map(|key| shipped.config.raw[key].as_str())
+                .any(|dtype| dtype != "float32"),
+            Relation::Finetune => recipe.export.dtype != Dtype::F32,
+        };
+        if relation == Relation::Adapter {
+            card.tags = vec![format!("{:?}", plan.adapter.config.method).to_lowercase()];
+        }
+        card.files = files.to_vec();
+        card.labels = plan.task.labels().to_vec();
+        card.command = match pipeline {
+            Pipeline::TextClassification => "temper predict DIR \"a text\"".into(),
+            Pipeline::TextGeneration => "temper chat DIR".into(),
+            Pipeline::FillMask | Pipeline::FeatureExtraction => {
+                "temper train --recipe RECIPE --set model.base=DIR".into()
+            }
+        };
+        card.hyperparameters =
+            plan.sections().into_iter().filter(|(title, _)| *title == "train").flat_map(|(_, rows)| rows).collect();
+        card.recipe = without_directories(&data.recipe, &recipe.local_paths());
+        card.versions.clone_from(&data.versions);
+        card.device.clone_from(&data.device);
+        self.say_origin(&mut card);
+        self.say_results(&mut card);
+        card
     }
-    card.not_evaluated = vec![
-        "Data from other sources, other languages, other lengths.".into(),
-        "Bias towards groups of people, robustness against attacks, calibration.".into(),
-    ];
-    let serious = plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info);
-    card.not_evaluated.extend(serious.map(|finding| format!("Found in the data: {}.", finding.message)));
-    card.confusion = data.confusion.as_ref().map(|confusion| Confusion {
-        labels: confusion.labels.clone(),
-        counts: confusion.counts.iter().map(|row| row.iter().map(|&n| n as usize).collect()).collect(),
-    });
-    card.command = match pipeline {
-        Pipeline::TextClassification => "temper predict DIR \"a text\"".into(),
-        Pipeline::TextGeneration => "temper chat DIR".into(),
-        Pipeline::FillMask | Pipeline::FeatureExtraction => "temper train --recipe RECIPE --set model.base=DIR".into(),
-    };
-    card.hyperparameters =
-        plan.sections().into_iter().filter(|(title, _)| *title == "train").flat_map(|(_, rows)| rows).collect();
-    card.recipe.clone_from(&data.recipe);
-    card.versions.clone_from(&data.versions);
-    card.device.clone_from(&data.device);
-    card
+
+    /// Says what it was made from, and under which licence.
+    fn say_origin(&self, card: &mut Card) {
+        let (plan, recipe) = (self.shipped.plan, self.shipped.recipe);
+        let inherited = || recipe.model.base.as_ref().and_then(|base| license_of(&recipe.resolve(base)));
+        match self.shipped.licence {
+            Some(decision) => {
+                card.license.clone_from(&decision.license);
+                card.license_name.clone_from(&decision.license_name);
+                card.license_notes.clone_from(&decision.notes);
+            }
+            None => card.license = recipe.export.license.clone().or_else(inherited),
+        }
+        let base = plan.source("model.base");
+        card.base_revision = base.map(|pinned| pinned.commit.to_string());
+        let base = base.map(|pinned| pinned.repo.id().to_owned()).or_else(|| plan.export.base_model.clone());
+        // A directory is no name on the hub, even where it looks like one.
+        let local = || recipe.model.base.as_ref().map(|base| format!("./{}", base_name(base)));
+        card.base_model = base.or_else(local).unwrap_or_default();
+        card.sources = data_sources(plan, self.shipped.licence);
+        if let Some(endpoint) = &plan.endpoint {
+            card.endpoint.clone_from(endpoint);
+        }
+    }
+
+    /// Says what was measured and what was found wrong.
+    fn say_results(&self, card: &mut Card) {
+        let plan = self.shipped.plan;
+        let eval_file = card.files.iter().find(|file| file.split == "eval").map(|file| file.name.clone());
+        if let (Some(scores), Some(kind)) = (self.scores, eval_file) {
+            let dataset = match plan.sources.iter().find(|source| source.key == "data.eval") {
+                Some(Source { pinned: Pinned { repo, commit, .. }, split, .. }) => {
+                    let [kind, name] = [repo.id(), repo.id()].map(str::to_owned);
+                    Dataset { kind, name, split: split.clone(), revision: Some(commit.to_string()) }
+                }
+                None => Dataset { name: kind.clone(), kind, split: Some("eval".into()), revision: None },
+            };
+            card.evaluations = vec![temper_hub::Evaluation { dataset, metrics: card_metrics(scores) }];
+            let rows = plan.data.report.eval.rows;
+            card.evaluated = vec![format!("The {rows} evaluation rows named above; they also chose the checkpoint.")];
+        }
+        let serious = plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info);
+        card.not_evaluated = serious.map(|finding| format!("Found in the data: {}.", finding.message)).collect();
+        card.confusion = self.data.confusion.as_ref().map(|confusion| Confusion {
+            labels: confusion.labels.clone(),
+            counts: confusion.counts.iter().map(|row| row.iter().map(|&n| n as usize).collect()).collect(),
+        });
+    }
+}
+
+/// `text` with the file's or directory's own name in place of each of `paths`: the directories above it are this machine's.
+fn without_directories(text: &str, paths: &[String]) -> String {
+    let inner = |c: char| c.is_alphanumeric() || "/\\._-".contains(c);
+    let mut out = text.to_owned();
+    for path in paths.iter().filter(|path| path.contains(['/', '\\'])) {
+        let mut rest = std::mem::take(&mut out);
+        while let Some(at) = rest.find(path.as_str()) {
+            let end = at + path.len();
+            let whole = !rest[..at].ends_with(inner) && !rest[end..].starts_with(inner);
+            out.push_str(&rest[..at]);
+            out.push_str(if whole { base_name(path) } else { path });
+            rest.drain(..end);
+        }
+        out.push_str(&rest);
+    }
+    out
 }
 
 /// The data sets of the hub that rows came from, each once.
-fn data_sources(plan: &Plan) -> Vec<DataSource> {
+fn data_sources(plan: &Plan, licence: Option<&Decision>) -> Vec<DataSource> {
     let mut sources: Vec<DataSource> = Vec::new();
     for source in plan.sources.iter().filter(|source| source.key.starts_with("data.")) {
         let (id, revision) = (source.pinned.repo.id().to_owned(), source.pinned.commit.to_string());
         let (config, split) = (source.config.clone().unwrap_or_default(), source.split.clone());
         let same = |known: &&mut DataSource| known.id == id && known.revision == revision && known.config == config;
+        let of = source.pinned.repo.to_string();
+        let terms = licence.and_then(|licence| licence.terms.iter().find(|terms| terms.of == of));
+        let license = terms.and_then(|terms| terms.name.clone().or_else(|| terms.id.clone()));
         match sources.iter_mut().find(same) {
             Some(known) => known.splits.extend(split.filter(|split| !known.splits.contains(split))),
-            None => {
-                sources.push(DataSource { id, config, splits: split.into_iter().collect(), revision, license: None })
-            }
+            None => sources.push(DataSource { id, config, splits: split.into_iter().collect(), revision, license }),
         }
     }
     sources
@@ -267,7 +336,23 @@ fn files(plan: &Plan, split: &str, examples: &Examples) -> Vec<DataFile> {
     rows.into_iter().filter_map(file).collect()
 }
 
+/// What was measured; an undefined metric was not.
 fn card_metrics(scores: &metrics::Scores) -> Vec<Metric> {
     let metric = |(name, value): (&String, &f64)| Metric { kind: name.clone(), name: name.clone(), value: *value };
-    scores.iter().map(metric).collect()
+    scores.iter().filter(|(_, value)| value.is_finite()).map(metric).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_keeps_the_names_of_files_and_not_where_they_lie() {
+        let paths = ["../examples/encoder/", "data/a.jsonl", "runs", "../examples/encoder/x"].map(String::from);
+        let text = "base = \"../examples/encoder/\"\ntrain = ['data/a.jsonl', \"hf://datasets/data/a.jsonl\"]\nruns\n# data.train=data/a.jsonl";
+        let bare =
+            "base = \"encoder\"\ntrain = ['a.jsonl', \"hf://datasets/data/a.jsonl\"]\nruns\n# data.train=a.jsonl";
+        assert_eq!(without_directories(text, &paths), bare);
+        assert_eq!(without_directories("x = \"../examples/encoder/x\"", &paths), "x = \"x\"");
+    }
 }

@@ -6,22 +6,28 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use serde_json::{Map, Value, json};
 use temper_data::{DataConfig, Examples, LabelKind, Target, TokenBatch, Tokenizer};
+use temper_hub::{Card, Pipeline, Relation, license_of};
 use temper_models::{Config, Weights};
-use temper_peft::file::{self, PeftConfig};
+use temper_peft::file::{self, AdapterFile, PeftConfig};
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
 
 use crate::failure::{Context, Failure, Kind};
+use crate::finish::Front;
 use crate::plan::TaskPlan;
 use crate::provenance::{Objective, Provenance};
 use crate::recipe::Dtype;
+use crate::resolve::pin;
 use crate::{build, export, fetch};
 
 /// Rows per forward pass.
 const ROWS: usize = 32;
+
 /// A trained classifier.
 pub struct Trained {
     /// Where it was read.
     pub dir: PathBuf,
+    /// What its adapter calls its base.
+    base: String,
     config: Config,
     task: TaskPlan,
     model: SequenceClassifier,
@@ -38,28 +44,39 @@ impl Trained {
     pub fn open(path: &Path, device: &Device) -> Result<Self, Failure> {
         let dir = if path.join("export").is_dir() { path.join("export") } else { path.to_path_buf() };
         let shown = dir.display().to_string();
-        if !dir.join("config.json").is_file() {
-            return Err(Failure::new(Kind::Data, format!("error: {shown} is neither a finished run nor an export")));
-        }
         let at = |what: &str| format!("failed to load {what} of {shown}");
-        let config = Config::read(&dir).context(Kind::Data, at("the configuration"))?;
-        let provenance = Provenance::read(&dir)?;
-        let task = task_of(&config, provenance.as_ref(), &shown)?;
-        let tokenizer = Tokenizer::from_dir(&dir).context(Kind::Data, at("the tokenizer"))?;
         let adapter = dir.join("adapter_config.json").is_file().then(|| file::open(&dir)).transpose();
         let adapter = adapter.context(Kind::Data, at("the adapter"))?;
         let weights_dir = match &adapter {
             None => dir.clone(),
             Some(adapter) => base_of(&adapter.config)?,
         };
+        // What another program saved may be an adapter alone; then the rest is its base's.
+        let place = |names: &[&str]| {
+            let here = names.iter().any(|name| dir.join(name).is_file());
+            if here { &dir } else { &weights_dir }
+        };
+        let config_dir = place(&["config.json"]);
+        if !config_dir.join("config.json").is_file() {
+            return Err(Failure::new(Kind::Data, format!("error: {shown} is neither a finished run nor an export")));
+        }
+        let mut config = Config::read(config_dir).context(Kind::Data, at("the configuration"))?;
+        if let (Some(adapter), true) = (&adapter, config_dir != &dir) {
+            take_head(&mut config, adapter);
+        }
+        let provenance = Provenance::read(&dir)?;
+        let task = task_of(&config, provenance.as_ref(), &shown)?;
+        let tokenizer_dir = place(&["tokenizer.json", "vocab.txt", "vocab.json"]);
+        let tokenizer = Tokenizer::from_dir(tokenizer_dir).context(Kind::Data, at("the tokenizer"))?;
         if let (Some(provenance), Some(_)) = (&provenance, &adapter) {
-            provenance.check_base(&weights_dir)?;
+            provenance.check_base(&weights_dir, |paths| paths.into_iter().map(pin).collect())?;
         }
         let weights = Weights::open(&weights_dir).context(Kind::Data, at("the weights"))?;
         let model = build::classifier(&config, &task, device);
         let model = build::restore(model, &config, &task, &weights, adapter.as_ref())?;
-        let max_length = model_max_length(&dir).unwrap_or_else(|| config.max_positions().min(512));
-        Ok(Self { dir, config, task, model, tokenizer, max_length, provenance })
+        let max_length = model_max_length(tokenizer_dir).unwrap_or_else(|| config.max_positions().min(512));
+        let base = adapter.and_then(|adapter| adapter.config.base_model_name_or_path).unwrap_or_default();
+        Ok(Self { dir, base, config, task, model, tokenizer, max_length, provenance })
     }
 
     /// The `[data]` table with the columns of training; the default for a model of another program.
@@ -168,10 +185,32 @@ impl Trained {
             export::write_weights(merged, &self.config, Dtype::F32, dir)?;
             export::write_config(&class_of(&self.config), &self.task, &self.config, Dtype::F32, dir)?;
             export::write_tokenizer(&self.tokenizer, self.max_length, dir)?;
-            let merged = |provenance: &Provenance| Provenance { base: Vec::new(), ..provenance.clone() };
-            self.provenance.as_ref().map_or(Ok(()), |provenance| merged(provenance).write(dir))
+            let front = self.merged_front();
+            if let Some(provenance) = &self.provenance {
+                let card = Some(front.card.clone());
+                Provenance { base: Vec::new(), card, ..provenance.clone() }.write(dir)?;
+            }
+            front.write(dir)
         };
         export::export_merged(&self.model, outputs, write, out)
+    }
+
+    /// The card of the adapter as that of the merged weights. An adapter of another program has none that could be read:
+    /// then it says what is known.
+    fn merged_front(&self) -> Front {
+        let known = self.provenance.as_ref().and_then(|provenance| provenance.card.clone());
+        let mut card = known.unwrap_or_else(|| {
+            let name = self.dir.file_name().unwrap_or_default().to_string_lossy();
+            let mut card = Card::new(&name, Relation::Finetune, Pipeline::TextClassification);
+            card.license = license_of(&self.dir);
+            card.labels = self.task.labels().to_vec();
+            card.base_model.clone_from(&self.base);
+            card
+        });
+        (card.relation, card.tags, card.half) = (Relation::Finetune, Vec::new(), false);
+        let curves = fs::read_to_string(self.dir.join("curves.svg")).unwrap_or_default();
+        card.curves = card.curves.filter(|_| !curves.is_empty());
+        Front { card, curves }
     }
 }
 
@@ -182,6 +221,21 @@ fn base_of(config: &PeftConfig) -> Result<PathBuf, Failure> {
         return Ok(base.into());
     }
     fetch::model(base, config.revision.as_deref())
+}
+
+/// Makes the configuration of a base that of the classifier whose head `adapter` carries: PEFT saves none. The labels are
+/// the base's if there are as many, and else `LABEL_0` and so on, as in Transformers.
+fn take_head(config: &mut Config, adapter: &AdapterFile) {
+    if adapter.config.task_type.as_deref() != Some("SEQ_CLS") {
+        return;
+    }
+    config.raw["architectures"] = json!([format!("{}ForSequenceClassification", config.class_stem())]);
+    let output = |name: &str| name.ends_with("classifier.weight") || name.ends_with("classifier.out_proj.weight");
+    let head = adapter.tensors.iter().find(|(name, _)| output(name) && !name.contains("pre_classifier"));
+    if let Some(labels) = head.map(|(_, values)| values.shape[0]).filter(|labels| *labels != config.labels().len()) {
+        let names = (0..labels).map(|label| (label.to_string(), json!(format!("LABEL_{label}"))));
+        config.raw["id2label"] = Value::Object(names.collect());
+    }
 }
 
 /// The class that wrote a `config.json`.

@@ -24,6 +24,11 @@ pub struct Plan {
     pub fingerprint: String,
     /// What comes from the hub, at which commit. A run that goes on keeps its commits.
     pub sources: Vec<Source>,
+    /// The hub, when it is not the public one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Bytes of weights that training will fetch.
+    pub to_come: u64,
     /// Where the run goes.
     pub run: RunPlan,
     /// The network.
@@ -294,7 +299,11 @@ impl Plan {
             let Pinned { repo, revision, commit } = &source.pinned;
             row(&source.key, format!("{repo} at {commit} ({revision})"))
         };
-        let mut hub: Vec<_> = self.sources.iter().map(source).collect();
+        let mut hub: Vec<_> = self.endpoint.iter().map(|endpoint| row("endpoint", endpoint.clone())).collect();
+        hub.extend(self.sources.iter().map(source));
+        if self.to_come > 0 {
+            hub.push(row("to download", format!("{} bytes of weights, when it trains", grouped(self.to_come))));
+        }
         if let Some(to) = &self.export.push_to {
             let seen = if self.export.private { "private" } else { "public" };
             hub.push(row("pushed to", format!("{to} ({seen}, branch {})", self.export.branch())));

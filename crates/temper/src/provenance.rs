@@ -1,16 +1,16 @@
 //! `temper.json`: what an export remembers of its training, so that it can be used away from its run.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use temper_data::{DataConfig, LabelColumns};
-use temper_peft::Method;
+use temper_hub::{Card, scrub_values};
 use temper_tasks::Metric;
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{PinnedFile, Plan, TaskPlan};
-use crate::resolve::pin;
+use crate::recipe::base_name;
 use crate::run_dir::write_json;
 
 /// The file's name.
@@ -28,6 +28,21 @@ pub struct Provenance {
     pub objective: Option<Objective>,
     /// The weights that an adapter was trained on; empty for full weights.
     pub base: Vec<PinnedFile>,
+    /// How far training had come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained: Option<Trained>,
+    /// What its card says: a merge writes the same card for other weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<Card>,
+}
+
+/// How far training had come when something was exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trained {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Whether they were all that were to be done.
+    pub finished: bool,
 }
 
 /// The columns of the rows.
@@ -51,7 +66,7 @@ pub struct Objective {
 
 impl Provenance {
     /// Of what `plan` trains.
-    pub fn of(plan: &Plan) -> Self {
+    pub fn of(plan: &Plan, trained: Trained, card: Card) -> Self {
         let DataConfig { text, text_pair, label, .. } = plan.data.config.clone();
         let objective = match &plan.task {
             TaskPlan::SequenceClassification { class_weights, label_smoothing, metrics, .. } => Some(Objective {
@@ -61,7 +76,7 @@ impl Provenance {
             }),
             TaskPlan::CausalLm { .. } | TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
         };
-        let adapted = matches!(plan.adapter.config.method, Method::Lora | Method::Dora);
+        let adapted = plan.adapter.config.method.is_adapter();
         let weights = plan.model.files.iter().filter(|file| adapted && file.path.ends_with(".safetensors"));
         let name = |file: &PinnedFile| PinnedFile { path: base_name(&file.path).into(), ..file.clone() };
         Self {
@@ -69,12 +84,15 @@ impl Provenance {
             columns: Columns { text, text_pair, label },
             objective,
             base: weights.map(name).collect(),
+            trained: Some(trained),
+            card: Some(card),
         }
     }
 
     /// Writes it into an export.
     pub fn write(&self, dir: &Path) -> Result<(), Failure> {
-        let value = serde_json::to_value(self).context(Kind::Other, "failed to write JSON")?;
+        let mut value = serde_json::to_value(self).context(Kind::Other, "failed to write JSON")?;
+        value.get_mut("card").map(scrub_values);
         write_json(&dir.join(NAME), &value)
     }
 
@@ -116,7 +134,11 @@ impl Provenance {
 
     /// Refuses weights that are not those that the adapter was trained on: the sum of the two would be noise that looks
     /// like a model.
-    pub fn check_base(&self, dir: &Path) -> Result<(), Failure> {
+    pub fn check_base(
+        &self,
+        dir: &Path,
+        pin: impl FnOnce(Vec<PathBuf>) -> Result<Vec<PinnedFile>, Failure>,
+    ) -> Result<(), Failure> {
         let found = pin(self.base.iter().map(|file| dir.join(&file.path)).collect())?;
         match self.base.iter().zip(&found).find(|(wanted, found)| wanted.sha256 != found.sha256) {
             None => Ok(()),
@@ -131,8 +153,4 @@ impl Provenance {
             )),
         }
     }
-}
-
-fn base_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }

@@ -18,7 +18,7 @@ use std::path::{Component, Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use temper_data::DataConfig;
+use temper_data::{DataConfig, Files};
 use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
 use temper_peft::AdapterConfig;
 use temper_tasks::TaskConfig;
@@ -110,6 +110,20 @@ impl Recipe {
         self.fetched.data().unwrap_or(&self.data)
     }
 
+    /// The files and directories of this machine that it names, as it writes them.
+    pub fn local_paths(&self) -> Vec<String> {
+        let teacher = match &self.task {
+            TaskConfig::Distillation(task) => Some(&task.teacher),
+            _ => None,
+        };
+        let model = &self.model;
+        let names = [&model.base, &model.config, &model.tokenizer, &self.adapter.from, &self.run.dir];
+        let names = names.into_iter().flatten().chain(teacher).cloned();
+        let files = std::iter::once(&self.data.train).chain(&self.data.eval).flat_map(Files::entries);
+        let on_hub = |name: &String| name.starts_with("hf://") || self.fetched.place(name).is_some();
+        names.chain(files.map(|file| file.path)).filter(|name| !on_hub(name)).collect()
+    }
+
     /// A path as the recipe writes it: relative ones begin at the directory of the recipe.
     pub fn beside(&self, path: &str) -> PathBuf {
         Path::new(self.source.name()).parent().unwrap_or(Path::new("")).join(path)
@@ -132,6 +146,11 @@ fn table_name(path: &str) -> String {
         Ok(_) => name(path),
         Err(_) => format!("[{path}]"),
     }
+}
+
+/// The last component of a path, whichever way its slashes lean.
+pub fn base_name(path: &str) -> &str {
+    path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
 /// The path without `.` and with `a/..` taken out.

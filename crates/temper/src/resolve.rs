@@ -69,8 +69,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         base: recipe.model.base.clone(),
         architecture: config.model_type().into(),
         class: lazy.class.clone(),
-        files: pin(model_files(recipe, weights.as_ref(), &tokenizer))?,
-        adapter: pin(adapter_files(recipe))?,
+        files: recipe.fetched.pin(model_files(recipe, weights.as_ref(), &tokenizer))?,
+        adapter: recipe.fetched.pin(adapter_files(recipe))?,
         new_parameters: match &checked {
             Some(report) => report.missing.iter().map(|path| hugging_face_name(config.prefix(), path)).collect(),
             None => Vec::new(),
@@ -80,7 +80,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     };
     let data = DataPlan {
         config: recipe.data.clone(),
-        files: pin(data_files(recipe))?,
+        files: recipe.fetched.pin(data_files(recipe))?,
         max_length,
         report: dataset.report.clone(),
     };
@@ -93,6 +93,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         fingerprint: String::new(),
         export: recipe.export.clone(),
         sources: recipe.fetched.sources.clone(),
+        endpoint: recipe.fetched.endpoint.clone(),
+        to_come: recipe.fetched.to_come(),
         run,
         model,
         task,
@@ -104,6 +106,24 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     };
     plan.fingerprint = fingerprint(&plan)?;
     Ok((plan, Inputs { config, weights, tokenizer: Arc::new(tokenizer), dataset, adapter, teacher }))
+}
+
+impl Inputs {
+    /// Opens weights and tokenizer anew where they lie now: a plan can be made before all is fetched.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn reopen(&mut self, recipe: &Recipe) -> Result<(), Failure> {
+        self.tokenizer = read_tokenizer(recipe, &self.config)?;
+        if self.weights.is_some() {
+            self.weights = read_model(recipe)?.1;
+        }
+        if let (Some(teacher), TaskConfig::Distillation(task)) = (&mut self.teacher, &recipe.task) {
+            let weights = Weights::open(&recipe.resolve(&task.teacher));
+            teacher.weights = weights.map_err(|error| point(recipe, Kind::Data, "task.teacher", error))?;
+        }
+        Ok(())
+    }
 }
 
 /// An error of the floors below, with the place in the recipe that it is about.
@@ -160,7 +180,7 @@ fn base_dir(recipe: &Recipe) -> Option<PathBuf> {
 fn open_adapter(recipe: &Recipe, from: &str) -> Result<AdapterFile, Failure> {
     let dir = recipe.resolve(from);
     if let (Some(provenance), Some(base)) = (Provenance::read(&dir)?, base_dir(recipe)) {
-        provenance.check_base(&base)?;
+        provenance.check_base(&base, |paths| recipe.fetched.pin(paths))?;
     }
     file::open(&dir).map_err(|error| point(recipe, Kind::Data, "adapter.from", error))
 }
@@ -336,23 +356,20 @@ fn data_files(recipe: &Recipe) -> Vec<PathBuf> {
     data.train.entries().into_iter().chain(eval).map(|file| recipe.beside(&file.path)).collect()
 }
 
-/// Size and hash of each file.
-pub fn pin(paths: Vec<PathBuf>) -> Result<Vec<PinnedFile>, Failure> {
-    let pinned = paths.iter().map(|path| {
-        let shown = plain(path).display().to_string();
-        let mut hash = Sha256::new();
-        let bytes = std::fs::File::open(path)
-            .and_then(|mut file| std::io::copy(&mut file, &mut hash))
-            .context(Kind::Data, format!("failed to read {shown}"))?;
-        Ok(PinnedFile { path: shown, bytes, sha256: hex(&hash.finalize()) })
-    });
-    pinned.collect()
+/// Size and hash of a file.
+pub fn pin(path: PathBuf) -> Result<PinnedFile, Failure> {
+    let shown = plain(&path).display().to_string();
+    let mut hash = Sha256::new();
+    let bytes = std::fs::File::open(&path)
+        .and_then(|mut file| std::io::copy(&mut file, &mut hash))
+        .context(Kind::Data, format!("failed to read {shown}"))?;
+    Ok(PinnedFile { path: shown, bytes, sha256: hex(&hash.finalize()) })
 }
 
 /// Hash of what decides a number: not where the run goes, how often it reports or saves, nor what memory there is.
 fn fingerprint(plan: &Plan) -> Result<String, Failure> {
     let mut value = serde_json::to_value(plan).context(Kind::Other, "failed to hash the plan")?;
-    for table in ["run", "sources", "export", "memory", "device", "fingerprint"] {
+    for table in ["run", "sources", "endpoint", "to_come", "export", "memory", "device", "fingerprint"] {
         value.as_object_mut().map(|plan| plan.remove(table));
     }
     value["task"].as_object_mut().map(|task| task.remove("samples"));

@@ -31,6 +31,7 @@ impl RunDir {
             Err(TryLockError::Error(error)) => Err(error).context(Kind::Other, format!("failed to lock {shown}"))?,
         }
         let dir = Self { path, _lock: lock };
+        dir.tidy();
         if fresh {
             dir.clear()?;
         }
@@ -73,6 +74,27 @@ impl RunDir {
                 self.path.display()
             ),
         ))
+    }
+
+    /// Clears what a killed process was replacing: `.NAME.PID.new` is half a directory, `.NAME.PID.old` a whole one that
+    /// takes its name again where the new one had not. What cannot be cleared does no harm.
+    fn tidy(&self) {
+        for parent in [self.path.clone(), self.join(".push")] {
+            for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
+                let left = entry.file_name().to_string_lossy().into_owned();
+                let parts: Vec<&str> = left.split('.').collect();
+                let ["", name, pid, what @ ("new" | "old")] = parts[..] else { continue };
+                if pid.is_empty() || !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+                    continue;
+                }
+                let whole = parent.join(name);
+                let _ = if what == "old" && !whole.exists() {
+                    fs::rename(entry.path(), whole)
+                } else {
+                    fs::remove_dir_all(entry.path())
+                };
+            }
+        }
     }
 
     /// Removes what runs write, and nothing else.
@@ -125,4 +147,31 @@ fn differences(old: &serde_json::Value, new: &serde_json::Value) -> Vec<String> 
     let mut out = Vec::new();
     walk("", old, new, &mut out);
     out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_process_left_is_cleared() {
+        let home = tempfile::tempdir().unwrap();
+        let make = |name: &str| fs::create_dir_all(home.path().join(name)).unwrap();
+        for name in
+            ["export", ".export.12.old", ".export.12.new", ".merged.7.old", ".push/.export.9.new", ".mine.x.new"]
+        {
+            make(name);
+        }
+        let lock = File::create(home.path().join(".lock")).unwrap();
+        RunDir { path: home.path().into(), _lock: lock }.tidy();
+        let names = |dir: &Path| {
+            let mut names: Vec<_> =
+                fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(home.path()), [".lock", ".mine.x.new", ".push", "export", "merged"]);
+        assert!(names(&home.path().join(".push")).is_empty());
+    }
 }

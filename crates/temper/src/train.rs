@@ -13,9 +13,10 @@ use temper_tasks::{Causal, Distillation, Evaluation, MaskedLm, Task};
 
 use crate::export::{self, Shipped, export};
 use crate::failure::{Failure, Kind};
-use crate::fetch::fetch;
-use crate::finish::Pages;
+use crate::fetch::{fetch, fetch_weights};
+use crate::finish::{Front, Pages, Rows};
 use crate::plan::{Plan, TaskPlan};
+use crate::provenance::Trained;
 use crate::push::{Permission, Pushing};
 use crate::recipe::{Recipe, parse_duration};
 use crate::reporters::Reporters;
@@ -55,12 +56,18 @@ pub struct How {
 pub fn train(recipe: &mut Recipe, how: How, stop: &Stop) -> Result<Finished, Failure> {
     let started = Instant::now();
     fetch(recipe, how.fresh)?;
-    let recipe = &*recipe;
     let (plan, mut inputs) = resolve(recipe)?;
-    signals::install(stop)?;
     refuse_what_cannot_fit(&plan)?;
     // Whoever may refuse is asked before anything is written or, with `--fresh`, deleted.
     let permission = (how.push && plan.export.push_to.is_some()).then(|| push::ask(&plan, recipe)).transpose()?;
+    if let Some(endpoint) = &plan.endpoint {
+        eprintln!("the hub is {endpoint}");
+    }
+    if fetch_weights(recipe)? {
+        inputs.reopen(recipe)?;
+    }
+    let recipe = &*recipe;
+    signals::install(stop)?;
     let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
     logs::to_file(&run.join("train.log"))?;
     for finding in plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info) {
@@ -128,8 +135,19 @@ impl Corridor<'_> {
         let measure = |model: &T, rows: &Examples| model.evaluate(&collator, rows, plan.train.eval_batch);
 
         let licence = self.permission.map(|permission| &permission.licence);
-        let shipped = Shipped { plan, config: &config, tokenizer: &tokenizer, recipe: self.recipe, licence };
-        let pushing = self.permission.map(|given| Pushing::start(given, &shipped, [&train, &eval], run));
+        let tokenizer = Arc::new(tokenizer);
+        let trained_so_far = Trained { step: 0, finished: false };
+        let shipped = Shipped {
+            plan,
+            config: &config,
+            tokenizer: &tokenizer,
+            recipe: self.recipe,
+            licence,
+            trained: trained_so_far,
+        };
+        let rows = Rows::count(plan, [&train, &eval]);
+        let pushing =
+            self.permission.map(|given| Pushing::start(given, &shipped, &rows, T::SHIPS_HEAD, run, self.stop));
         let mut pushing = pushing.transpose()?;
         let evaluation = RefCell::new(None);
         let Outcome { model, reason, step, resumed, best, last, .. } = fit(
@@ -170,13 +188,14 @@ impl Corridor<'_> {
         // The last evaluation is of this model if it was the best one too.
         let evaluation = evaluation.into_inner().filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
         let measured = (!eval.is_empty()).then(|| evaluation.unwrap_or_else(|| measure(&model, &eval)));
-        let pages = Pages::compose(&shipped, measured.as_ref(), [&train, &eval], run)?;
-        export(&model, &trained, &shipped, &pages, &run.join("export"))?;
+        let shipped = Shipped { trained: Trained { step, finished: reason != StopReason::WallClock }, ..shipped };
+        let pages = Pages::read(&shipped, measured.as_ref().map(|measured| (measured, &eval)), &rows, run.path())?;
+        export(&model, &trained, &shipped, &pages.front(false), &run.join("export"))?;
         if plan.export.merge {
             let probe = if eval.is_empty() { &*train } else { &eval };
-            self.merge(&model, &shipped, &pages, |model| measure(model, probe))?;
+            self.merge(&model, &shipped, &pages.front(true), |model| measure(model, probe))?;
         }
-        run.write("report.html", pages.report.as_bytes())?;
+        run.write("report.html", pages.report().as_bytes())?;
         tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
         let pushed = pushing.map(Pushing::finish).transpose()?;
         Ok((best, pushed.map(|pushed| pushed.pull_request.unwrap_or(pushed.url))))
@@ -187,15 +206,14 @@ impl Corridor<'_> {
         &self,
         model: &T,
         shipped: &Shipped<'_>,
-        pages: &Pages,
+        front: &Front,
         measure: impl Fn(&T) -> Evaluation,
     ) -> Result<(), Failure> {
         let outputs = |model: &T| {
             let Evaluation { scores, logits, .. } = measure(model);
             Ok(logits.concat().into_iter().chain(scores.get("loss").map(|&loss| loss as f32)).collect())
         };
-        let write =
-            |merged: &T, dir: &Path| export::write_full(merged, shipped, &pages.merged_card, &pages.curves, dir);
+        let write = |merged: &T, dir: &Path| export::write_full(merged, shipped, front, dir);
         let difference = export::export_merged(model, outputs, write, &self.run.join("merged"))?;
         tracing::info!(difference, "the merged model says the same");
         Ok(())

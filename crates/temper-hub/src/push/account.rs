@@ -3,7 +3,14 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{Error, Hub, RepoId, RepoKind, Result, answer::About, http::Request, push::Target};
+use crate::{
+    Error, Hub, Origin, RepoId, RepoKind, Result,
+    answer::{About, LOGIN},
+    http::Request,
+    names::check_revision,
+    push::Target,
+    settings::IMPLICIT_TOKEN,
+};
 
 /// The account behind a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +69,9 @@ impl Hub {
         let about = About::doing("ask the hub who we are");
         self.online(about.doing.as_str())?;
         if self.http.token().is_none() {
-            return Err(Error::NoToken { doing: about.doing });
+            let hidden = self.settings().token.origin == Origin::Variable(IMPLICIT_TOKEN);
+            let advice = if hidden { "unset HF_HUB_DISABLE_IMPLICIT_TOKEN" } else { LOGIN };
+            return Err(Error::NoToken { doing: about.doing, advice });
         }
         let who: Whoami = self.http.json(&Request::get(self.http.url(&["api", "whoami-v2"])), &about)?;
         Ok(Account {
@@ -83,11 +92,10 @@ impl Hub {
         self.online(format!("push to {repo}"))?;
         let wrong = |reason: String| Error::Push { repo: repo.clone(), reason };
         let (Some(owner), _) = repo.parts() else {
-            return Err(wrong(format!("write whose it is, as in `you/{}`", repo.id())));
+            let reason = format!("write whose it is, as in `you/{}`", repo.id());
+            return Err(Error::Name { what: "repository to push to", name: repo.id().into(), reason });
         };
-        if let Some(reason) = crate::names::wrong_with_revision(&target.branch) {
-            return Err(wrong(format!("branch {:?}: {reason}", target.branch)));
-        }
+        check_revision("branch", &target.branch)?;
         let account = self.whoami()?;
         if account.role == "read" && !target.pull_request {
             let advice = "make a token with the permission to write, then `temper hub login`".into();

@@ -1,7 +1,8 @@
 //! Large files: to the object storage by the Git LFS protocol (basic and multipart), or to Xet when the hub says so.
 //!
 //! <https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md>; multipart is Hugging Face's own: the keys `1`, `2`, …
-//! of the upload's `header` are the URLs of the parts, each `chunk_size` bytes.
+//! of the upload's `header` are the URLs of the parts, each `chunk_size` bytes. A part that fails is sent again; a push that is
+//! begun anew sends all parts of the file again, for the protocol gives new URLs and has no way to ask which parts are there.
 
 use std::collections::BTreeMap;
 

@@ -238,10 +238,7 @@ impl Push {
         if self.replace.iter().any(|dir| crate::names::hostile_path(dir.trim_end_matches('/')).is_some()) {
             return Err(self.wrong("a directory to replace is not one of the repository"));
         }
-        match self.tags.iter().find_map(|tag| Some((tag, crate::names::wrong_with_revision(tag)?))) {
-            Some((tag, reason)) => Err(self.wrong(&format!("tag {tag:?}: {reason}"))),
-            None => Ok(()),
-        }
+        self.tags.iter().try_for_each(|tag| crate::names::check_revision("tag", tag))
     }
 
     fn state(&self, hub: &Hub, contents: &[Content]) -> State {

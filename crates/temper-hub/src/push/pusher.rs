@@ -8,9 +8,17 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
-use crate::{Error, Hub, Push, Pushed, Result, cache::unused_name};
+use crate::{Error, Hub, Push, Pushed, Result, Target, cache::unused_name};
+
+/// How long the thread has to end once it was given up. A request that hears nothing does not notice sooner than the hub's
+/// silence ends; nobody waits for that.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Makes the push that is sent from the one that was offered, whose files lie in the directory, where more may be written.
+type Prepare = dyn Fn(Push, &Path) -> std::result::Result<Push, String> + Send;
 
 /// Pushes in the background. Offering a push costs the caller a hard link for each file and no byte of network.
 ///
@@ -62,11 +70,16 @@ impl Drop for Staged {
 }
 
 impl Pusher {
-    /// Starts the thread. Copies lie in `.push/stage` below the run's directory.
+    /// Starts the thread, which asks `prepare` what to send when a push's turn comes. Copies lie in `.push/stage` below the
+    /// run's directory.
     ///
     /// # Errors
     /// When left-over copies of an earlier run cannot be cleared or the thread cannot be started.
-    pub fn start(hub: &Hub, run_dir: &Path) -> Result<Self> {
+    pub fn start(
+        hub: &Hub,
+        run_dir: &Path,
+        prepare: impl Fn(Push, &Path) -> std::result::Result<Push, String> + Send + 'static,
+    ) -> Result<Self> {
         let stage = run_dir.join(".push").join("stage");
         if stage.exists() {
             fs::remove_dir_all(&stage).map_err(Error::io("clear", &stage))?;
@@ -76,7 +89,7 @@ impl Pusher {
         let hub = hub.abandonable(abandoned.clone());
         let shared: Arc<Shared> = Arc::default();
         let theirs = shared.clone();
-        let thread = thread::Builder::new().name("temper-push".into()).spawn(move || theirs.run(&hub));
+        let thread = thread::Builder::new().name("temper-push".into()).spawn(move || theirs.run(&hub, &prepare));
         let thread = Some(thread.map_err(Error::io("start the thread of", &stage))?);
         Ok(Self { shared, abandoned, stage, thread })
     }
@@ -117,30 +130,29 @@ impl Pusher {
         std::mem::take(&mut self.shared.lock().outcomes)
     }
 
-    /// Waits for everything that was offered; the outcomes that were not asked for yet.
-    pub fn finish(mut self) -> Vec<Outcome> {
-        self.close(false);
+    /// Waits for everything that was offered, as long as `stop` does not say that it is to be given up; then what was sent
+    /// stays, and a push later goes on from there. Returns the outcomes that were not asked for yet.
+    pub fn finish(mut self, stop: impl Fn() -> bool) -> Vec<Outcome> {
+        self.close(stop);
         self.outcomes()
     }
 
-    /// Gives up what is under way, as after an interrupt: what was sent stays, and a push later goes on from there.
-    pub fn abandon(mut self) -> Vec<Outcome> {
-        self.close(true);
-        self.outcomes()
-    }
-
-    fn close(&mut self, abandon: bool) {
-        let mut queue = self.shared.lock();
-        queue.closed = true;
-        if abandon {
-            self.abandoned.store(true, Ordering::Relaxed);
-            queue.waiting = None;
-        }
-        drop(queue);
+    fn close(&mut self, stop: impl Fn() -> bool) {
+        self.shared.lock().closed = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread shows as a missing outcome.
-            let _ = thread.join();
+            while !thread.is_finished() && !stop() {
+                thread::sleep(Duration::from_millis(20));
+            }
+            self.abandoned.store(true, Ordering::Relaxed);
+            self.shared.lock().waiting = None;
+            let end = Instant::now() + GRACE;
+            while !thread.is_finished() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(20));
+            }
+            // What has not ended by now hears nothing from the hub: it stops at the next word, or with the process. A panic
+            // of the thread shows as a missing outcome.
+            let _ = thread.is_finished().then(|| thread.join());
         }
         let _ = fs::remove_dir_all(&self.stage);
     }
@@ -149,7 +161,7 @@ impl Pusher {
 impl Drop for Pusher {
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.close(true);
+            self.close(|| true);
         }
     }
 }
@@ -159,9 +171,12 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, hub: &Hub) {
+    fn run(&self, hub: &Hub, prepare: &Prepare) {
         while let Some(staged) = self.next() {
-            let result = hub.push(&staged.push, &|_| {});
+            let Target { repo, .. } = &staged.push.target;
+            let prepared = prepare(staged.push.clone(), &staged.dir);
+            let prepared = prepared.map_err(|reason| Error::Push { repo: repo.clone(), reason });
+            let result = prepared.and_then(|push| hub.push(&push, &|_| {}));
             if let Err(error) = &result {
                 tracing::warn!(step = staged.push.step, "failed to {error}");
             }

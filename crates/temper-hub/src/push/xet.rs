@@ -46,6 +46,9 @@ impl Hub {
         };
         let mut config = XetConfig::new();
         config.telemetry.enabled = false;
+        let patience = self.http.patience();
+        config.client.retry_max_attempts = patience.tries as usize;
+        config.client.retry_base_delay = patience.first_wait;
         let session = XetSessionBuilder::new_with_config(config).with_cache_dir(&self.settings().xet_cache.value);
         let session = session.build().map_err(|error| failed(&error))?;
         let commit = session.new_upload_commit().map_err(|error| failed(&error))?;

@@ -8,3 +8,4 @@ mod pull;
 mod pull_faults;
 mod push;
 mod push_faults;
+mod xet_faults;

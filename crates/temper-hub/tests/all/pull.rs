@@ -6,7 +6,7 @@ use std::{
 };
 
 use temper_hub::{DataRequest, Hub, Limits, PullOptions, Reference, RepoId, Verify};
-use temper_testhub::{Gated, Kind, Options, Role};
+use temper_testhub::{Gated, Kind, Logged, Options, Role, Side};
 
 use crate::bench::{Bench, noise, pull_all, pull_model, says, walk};
 
@@ -220,9 +220,10 @@ fn data_files_of_a_dataset() {
     let commit = bench.server.seed(Kind::Dataset, "lab/data", &files).unwrap();
     let hub = bench.hub();
     let reference = Reference::dataset("hf://datasets/lab/data").unwrap();
-    let request = DataRequest { reference, config: None, split: None };
+    let request = DataRequest { path: reference.path.clone(), ..DataRequest::default() };
+    let pinned = hub.pin(&reference).unwrap();
     let options = PullOptions::default();
-    let data = hub.data_files(&request, &options).unwrap();
+    let data = hub.data_files(&pinned, &request, &options).unwrap();
     assert_eq!((data.config.as_str(), data.license.as_deref()), ("a", Some("cc-by-4.0")));
     assert_eq!(data.listing.pinned.commit.as_str(), commit);
     let fetched = |part: &str| bench.server.requests().iter().any(|request| request.path.contains(part));
@@ -231,5 +232,55 @@ fn data_files_of_a_dataset() {
     let names: Vec<_> = snapshot.files.iter().map(|file| file.path.as_str()).collect();
     assert_eq!(names, ["a/1.csv", "a/2.csv"]);
     assert!(!fetched("b/1.csv"));
-    assert_eq!(bench.offline().data_files(&request, &options).unwrap().splits, data.splits);
+    assert_eq!(bench.offline().data_files(&pinned, &request, &options).unwrap().splits, data.splits);
+}
+
+/// A safetensors file of one tensor of zeros, whose header is `padding` bytes longer than need be.
+fn safetensors(numbers: usize, padding: usize) -> Vec<u8> {
+    let header = format!("{{\"w\":{{\"dtype\":\"F32\",\"shape\":[{numbers}],\"data_offsets\":[0,{}]}}}}", 4 * numbers);
+    let header = header + &" ".repeat(padding);
+    let length = (header.len() as u64).to_le_bytes();
+    [&length[..], header.as_bytes(), &vec![0; 4 * numbers]].concat()
+}
+
+#[test]
+fn a_sketch_has_the_headers_of_weights_and_not_the_weights() {
+    let bench = Bench::new();
+    for (id, padding) in [("org/short", 0), ("org/long", 300_000)] {
+        let weights = safetensors(500_000, padding);
+        let files: [(&str, &[u8]); 2] = [("config.json", b"{}"), ("model.safetensors", &weights)];
+        bench.server.seed(Kind::Model, id, &files).unwrap();
+        let hub = bench.hub();
+        let pinned = hub.pin(&id.parse().unwrap()).unwrap();
+        let model = hub.model_files(&pinned, &PullOptions::default()).unwrap();
+        assert!(!hub.has_model(&model));
+        bench.server.clear_requests();
+        let dir = tempfile::tempdir().unwrap();
+        hub.sketch(&model, dir.path()).unwrap();
+        let asked = bench.server.requests();
+        let stored: Vec<_> = asked.iter().filter(|request| request.side == Side::Storage).collect();
+        let last = |range: &str| range.rsplit('-').next().and_then(|last| last.parse::<usize>().ok());
+        let short = |request: &&Logged| {
+            request.header("range").and_then(last).is_some_and(|last| last <= 100_000 + 2 * padding)
+        };
+        assert!(!stored.is_empty() && stored.iter().all(short), "{stored:?}");
+        let sketch = fs::read(dir.path().join("model.safetensors")).unwrap();
+        let header = weights.len() - 2_000_000;
+        assert!(sketch.len() == weights.len() && sketch[..header] == weights[..header]);
+        assert_eq!(fs::read(dir.path().join("config.json")).unwrap(), b"{}");
+        // What comes later must be of the same header.
+        let whole = hub.pull(&model.listing, &model.files, &PullOptions::default(), &|_| {}).unwrap();
+        assert!(hub.has_model(&model));
+        hub.is_of(&model, dir.path(), &whole.dir).unwrap();
+        let mut other = sketch;
+        other[10] ^= 1;
+        fs::write(dir.path().join("model.safetensors"), other).unwrap();
+        says(hub.is_of(&model, dir.path(), &whole.dir), &["model.safetensors", "planned with"]);
+    }
+    let files: [(&str, &[u8]); 2] = [("config.json", b"{}"), ("model.safetensors", &[255; 9000])];
+    bench.server.seed(Kind::Model, "org/none", &files).unwrap();
+    let hub = bench.hub();
+    let pinned = hub.pin(&"org/none".parse().unwrap()).unwrap();
+    let model = hub.model_files(&pinned, &PullOptions::default()).unwrap();
+    says(hub.sketch(&model, tempfile::tempdir().unwrap().path()), &["safetensors"]);
 }

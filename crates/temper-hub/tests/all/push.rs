@@ -175,7 +175,7 @@ fn the_pusher_never_waits_and_keeps_the_newest() {
     let bench = Bench::new();
     bench.server.fault(Fault::new("GET", "/api/whoami-v2", Trouble::Delay(Duration::from_millis(500))));
     let run: PathBuf = bench.home.path().join("run");
-    let pusher = Pusher::start(&bench.hub(), &run).unwrap();
+    let pusher = Pusher::start(&bench.hub(), &run, |push, _| Ok(push)).unwrap();
     let weights: Vec<_> = (1..=4).map(|step| noise(50_000, step)).collect();
     let start = std::time::Instant::now();
     let mut replaced = Vec::new();
@@ -196,7 +196,7 @@ fn the_pusher_never_waits_and_keeps_the_newest() {
     assert!(start.elapsed() < Duration::from_millis(450), "{:?}", start.elapsed());
     assert!(pusher.is_busy());
     assert_eq!(replaced, [2, 3]);
-    let outcomes = pusher.finish();
+    let outcomes = pusher.finish(|| false);
     let steps: Vec<_> = outcomes.iter().map(|outcome| (outcome.step, outcome.result.is_ok())).collect();
     assert_eq!(steps, [(1, true), (4, true)]);
     assert_eq!(commits(&bench, "me/run"), 2);
@@ -209,15 +209,43 @@ fn an_abandoned_push_ends_soon_and_a_later_one_completes_it() {
     let bench = Bench::new();
     let weights = noise(300_000, 6);
     bench.server.fault(Fault::new("POST", "*/objects/batch", Trouble::Delay(Duration::from_millis(300))));
-    let pusher = Pusher::start(&bench.hub(), &bench.home.path().join("run")).unwrap();
+    let pusher = Pusher::start(&bench.hub(), &bench.home.path().join("run"), |push, _| Ok(push)).unwrap();
     let push = push_of(&bench, "me/run", 1, &model_files(&weights));
     pusher.offer(push.clone()).unwrap();
     while !bench.server.requests().iter().any(|request| request.path.contains("batch")) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let outcomes = pusher.abandon();
+    let outcomes = pusher.finish(|| true);
     assert!(matches!(outcomes[0].result, Err(temper_hub::Error::Abandoned)), "{outcomes:?}");
     assert_eq!(commits(&bench, "me/run"), 0);
     bench.hub().push(&push, &|_| {}).unwrap();
     assert_eq!(commits(&bench, "me/run"), 1);
+}
+
+#[test]
+fn a_silent_hub_holds_nobody_up() {
+    let bench = Bench::new();
+    bench.server.fault(Fault::new("POST", "*/objects/batch", Trouble::Delay(Duration::from_secs(20))));
+    let settings = bench.settings(Some(bench.server.token()));
+    let patience = temper_hub::Patience { silence: Duration::from_secs(30), ..settings.patience };
+    let hub = Hub::new(temper_hub::Settings { patience, ..settings }).unwrap();
+    let pusher = Pusher::start(&hub, &bench.home.path().join("run"), |push, _| Ok(push)).unwrap();
+    pusher.offer(push_of(&bench, "me/run", 1, &model_files(&noise(300_000, 6)))).unwrap();
+    while !bench.server.requests().iter().any(|request| request.path.contains("batch")) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let start = std::time::Instant::now();
+    assert!(pusher.finish(|| true).is_empty());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_cannot_be_prepared_is_an_outcome() {
+    let bench = Bench::new();
+    let refuse = |_, _: &std::path::Path| Err("it cannot be read".to_owned());
+    let pusher = Pusher::start(&bench.hub(), &bench.home.path().join("run"), refuse).unwrap();
+    pusher.offer(push_of(&bench, "me/run", 1, &[("README.md", b"x")])).unwrap();
+    let outcomes = pusher.finish(|| false);
+    let said = outcomes[0].result.as_ref().unwrap_err().to_string();
+    assert!(said.contains("it cannot be read") && said.contains("me/run"), "{said}");
 }

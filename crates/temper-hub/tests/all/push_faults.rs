@@ -161,6 +161,27 @@ fn pushing_child() {
     Hub::new(settings).unwrap().push(&push, &|_| {}).unwrap();
 }
 
+/// Pushes in a process of its own, which is killed when a request has come whose path holds `path`.
+pub fn kill_a_push_at(bench: &Bench, path: &str) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "push_faults::pushing_child"])
+        .env("CHILD_ENDPOINT", bench.server.endpoint())
+        .env("CHILD_HOME", bench.home.path())
+        .env("CHILD_TOKEN", bench.server.token())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while !bench.server.requests().iter().any(|request| request.path.contains(path)) {
+        assert!(start.elapsed() < Duration::from_secs(20), "{path}: the child never came so far");
+        thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    thread::sleep(Duration::from_millis(600));
+}
+
 #[test]
 fn killed_while_pushing() {
     // Killed when this request has come, by how it is answered: before anything, in the upload, around the commit.
@@ -171,24 +192,7 @@ fn killed_while_pushing() {
         let bench = Bench::with(Options { lfs_threshold: 4096, ..Options::default() });
         let push = push(&bench);
         bench.server.fault(Fault::new("POST", path, trouble.clone()));
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "push_faults::pushing_child"])
-            .env("CHILD_ENDPOINT", bench.server.endpoint())
-            .env("CHILD_HOME", bench.home.path())
-            .env("CHILD_TOKEN", bench.server.token())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let part = path.trim_matches('*');
-        let start = Instant::now();
-        while !bench.server.requests().iter().any(|request| request.path.contains(part)) {
-            assert!(start.elapsed() < Duration::from_secs(20), "{path}: the child never came so far");
-            thread::sleep(Duration::from_millis(1));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        thread::sleep(Duration::from_millis(600));
+        kill_a_push_at(&bench, path.trim_matches('*'));
         bench.server.clear_faults();
         bench.hub().push(&push, &|_| {}).unwrap();
         landed_once(&bench);

@@ -10,7 +10,7 @@ use temper_hub::{DataCard, DataSplit, Push, PushFile, RepoId, Target, render_dat
 use super::writeln;
 use crate::failure::{Context, Failure, Kind};
 use crate::fetch::{failure, hub};
-use crate::progress::Transfer;
+use crate::push::send;
 use crate::run_dir::write_atomically;
 use crate::units;
 
@@ -98,9 +98,7 @@ impl DataPushArgs {
             tags: self.tag.into_iter().collect(),
             journal: None,
         };
-        let transfer = Transfer::stderr(&push.target.repo.to_string());
-        let pushed = hub()?.push(&push, &|progress| transfer.on(progress)).map_err(failure)?;
-        transfer.done(pushed.sent);
+        let pushed = send(&hub()?, &push)?;
         let rows: u64 = card.splits.iter().map(|split| split.rows).sum();
         let page = pushed.pull_request.unwrap_or(pushed.url);
         writeln(&format!("{page} ({} rows, commit {})", units::grouped(rows), pushed.commit))

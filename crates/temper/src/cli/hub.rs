@@ -10,8 +10,7 @@ use temper_models::MODEL_TYPES;
 
 use super::{print, writeln};
 use crate::failure::{Context, Failure, Kind};
-use crate::fetch::{Source, failure, hub};
-use crate::progress::Transfer;
+use crate::fetch::{Source, bring, failure, hub};
 use crate::push::{licence, push_run};
 use crate::recipe::{ExportConfig, PushWhat};
 use crate::units;
@@ -47,6 +46,9 @@ pub(super) struct PushArgs {
     /// The commit's first line.
     #[arg(long)]
     message: Option<String>,
+    /// Push what was exported though the run has gone on since.
+    #[arg(long)]
+    earlier: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -129,7 +131,7 @@ impl PushArgs {
         let adapted = plan["adapter"]["modules"].as_array().is_some_and(|modules| !modules.is_empty());
         licence(&hub, &export, &sources, license_of(&self.run.join("export")), adapted)?;
         let fingerprint = plan["fingerprint"].as_str().unwrap_or_default();
-        let pushed = push_run(&hub, &self.run, &export, fingerprint)?;
+        let pushed = push_run(&hub, &self.run, &export, fingerprint, self.earlier)?;
         let sent = if pushed.was_there { "was there".into() } else { format!("sent {}", units::bytes(pushed.sent)) };
         writeln(&format!("{} ({sent}, commit {})", pushed.pull_request.unwrap_or(pushed.url), pushed.commit))
     }
@@ -275,17 +277,15 @@ impl DownloadArgs {
         let hub = hub()?;
         let reference: Reference = self.name.parse().map_err(failure)?;
         let pinned = hub.pin(&reference).map_err(failure)?;
-        let transfer = Transfer::stderr(&pinned.repo.to_string());
-        let (options, on_progress) = (PullOptions::default(), |progress| transfer.on(progress));
         let patterns: Vec<&str> = reference.path.iter().chain(&self.files).map(String::as_str).collect();
         let snapshot = if patterns.is_empty() && pinned.repo.kind() == temper_hub::RepoKind::Model {
-            hub.pull_model(&pinned, &options, &on_progress)
+            let model = hub.model_files(&pinned, &PullOptions::default());
+            model.and_then(|model| bring(&hub, &model.listing, &model.files))
         } else {
-            hub.list(&pinned)
-                .and_then(|listing| hub.pull(&listing, &listing.select(&patterns, &[])?, &options, &on_progress))
+            let listing = hub.list(&pinned);
+            listing.and_then(|listing| bring(&hub, &listing, &listing.select(&patterns, &[])?))
         };
         let snapshot = snapshot.map_err(failure)?;
-        transfer.done(snapshot.fetched);
         writeln(&snapshot.dir.display().to_string())
     }
 }

@@ -141,9 +141,9 @@ pub enum PushWhen {
     /// Once, at the end.
     #[default]
     End,
-    /// At each checkpoint too, beside training: adapters only.
+    /// At each checkpoint too, beside training: adapters, and models of which every parameter trains.
     EverySave,
-    /// At each checkpoint that is the best so far too, beside training: adapters only.
+    /// At each checkpoint that is the best so far too, beside training: what `every-save` can push.
     Best,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use regex::Regex;
 use temper_data::{DataConfig, Files, Format};
 use temper_engine::{Every, EveryName, OptimKind, ScheduleKind};
-use temper_hub::RepoId;
+use temper_hub::{RepoId, check_revision};
 use temper_peft::Method;
 use temper_tasks::{CausalLmConfig, Metric, Problem, TaskConfig};
 
@@ -336,7 +336,7 @@ fn eval(rules: &mut Rules<'_>, recipe: &Recipe) {
 
 fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
     let export = &recipe.export;
-    let adapted = matches!(recipe.adapter.method, Method::Lora | Method::Dora);
+    let adapted = recipe.adapter.method.is_adapter();
     if !adapted {
         rules.idle(&["export.merge"], "there is no adapter to merge", "adapter.method");
     } else if !export.merge {
@@ -370,6 +370,11 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
     if let Err(error) = RepoId::model(to) {
         rules.wrong("export.push_to", &format!("failed to {error}"), "");
     }
+    for (what, name) in [("branch", &export.branch), ("tag", &export.tag)] {
+        if let Some(Err(error)) = name.as_deref().map(|name| check_revision(what, name)) {
+            rules.wrong(&format!("export.{what}"), &format!("failed to {error}"), "");
+        }
+    }
     if export.pull_request {
         rules.idle(&["export.tag"], "a pull request is tagged by whoever merges it", "export.pull_request");
         if export.push_when != PushWhen::End {
@@ -392,8 +397,11 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
             if adapted { "write `merge = true` too" } else { "write `push = \"export\"`" },
         );
     }
-    if export.push_when != PushWhen::End && (!adapted || export.push == PushWhat::Merged) {
-        let message = "only adapters are pushed during training: full weights are pushed at its end";
+    // A checkpoint has what trains, and what is pushed beside training is made from nothing else.
+    let whole = adapted || recipe.adapter.method == Method::Full && recipe.adapter.freeze.is_empty();
+    if export.push_when != PushWhen::End && (!whole || export.push == PushWhat::Merged) {
+        let message =
+            "during training only what trains is pushed, an adapter or a whole model: the rest is pushed at the end";
         rules.wrong("export.push_when", message, "write `push_when = \"end\"`");
     }
     if adapted && export.push == PushWhat::Export && local && export.base_model.is_none() {

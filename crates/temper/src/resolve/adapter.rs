@@ -91,7 +91,7 @@ pub(super) fn resolve_adapter(
         }
     }
     let matches = targets::find(&adapter, &lazy.targets, &lazy.linears).map_err(fail)?;
-    if matches!(adapter.method, Method::Lora | Method::Dora) && matches.is_empty() {
+    if adapter.method.is_adapter() && matches.is_empty() {
         let message = "every target is among the modules that train whole: no module is left for an adapter";
         return Err(point(recipe, Kind::Recipe, "adapter.modules_to_save", message));
     }

@@ -14,7 +14,7 @@ use temper_tasks::masked_lm::MaskedLmConfig;
 use temper_tasks::sequence_classification::{Balanced, ClassWeights};
 use temper_tasks::{Metric, Problem, SequenceClassificationConfig, TaskConfig};
 
-use super::{hex, pin, point};
+use super::{hex, point};
 use crate::failure::{Failure, Kind};
 use crate::plan::TaskPlan;
 use crate::recipe::{Recipe, nearest};
@@ -177,7 +177,7 @@ fn distillation(
     let ids = ids.ok_or_else(|| point(recipe, Kind::Data, "task.teacher", foreign))?;
     let plan = TaskPlan::Distillation {
         teacher: task.teacher.clone(),
-        files: pin(std::iter::once(dir.join("config.json")).chain(weights.files()).collect())?,
+        files: recipe.fetched.pin(std::iter::once(dir.join("config.json")).chain(weights.files()).collect())?,
         tokens: hex(&Sha256::digest(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>())[..16]),
         width: config.hidden_size(),
         best_by: best_by(recipe, Metric::Loss, &[Metric::Loss])?,
