@@ -1,11 +1,13 @@
 //! The audit that always runs: what in the data would make training pointless or its measure false.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use crate::{
-    examples::Examples,
+    examples::{Examples, Store},
+    hash::RowHash,
     labels::Column,
-    load::RowHash,
     report::{DataReport, Finding, Severity, SplitReport},
 };
 
@@ -14,33 +16,79 @@ const SHARE: f64 = 0.05;
 /// A class this many times as common as another is a finding.
 const IMBALANCE: usize = 10;
 
-type Split<'a> = (&'a Examples, &'a [RowHash]);
+/// Rows of one side of a data set, and what each says.
+pub(crate) struct Split {
+    pub name: &'static str,
+    pub examples: Examples,
+    hashes: Vec<RowHash>,
+    /// Rows left out because they are too long.
+    pub dropped: Cases,
+}
+
+impl Split {
+    /// The rows `rows` of `store`, whose rows say `hashes`; those that were cut are left out if `dropping`.
+    pub(crate) fn new(
+        name: &'static str,
+        store: Arc<Store>,
+        mut rows: Vec<u32>,
+        hashes: &[RowHash],
+        names: &Arc<[String]>,
+        dropping: bool,
+    ) -> Self {
+        let whole = |row: &u32| store.lost[*row as usize] == 0;
+        let mut dropped = Cases::default();
+        if dropping {
+            let examples =
+                Examples::new(store.clone(), rows.iter().copied().filter(|row| !whole(row)).collect(), names.clone());
+            (0..examples.len()).for_each(|row| dropped.add(|| long(&examples, row)));
+            rows.retain(whole);
+        }
+        let hashes = rows.iter().map(|&row| hashes[row as usize]).collect();
+        Self { name, examples: Examples::new(store, rows, names.clone()), hashes, dropped }
+    }
+
+    /// Whether a row has no text but white space.
+    pub(crate) fn is_blank(&self, row: usize) -> bool {
+        self.hashes[row].blank
+    }
+}
+
+/// A row and its length before cutting.
+pub(crate) fn long(examples: &Examples, row: usize) -> String {
+    format!("{} ({} tokens)", examples.source(row), examples.length(row) + examples.lost(row))
+}
 
 /// Everything that looks wrong, worst first.
-pub(crate) fn findings(report: &DataReport, train: Split, eval: Split, eval_wanted: bool) -> Vec<Finding> {
+pub(crate) fn findings(report: &DataReport, train: &Split, eval: &Split, eval_wanted: bool) -> Vec<Finding> {
     let mut audit = Audit(Vec::new());
-    if train.0.is_empty() {
+    if train.examples.is_empty() {
         audit.add(Severity::Error, "no-rows", "there are no training rows");
         return audit.0;
     }
-    if eval_wanted && eval.0.is_empty() {
+    if eval_wanted && eval.examples.is_empty() {
         audit.add(Severity::Error, "no-eval-rows", "there are no evaluation rows; give data.eval or more rows");
     }
-    audit.labels(train.0, &report.train, &report.eval);
+    audit.labels(&train.examples, &report.train, &report.eval);
     audit.duplicates(train);
     audit.leakage(train, eval);
-    for (name, split, (examples, hashes)) in [("training", &report.train, train), ("evaluation", &report.eval, eval)] {
-        audit.rows(name, split, report.max_length, examples, hashes);
+    for (split, counts) in [(train, &report.train), (eval, &report.eval)] {
+        audit.rows(split, counts, report.max_length);
     }
-    audit.0.sort_by_key(|finding| finding.severity);
-    audit.0
+    audit.sorted()
 }
 
-struct Audit(Vec<Finding>);
+/// Findings, as they come.
+pub(crate) struct Audit(pub Vec<Finding>);
 
 impl Audit {
-    fn add(&mut self, severity: Severity, code: &'static str, message: impl Into<String>) {
+    pub(crate) fn add(&mut self, severity: Severity, code: &'static str, message: impl Into<String>) {
         self.0.push(Finding { severity, code, message: message.into() });
+    }
+
+    /// The findings, worst first.
+    pub(crate) fn sorted(mut self) -> Vec<Finding> {
+        self.0.sort_by_key(|finding| finding.severity);
+        self.0
     }
 
     fn labels(&mut self, train: &Examples, report: &SplitReport, eval: &SplitReport) {
@@ -86,11 +134,11 @@ impl Audit {
         }
     }
 
-    fn duplicates(&mut self, (train, hashes): Split) {
+    fn duplicates(&mut self, Split { examples: train, hashes, .. }: &Split) {
         let mut order: Vec<(u64, u64, u32)> =
             hashes.iter().enumerate().map(|(row, hash)| (hash.normal, hash.exact, row as u32)).collect();
         order.par_sort_unstable();
-        let (mut exact, mut near, mut conflicts) = (Sample::default(), Sample::default(), Sample::default());
+        let (mut exact, mut near, mut conflicts) = (Cases::default(), Cases::default(), Cases::default());
         for group in order.chunk_by(|a, b| a.0 == b.0) {
             if group.len() == hashes.len() && group.len() > 1 {
                 let message = format!("all {} training rows say the same", group.len());
@@ -124,11 +172,13 @@ impl Audit {
         }
     }
 
-    fn leakage(&mut self, (train, train_hashes): Split, (eval, eval_hashes): Split) {
+    fn leakage(&mut self, train: &Split, eval: &Split) {
+        let (train_hashes, eval_hashes) = (&train.hashes, &eval.hashes);
+        let (train, eval) = (&train.examples, &eval.examples);
         let mut order: Vec<(u64, u32)> =
             train_hashes.iter().enumerate().map(|(row, hash)| (hash.normal, row as u32)).collect();
         order.par_sort_unstable();
-        let mut shared = Sample::default();
+        let mut shared = Cases::default();
         for (row, hash) in eval_hashes.iter().enumerate() {
             let at = order.partition_point(|(normal, _)| *normal < hash.normal);
             if let Some((_, other)) = order.get(at).filter(|(normal, _)| *normal == hash.normal) {
@@ -146,8 +196,9 @@ impl Audit {
         }
     }
 
-    fn rows(&mut self, name: &str, report: &SplitReport, max_length: usize, examples: &Examples, hashes: &[RowHash]) {
-        let mut blank = Sample::default();
+    fn rows(&mut self, split: &Split, report: &SplitReport, max_length: usize) {
+        let Split { name, examples, hashes, .. } = split;
+        let mut blank = Cases::default();
         for (row, _) in hashes.iter().enumerate().filter(|(_, hash)| hash.blank) {
             blank.add(|| examples.source(row).to_string());
         }
@@ -156,7 +207,8 @@ impl Audit {
             self.add(Severity::Warning, "empty-rows", message);
         }
         let cut = report.truncated_rows as f64 / report.rows.max(1) as f64;
-        if cut > SHARE {
+        // Those of causal language models have findings of their own.
+        if cut > SHARE && !examples.is_causal() {
             let message = format!(
                 "{} of {} {name} rows ({:.0} %) are longer than {max_length} tokens; {} tokens are cut off \
                  (data.max_length)",
@@ -177,21 +229,21 @@ impl Audit {
 }
 
 /// A count and its first few cases.
-#[derive(Default)]
-struct Sample {
-    count: usize,
+#[derive(Debug, Default)]
+pub(crate) struct Cases {
+    pub count: usize,
     cases: Vec<String>,
 }
 
-impl Sample {
-    fn add(&mut self, case: impl FnOnce() -> String) {
+impl Cases {
+    pub(crate) fn add(&mut self, case: impl FnOnce() -> String) {
         self.count += 1;
         if self.cases.len() < 3 {
             self.cases.push(case());
         }
     }
 
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         let more = if self.count > self.cases.len() { ", …" } else { "" };
         format!("{}{more}", self.cases.join(", "))
     }

@@ -3,7 +3,7 @@
 use crate::{examples::Examples, tokenizer::Encoded};
 
 /// Rows side by side, right-padded to the longest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenBatch {
     /// The rows, as numbered by their [`Examples`].
     pub rows: Vec<u32>,
@@ -17,6 +17,12 @@ pub struct TokenBatch {
     pub type_ids: Vec<i32>,
     /// Tokens of each row without padding, `[B]`.
     pub lengths: Vec<u32>,
+    /// Tokens of the segments of each row, in order; they sum up to its length. No segment sees another. A row that is no
+    /// pack is one segment.
+    pub segments: Vec<Vec<u32>>,
+    /// Whether a token is a target, to be said from the tokens before it in its segment, `[B, S]`: never the first one of
+    /// a segment, nor padding. Empty where a task's targets are no tokens.
+    pub trained: Vec<bool>,
 }
 
 impl TokenBatch {
@@ -40,20 +46,27 @@ impl TokenBatch {
                 .flat_map(|text| pad(text.type_ids.iter().map(|&id| i32::from(id)).collect(), 0))
                 .collect(),
             lengths: texts.iter().map(|text| text.ids.len() as u32).collect(),
+            segments: texts.iter().map(|text| vec![text.ids.len() as u32]).collect(),
+            trained: Vec::new(),
         }
     }
 
     pub(crate) fn new(examples: &Examples, rows: &[u32], pad_id: u32) -> Self {
-        let lengths: Vec<u32> = rows.iter().map(|&row| examples.length(row as usize) as u32).collect();
+        let segments: Vec<Vec<u32>> = rows.iter().map(|&row| examples.segments(row as usize)).collect();
+        let lengths: Vec<u32> = segments.iter().map(|row| row.iter().sum()).collect();
         let seq = lengths.iter().copied().max().unwrap_or(0) as usize;
         let mut ids = vec![pad_id as i32; rows.len() * seq];
         let mut type_ids = vec![0; rows.len() * seq];
+        let mut trained = vec![false; if examples.is_causal() { ids.len() } else { 0 }];
         for (i, &row) in rows.iter().enumerate() {
-            let row = row as usize;
-            let from = examples.ids(row);
+            let (row, length) = (row as usize, lengths[i] as usize);
+            let from = examples.parts(row).flat_map(|part| examples.part_ids(part));
             ids[i * seq..].iter_mut().zip(from).for_each(|(to, &id)| *to = id as i32);
-            type_ids[i * seq + examples.boundary(row)..i * seq + from.len()].fill(1);
+            type_ids[i * seq + examples.boundary(row)..i * seq + length].fill(1);
+            for run in examples.trained(row) {
+                trained[i * seq + run.start..i * seq + run.end].fill(true);
+            }
         }
-        Self { rows: rows.to_vec(), batch: rows.len(), seq, ids, type_ids, lengths }
+        Self { rows: rows.to_vec(), batch: rows.len(), seq, ids, type_ids, lengths, segments, trained }
     }
 }

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
@@ -30,8 +31,9 @@ pub struct DataConfig {
     /// Column of the label, or a list of 0/1 columns for several labels a row. Default `"label"`.
     #[serde(default)]
     pub label: LabelColumns,
-    /// Tokens kept of each row, special tokens included; longer rows are cut. Default: the smaller of 512 and what the
-    /// model holds. Raising it costs time and memory in proportion on long rows only.
+    /// Tokens kept of each row, special tokens included; longer rows are cut (texts and conversations: see `packing` and
+    /// `long_rows`). Default: the smaller of 512 and what the model holds. Raising it costs time and memory in proportion
+    /// on long rows only.
     #[serde(default)]
     pub max_length: Option<usize>,
     /// Threads that put batches together ahead of training. Default 1; 0 does it between steps. Results are the same.
@@ -40,6 +42,123 @@ pub struct DataConfig {
     /// Put rows of like length into the same batch, which spares padding. Default true.
     #[serde(default = "default_bucket")]
     pub bucket: bool,
+    /// Causal language models: what a row is. Default: seen from the columns of each file; where they fit two formats, it
+    /// must be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// Causal language models: other names of the columns, such as `columns = {messages = "dialogue"}`.
+    #[serde(default, skip_serializing_if = "ChatColumns::is_default")]
+    pub columns: ChatColumns,
+    /// Conversations: the chat template. A name that the tokenizer gives one of its templates, a file (relative to the
+    /// recipe), or one of temper's own: `chatml`, `plain`. Default: the tokenizer's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Conversations: variables for the template, such as `{enable_thinking = false}`. Default: none.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub template_variables: Map<String, Value>,
+    /// Conversations: the day, `2026-11-21`, that a template with a date stamp writes into every row. Default: today.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_date: Option<String>,
+    /// Conversations: which tokens are learned. Default `assistant`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub train_on: TrainOn,
+    /// Conversations, prompts with completions: what happens to rows of more than `max_length` tokens. Default `refuse`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub long_rows: LongRows,
+    /// Causal language models: put several rows side by side into one of `max_length` tokens; none sees another.
+    /// Conversations are never split. Texts longer than `max_length` are cut into consecutive pieces, packed or not.
+    /// Default true; false pads each row instead, which costs time.
+    #[serde(default = "default_packing", skip_serializing_if = "is_true")]
+    pub packing: bool,
+}
+
+/// What a row of a causal language model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// `messages`: a list of `{role, content}`, with `tool_calls`; `tools` beside it.
+    Chat,
+    /// `conversations`: a list of `{from, value}`; `system` and `tools` beside it.
+    Sharegpt,
+    /// `instruction`, `output`; `input` (put below the instruction, after an empty line) and `system` beside them.
+    Instruction,
+    /// `prompt` and `completion`: two texts, which no template touches, or two lists of messages. The prompt is not
+    /// learned.
+    PromptCompletion,
+    /// `text`: learned whole.
+    Text,
+}
+
+/// Which tokens of a conversation are learned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainOn {
+    /// Everything that the assistant says, and that it stops.
+    #[default]
+    Assistant,
+    /// The assistant's last turn.
+    Last,
+    /// Everything.
+    All,
+}
+
+/// What happens to a row of more than `max_length` tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LongRows {
+    /// The run does not start.
+    #[default]
+    Refuse,
+    /// It is left out.
+    Drop,
+    /// Its end is cut off; where that leaves nothing to learn, the run does not start.
+    Cut,
+}
+
+/// Other names of columns, for causal language models. `text` has a key of its own, `data.text`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChatColumns {
+    /// Column of the messages of `chat`. Default `messages`.
+    pub messages: Option<String>,
+    /// Column of the messages of `sharegpt`. Default `conversations`.
+    pub conversations: Option<String>,
+    /// Column of the tools: a list of JSON schemas, or its JSON text. Default `tools`.
+    pub tools: Option<String>,
+    /// Column of the system message. Default `system`.
+    pub system: Option<String>,
+    /// Default `instruction`.
+    pub instruction: Option<String>,
+    /// Default `input`.
+    pub input: Option<String>,
+    /// Default `output`.
+    pub output: Option<String>,
+    /// Default `prompt`.
+    pub prompt: Option<String>,
+    /// Default `completion`.
+    pub completion: Option<String>,
+    /// Key of a message that says who speaks. Default `role`, and `from` where there is none.
+    pub role: Option<String>,
+    /// Key of a message that says what. Default `content`, and `value` where there is none.
+    pub content: Option<String>,
+}
+
+impl ChatColumns {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+fn default_packing() -> bool {
+    true
 }
 
 fn default_text() -> String {
@@ -67,6 +186,14 @@ impl Default for DataConfig {
             max_length: None,
             workers: default_workers(),
             bucket: default_bucket(),
+            format: None,
+            columns: ChatColumns::default(),
+            template: None,
+            template_variables: Map::new(),
+            template_date: None,
+            train_on: TrainOn::default(),
+            long_rows: LongRows::default(),
+            packing: default_packing(),
         }
     }
 }

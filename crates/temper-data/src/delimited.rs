@@ -8,9 +8,11 @@ use std::{
     rc::Rc,
 };
 
+use serde_json::Value;
+
 use crate::{
     error::{Error, Result},
-    source::{Columns, Place, Raw, Record, refuse_utf16},
+    source::{Columns, Place, Record, refuse_utf16},
 };
 
 /// Hands every record of a CSV or TSV file to `sink`.
@@ -39,8 +41,13 @@ pub(crate) fn read(
     while reader.read_record(&mut record).map_err(|e| failure(path, e, shift))? {
         last = record.position().map_or(last, |position| position.line() + shift);
         several_lines = record.as_slice().contains('\n');
-        let cells = at.iter().map(|&i| Raw::Text(record.get(i).unwrap_or_default().to_owned())).collect();
-        sink(columns.record(&Place { path, unit: "line", line: last }, cells)?)?;
+        let cell = |i: Option<usize>| i.map(|i| Value::String(record.get(i).unwrap_or_default().to_owned()));
+        let there = || header.iter().map(str::to_owned).collect();
+        sink(columns.record(
+            &Place { path, unit: "line", line: last },
+            at.iter().copied().map(cell).collect(),
+            there,
+        )?)?;
     }
     // A quote that is never closed swallows the rest of the file into one cell without any error.
     if quoted && quotes.get().odd && several_lines {

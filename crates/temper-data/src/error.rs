@@ -54,6 +54,14 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A chat template cannot be read or does not render.
+    #[error("failed to use the chat template {}: {message}", path.display())]
+    Template {
+        /// The file, or the name of one of temper's own.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The temporary file for tokens could not be written or mapped.
     #[error(
         "failed to keep {bytes} bytes of tokens in the temporary directory {}: {source} (free some space there, or point TMPDIR elsewhere)",

@@ -1,7 +1,9 @@
 //! Tokenised rows.
 
 use std::{
+    borrow::Cow,
     fmt,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -9,19 +11,29 @@ use std::{
 use crate::{
     batch::TokenBatch,
     labels::{Column, Label},
+    pack::{Packs, Part},
     store::Tokens,
 };
 
-/// Tokenised rows with their labels: a view of some rows of what was read. Tokens live in memory below 64 MiB, beyond
+/// Tokenised rows with their labels: a view of some rows of what was read, or of packs of them. Tokens live in memory below 64 MiB, beyond
 /// that in an unlinked temporary file that is memory-mapped.
 #[derive(Clone)]
 pub struct Examples {
-    pub(crate) rows: Vec<u32>,
+    rows: Arc<Rows>,
     pub(crate) store: Arc<Store>,
     names: Arc<[String]>,
 }
 
+/// What a row of a view is.
+pub(crate) enum Rows {
+    /// A row of the store.
+    Each(Vec<u32>),
+    /// Parts of rows of the store.
+    Packs(Packs),
+}
+
 /// Everything that was read of one list of files.
+#[derive(Default)]
 pub(crate) struct Store {
     pub tokens: Tokens,
     /// The tokens of row r end here.
@@ -32,7 +44,47 @@ pub(crate) struct Store {
     pub lost: Vec<u32>,
     pub lines: Vec<u32>,
     pub labels: Column,
+    /// For causal language models.
+    pub trained: Option<Trained>,
     pub files: Vec<FileRows>,
+}
+
+/// Which tokens are learned.
+#[derive(Default)]
+pub(crate) struct Trained {
+    /// The runs of row r end here.
+    ends: Vec<u64>,
+    /// Within their row, ascending and apart.
+    runs: Vec<Range<u32>>,
+}
+
+impl Trained {
+    pub(crate) fn push(&mut self, runs: Vec<Range<u32>>) {
+        self.runs.extend(runs);
+        self.ends.push(self.runs.len() as u64);
+    }
+
+    fn of(&self, row: usize) -> &[Range<u32>] {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] as usize };
+        &self.runs[start..self.ends[row] as usize]
+    }
+}
+
+impl Store {
+    /// The tokens of a row.
+    fn ids(&self, row: usize) -> &[u32] {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        &self.tokens.as_slice()[start as usize..self.ends[row] as usize]
+    }
+
+    fn file(&self, row: usize) -> &FileRows {
+        &self.files[self.files.partition_point(|file| file.start <= row) - 1]
+    }
+
+    /// Weight of the file that a row came from.
+    pub(crate) fn weight(&self, row: u32) -> f64 {
+        self.file(row as usize).weight
+    }
 }
 
 /// A file and where its rows begin.
@@ -63,46 +115,83 @@ impl fmt::Display for Source<'_> {
 
 impl Examples {
     pub(crate) fn new(store: Arc<Store>, rows: Vec<u32>, names: Arc<[String]>) -> Self {
-        Self { rows, store, names }
+        Self { rows: Arc::new(Rows::Each(rows)), store, names }
+    }
+
+    pub(crate) fn with_rows(&self, rows: Rows) -> Self {
+        Self { rows: Arc::new(rows), ..self.clone() }
     }
 
     /// Number of rows.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.rows.len()
+        match &*self.rows {
+            Rows::Each(rows) => rows.len(),
+            Rows::Packs(packs) => packs.ends.len(),
+        }
     }
 
     /// Whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.len() == 0
     }
 
     /// Token ids of a row, special tokens included.
     #[must_use]
-    pub fn ids(&self, row: usize) -> &[u32] {
-        let at = self.at(row);
-        let start = if at == 0 { 0 } else { self.store.ends[at - 1] };
-        &self.store.tokens.as_slice()[start as usize..self.store.ends[at] as usize]
+    pub fn ids(&self, row: usize) -> Cow<'_, [u32]> {
+        let mut parts = self.parts(row).map(|part| self.part_ids(part));
+        match (parts.next(), parts.next()) {
+            (Some(one), None) => Cow::Borrowed(one),
+            (first, second) => first.into_iter().chain(second).chain(parts).flatten().copied().collect(),
+        }
     }
 
     /// Number of tokens of a row.
     #[must_use]
     pub fn length(&self, row: usize) -> usize {
-        let at = self.at(row);
-        (self.store.ends[at] - if at == 0 { 0 } else { self.store.ends[at - 1] }) as usize
+        self.parts(row).map(|part| part.len()).sum()
+    }
+
+    /// Tokens of each segment of a row, in order: a text or conversation that sees no other. Rows that are no packs have
+    /// one.
+    #[must_use]
+    pub fn segments(&self, row: usize) -> Vec<u32> {
+        self.parts(row).map(|part| part.to - part.from).collect()
+    }
+
+    /// Tokens of a row that are targets, ascending and apart; the first token of a segment never is. Empty for tasks
+    /// whose targets are no tokens.
+    #[must_use]
+    pub fn trained(&self, row: usize) -> Vec<Range<usize>> {
+        let Some(trained) = &self.store.trained else { return Vec::new() };
+        let mut start = 0;
+        let mut runs = Vec::new();
+        for part in self.parts(row) {
+            for run in trained.of(part.row as usize) {
+                let (from, to) = (run.start.max(part.from + 1), run.end.min(part.to));
+                if from < to {
+                    runs.push(start + (from - part.from) as usize..start + (to - part.from) as usize);
+                }
+            }
+            start += part.len();
+        }
+        runs
     }
 
     /// Number of leading tokens of type 0; those after it are of type 1 (the second text of a pair).
     #[must_use]
     pub fn boundary(&self, row: usize) -> usize {
-        self.store.first[self.at(row)] as usize
+        match &*self.rows {
+            Rows::Each(rows) => self.store.first[rows[row] as usize] as usize,
+            Rows::Packs(_) => self.length(row),
+        }
     }
 
     /// Tokens of a row that `max_length` cut off.
     #[must_use]
     pub fn lost(&self, row: usize) -> usize {
-        self.store.lost[self.at(row)] as usize
+        self.parts(row).map(|part| self.store.lost[part.row as usize] as usize).sum()
     }
 
     /// Label of a row.
@@ -117,18 +206,22 @@ impl Examples {
         &self.names
     }
 
-    /// Where a row came from.
+    /// Where a row came from; of a pack, its first segment.
     #[must_use]
     pub fn source(&self, row: usize) -> Source<'_> {
-        let at = self.at(row);
-        let file = self.file(at);
-        Source { path: &file.path, unit: file.unit, line: self.store.lines[at] }
+        self.place(self.at(row))
+    }
+
+    /// Where each segment of a row came from.
+    #[must_use]
+    pub fn sources(&self, row: usize) -> Vec<Source<'_>> {
+        self.parts(row).map(|part| self.place(part.row as usize)).collect()
     }
 
     /// Weight of the file that a row came from.
     #[must_use]
     pub fn weight(&self, row: usize) -> f64 {
-        self.file(self.at(row)).weight
+        self.store.file(self.at(row)).weight
     }
 
     /// Some rows, right-padded to the longest of them.
@@ -145,11 +238,43 @@ impl Examples {
         self.store.labels.fingerprint(self.at(row))
     }
 
-    fn at(&self, row: usize) -> usize {
-        self.rows[row] as usize
+    pub(crate) fn is_causal(&self) -> bool {
+        self.store.trained.is_some()
     }
 
-    fn file(&self, at: usize) -> &FileRows {
-        &self.store.files[self.store.files.partition_point(|file| file.start <= at) - 1]
+    /// The parts of a row; a row that is no pack is its only part.
+    pub(crate) fn parts(&self, row: usize) -> impl Iterator<Item = Part> {
+        let (whole, packed) = match &*self.rows {
+            Rows::Each(rows) => {
+                let row = rows[row];
+                (Some(Part { row, from: 0, to: self.store.ids(row as usize).len() as u32 }), &[][..])
+            }
+            Rows::Packs(packs) => {
+                let start = if row == 0 { 0 } else { packs.ends[row - 1] as usize };
+                (None, &packs.parts[start..packs.ends[row] as usize])
+            }
+        };
+        whole.into_iter().chain(packed.iter().copied())
+    }
+
+    /// The tokens of a part.
+    pub(crate) fn part_ids(&self, part: Part) -> &[u32] {
+        &self.store.ids(part.row as usize)[part.from as usize..part.to as usize]
+    }
+
+    /// The row of the store that a row begins with.
+    fn at(&self, row: usize) -> usize {
+        match &*self.rows {
+            Rows::Each(rows) => rows[row] as usize,
+            Rows::Packs(packs) => {
+                let start = if row == 0 { 0 } else { packs.ends[row - 1] as usize };
+                packs.parts[start].row as usize
+            }
+        }
+    }
+
+    fn place(&self, at: usize) -> Source<'_> {
+        let file = self.store.file(at);
+        Source { path: &file.path, unit: file.unit, line: self.store.lines[at] }
     }
 }

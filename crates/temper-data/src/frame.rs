@@ -37,6 +37,14 @@ impl Frame {
         self.0.iter().filter(|(piece, _)| matches!(piece, Piece::Token(_))).count()
     }
 
+    /// The tokens before a single text, and those behind it.
+    pub(crate) fn around(&self) -> [Vec<u32>; 2] {
+        let mut sides = self.0.split(|(piece, _)| matches!(piece, Piece::Text(_))).map(|side| {
+            side.iter().filter_map(|(piece, _)| if let Piece::Token(id) = piece { Some(*id) } else { None }).collect()
+        });
+        [sides.next().unwrap_or_default(), sides.next().unwrap_or_default()]
+    }
+
     /// Ids and segments of framed texts.
     pub(crate) fn apply(&self, texts: [&[u32]; 2]) -> (Vec<u32>, Vec<u8>) {
         let length = self.added() + texts[0].len() + texts[1].len();

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     error::{Error, Result},
-    source::{Columns, Place, Raw, Record, absent, refuse_utf16},
+    source::{Columns, Place, Raw, Record, refuse_utf16},
 };
 
 /// Hands every record of a JSON Lines file to `sink`. Blank lines are skipped but counted.
@@ -43,41 +43,34 @@ pub(crate) fn read(
             .map_err(|e| place.error(format!("byte {} of the line is not UTF-8", e.valid_up_to() + 1)))?
             .trim();
         if !line.is_empty() {
-            sink(columns.record(&place, cells(line, &names, &place)?)?)?;
+            sink(columns.record(&place, cells(line, &names, &place)?, || keys(line))?)?;
         }
     }
 }
 
+/// The keys of a line.
+fn keys(line: &str) -> Vec<String> {
+    match serde_json::from_str(line) {
+        Ok(Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// The wanted cells of one line.
-fn cells(line: &str, names: &[&str], place: &Place) -> Result<Vec<Raw>> {
+fn cells(line: &str, names: &[&str], place: &Place) -> Result<Vec<Option<Value>>> {
     if line.starts_with('[') {
         return Err(
             place.error("a JSON array begins here, one object a line is needed (jq -c '.[]' turns one into the other)")
         );
     }
     let mut json = serde_json::Deserializer::from_str(line);
-    let row = Row(names).deserialize(&mut json).and_then(|row| json.end().map(|()| row)).map_err(|e| {
+    Row(names).deserialize(&mut json).and_then(|row| json.end().map(|()| row)).map_err(|e| {
         let hint = if line == "{" { "; each object must be on one line" } else { "" };
         let said = e.to_string();
         // The line is the file's, not the parser's.
         let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
         place.error(format!("bad JSON: {what} at column {}{hint}", e.column()))
-    })?;
-    row.into_iter()
-        .zip(names)
-        .map(|(cell, name)| match cell {
-            Some(value) => Ok(raw(value)),
-            None => {
-                let keys: Vec<String> = match serde_json::from_str(line) {
-                    Ok(Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
-                    _ => Vec::new(),
-                };
-                let message = absent(name, keys.iter().map(String::as_str));
-                let (path, line) = (place.path.to_owned(), Some(place.line));
-                Err(Error::Column { path, line, column: (*name).into(), message })
-            }
-        })
-        .collect()
+    })
 }
 
 /// One object: the values of the wanted keys, in their order; the others are skipped without being built.

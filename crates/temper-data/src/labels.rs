@@ -36,7 +36,7 @@ pub enum Label {
 }
 
 /// The labels of many rows.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) enum Column {
     Class(Vec<u32>),
     /// The ids of row r end at `ends[r]`.
@@ -45,6 +45,7 @@ pub(crate) enum Column {
         ids: Vec<u32>,
     },
     Score(Vec<f32>),
+    #[default]
     None,
 }
 

@@ -7,13 +7,22 @@ use crate::{examples::Examples, random::Random};
 /// Global batches whose rows are sorted by length together.
 const WINDOW: usize = 50;
 
+/// How a step's rows are cut into micro-batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Micro {
+    /// At most so many rows each.
+    Rows(usize),
+    /// At most so many tokens each, padding included: rows × tokens of the longest. A row that is longer is alone.
+    Tokens(usize),
+}
+
 /// Which rows each optimizer step sees.
 ///
 /// An epoch is a seeded permutation of the rows (a file of weight w gives each row ⌊w⌋ times, and once more those drawn
 /// for the epoch). It is cut into windows of 50 global batches, each window is sorted by length and cut into global
 /// batches, and the batches are shuffled. What does not fill a global batch is the epoch's last, smaller one.
 ///
-/// Nothing here depends on `micro_batch` but the cuts within a step, nor on what was asked before, so a run resumes at
+/// Nothing here depends on [`Micro`] but the cuts within a step, nor on what was asked before, so a run resumes at
 /// step N by asking for step N.
 pub struct Order {
     lengths: Vec<u32>,
@@ -21,7 +30,7 @@ pub struct Order {
     weights: Vec<(usize, f64)>,
     seed: u64,
     global_batch: usize,
-    micro_batch: usize,
+    micro: Micro,
     bucket: bool,
     rows_per_epoch: u64,
     /// The last two epochs that were asked for: prefetching workers meet at the border of two.
@@ -36,10 +45,9 @@ struct Epoch {
 }
 
 impl Order {
-    /// The order of `examples`: `global_batch` rows a step, cut into pieces of at most `micro_batch` (both at least 1;
-    /// 0 is taken as 1).
+    /// The order of `examples`: `global_batch` rows a step, cut as `micro` says (0 is taken as 1, in both).
     #[must_use]
-    pub fn new(examples: &Examples, seed: u64, global_batch: usize, micro_batch: usize, bucket: bool) -> Self {
+    pub fn new(examples: &Examples, seed: u64, global_batch: usize, micro: Micro, bucket: bool) -> Self {
         let lengths = (0..examples.len()).map(|row| examples.length(row) as u32).collect();
         let mut weights: Vec<(usize, f64)> = Vec::new();
         for row in 0..examples.len() {
@@ -48,7 +56,7 @@ impl Order {
                 weights.push((row, weight));
             }
         }
-        Self::of(lengths, weights, seed, global_batch, micro_batch, bucket)
+        Self::of(lengths, weights, seed, global_batch, micro, bucket)
     }
 
     fn of(
@@ -56,7 +64,7 @@ impl Order {
         weights: Vec<(usize, f64)>,
         seed: u64,
         global_batch: usize,
-        micro_batch: usize,
+        micro: Micro,
         bucket: bool,
     ) -> Self {
         let mut order = Self {
@@ -64,7 +72,7 @@ impl Order {
             weights,
             seed,
             global_batch: global_batch.max(1),
-            micro_batch: micro_batch.max(1),
+            micro,
             bucket,
             rows_per_epoch: 0,
             cache: Mutex::default(),
@@ -98,7 +106,24 @@ impl Order {
         let start = epoch.batches.get(within).map_or(within, |&batch| batch as usize) * self.global_batch;
         let mut rows = epoch.rows[start..epoch.rows.len().min(start + self.global_batch)].to_vec();
         rows.sort_by_key(|&row| self.lengths[row as usize]);
-        rows.chunks(self.micro_batch).map(<[u32]>::to_vec).collect()
+        match self.micro {
+            Micro::Rows(size) => rows.chunks(size.max(1)).map(<[u32]>::to_vec).collect(),
+            Micro::Tokens(tokens) => self.cut(&rows, tokens),
+        }
+    }
+
+    /// Rows in order of length, in micro-batches of at most `tokens` tokens each.
+    fn cut(&self, rows: &[u32], tokens: usize) -> Vec<Vec<u32>> {
+        let mut batches: Vec<Vec<u32>> = Vec::new();
+        for &row in rows {
+            // In order of length each row is the longest so far.
+            let length = self.lengths[row as usize] as usize;
+            match batches.last_mut().filter(|batch| (batch.len() + 1) * length <= tokens) {
+                Some(batch) => batch.push(row),
+                None => batches.push(vec![row]),
+            }
+        }
+        batches
     }
 
     fn epoch(&self, number: u64) -> Arc<Epoch> {
@@ -161,7 +186,7 @@ mod tests {
     }
 
     fn order(n: u32, global: usize, micro: usize, bucket: bool) -> Order {
-        Order::of(lengths(n), vec![(0, 1.0)], 42, global, micro, bucket)
+        Order::of(lengths(n), vec![(0, 1.0)], 42, global, Micro::Rows(micro), bucket)
     }
 
     fn epoch(order: &Order, epoch: u64) -> Vec<u32> {
@@ -191,7 +216,7 @@ mod tests {
         let backwards: Vec<_> = (0..300).rev().map(|step| b.micro_batches(step)).collect();
         assert!(forwards.iter().eq(backwards.iter().rev()));
         assert_ne!(epoch(&a, 0), epoch(&a, 1));
-        assert_ne!(epoch(&a, 0), epoch(&Order::of(lengths(3000), vec![(0, 1.0)], 43, 32, 8, true), 0));
+        assert_ne!(epoch(&a, 0), epoch(&Order::of(lengths(3000), vec![(0, 1.0)], 43, 32, Micro::Rows(8), true), 0));
     }
 
     #[test]
@@ -203,6 +228,24 @@ mod tests {
             assert!(pieces.iter().all(|piece| piece.len() <= 5));
             let longest: Vec<_> = pieces.iter().map(|p| p.iter().map(|&r| lengths(1000)[r as usize]).max()).collect();
             assert!(longest.is_sorted());
+        }
+    }
+
+    #[test]
+    fn micro_batches_hold_at_most_so_many_tokens() {
+        let lengths = lengths(1000);
+        let whole = order(1000, 32, 32, true);
+        for tokens in [1, 100, 512, 1 << 20] {
+            let cut = Order::of(lengths.clone(), vec![(0, 1.0)], 42, 32, Micro::Tokens(tokens), true);
+            for step in (0..64).rev() {
+                let pieces = cut.micro_batches(step);
+                assert_eq!(whole.micro_batches(step).concat(), pieces.concat());
+                let padded =
+                    |rows: &[u32]| rows.len() * rows.iter().map(|&r| lengths[r as usize]).max().unwrap_or(0) as usize;
+                assert!(pieces.iter().all(|rows| rows.len() == 1 || padded(rows) <= tokens));
+                // None could be put together with the next.
+                assert!(pieces.windows(2).all(|pair| padded(&[pair[0].as_slice(), &pair[1][..1]].concat()) > tokens));
+            }
         }
     }
 
@@ -223,7 +266,7 @@ mod tests {
 
     #[test]
     fn weights_repeat_and_draw() {
-        let order = Order::of(lengths(300), vec![(0, 2.0), (100, 0.25), (200, 1.5)], 1, 32, 32, true);
+        let order = Order::of(lengths(300), vec![(0, 2.0), (100, 0.25), (200, 1.5)], 1, 32, Micro::Rows(32), true);
         assert_eq!(order.rows_per_epoch(), 200 + 25 + 150);
         let counts = |number| {
             let mut counts = vec![0; 300];

@@ -13,6 +13,9 @@ pub struct DataReport {
     pub train: SplitReport,
     /// The evaluation rows.
     pub eval: SplitReport,
+    /// The chat template, where conversations can be rendered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateReport>,
     /// What looks wrong, worst first.
     pub findings: Vec<Finding>,
 }
@@ -22,6 +25,27 @@ impl DataReport {
     pub fn errors(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.severity == Severity::Error)
     }
+}
+
+/// A chat template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TemplateReport {
+    /// Its file, or its name.
+    pub origin: String,
+    /// The day that it writes into what it renders, `2026-11-21`; none if it writes none. A run that goes on needs the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub date: Option<String>,
+}
+
+/// What a causal language model sees of one split.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PackReport {
+    /// Tokens that are targets.
+    pub trained_tokens: u64,
+    /// Rows after packing, or after cutting long texts into pieces.
+    pub packs: usize,
+    /// Share of the `packs` × `max_length` tokens that are no padding, in [0, 1].
+    pub efficiency: f64,
 }
 
 /// Counts of one split.
@@ -43,6 +67,9 @@ pub struct SplitReport {
     pub tokens_lost: u64,
     /// Share of tokens that the vocabulary does not know, in [0, 1].
     pub unknown_share: f64,
+    /// For causal language models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packing: Option<PackReport>,
 }
 
 /// Rows of one class or label.
@@ -114,7 +141,25 @@ impl SplitReport {
             tokens_lost += examples.lost(row) as u64;
         }
         let unknown_share = if tokens == 0 { 0.0 } else { unknown as f64 / tokens as f64 };
-        Self { rows, labels, scores, lengths: stats(lengths), tokens, truncated_rows, tokens_lost, unknown_share }
+        Self {
+            rows,
+            labels,
+            scores,
+            lengths: stats(lengths),
+            tokens,
+            truncated_rows,
+            tokens_lost,
+            unknown_share,
+            packing: None,
+        }
+    }
+
+    /// Adds what became of the rows: `packed`.
+    pub(crate) fn pack(&mut self, packed: &Examples, max_length: usize) {
+        let targets = |row| packed.trained(row).iter().map(|run| run.len() as u64).sum::<u64>();
+        let (packs, room) = (packed.len(), packed.len() * max_length);
+        let efficiency = if room == 0 { 0.0 } else { self.tokens as f64 / room as f64 };
+        self.packing = Some(PackReport { trained_tokens: (0..packs).map(targets).sum(), packs, efficiency });
     }
 }
 

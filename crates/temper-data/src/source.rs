@@ -1,11 +1,19 @@
 //! Files to records, streamed: no file is ever held whole.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
 
 use crate::{
+    config::Format,
     delimited,
     error::{Error, Result, listed, nearest},
-    jsonl, table,
+    jsonl,
+    layout::{Cells, Layout},
+    table,
 };
 
 /// One record of a file.
@@ -13,9 +21,37 @@ use crate::{
 pub(crate) struct Record {
     /// Line (text files) or row (columnar files), from 1.
     pub line: u64,
-    pub text: String,
-    pub pair: Option<String>,
+    pub body: Body,
+    /// Label as the file has it; for causal language models none.
     pub label: Raw,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Body {
+    /// A text, or a pair.
+    Texts(String, Option<String>),
+    /// The columns of a [`Layout`], in the format that they make.
+    Cells(Format, Cells),
+}
+
+impl Body {
+    /// About how many bytes of text there are.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Texts(text, pair) => text.len() + pair.as_ref().map_or(0, String::len),
+            Self::Cells(_, cells) => cells.iter().flatten().map(bytes).sum(),
+        }
+    }
+}
+
+fn bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(bytes).sum(),
+        Value::Object(map) => map.values().map(bytes).sum(),
+        _ => 8,
+    }
 }
 
 /// A label as the file has it.
@@ -33,7 +69,16 @@ pub(crate) enum Raw {
 
 /// The columns to read.
 #[derive(Debug, Clone)]
-pub(crate) struct Columns {
+pub(crate) enum Columns {
+    /// Every one of them.
+    Labelled(Labelled),
+    /// Those that a row has.
+    Causal(Layout),
+}
+
+/// The columns of texts with labels.
+#[derive(Debug, Clone)]
+pub(crate) struct Labelled {
     pub text: String,
     pub pair: Option<String>,
     pub label: LabelSource,
@@ -49,30 +94,66 @@ pub(crate) enum LabelSource {
 }
 
 impl Columns {
-    /// Every column, each once: text, pair, labels.
+    /// The columns to read.
     pub(crate) fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Labelled(columns) => columns.names(),
+            Self::Causal(layout) => layout.names(),
+        }
+    }
+
+    /// Where each wanted column is among those of a file; a causal language model needs not all of them.
+    pub(crate) fn locate(&self, path: &Path, there: &[&str]) -> Result<Vec<Option<usize>>> {
+        self.names()
+            .into_iter()
+            .map(|wanted| {
+                let mut found = there.iter().enumerate().filter(|(_, name)| **name == wanted).map(|(i, _)| i);
+                let message = match (found.next(), found.next()) {
+                    (Some(at), None) => return Ok(Some(at)),
+                    (Some(_), Some(_)) => "the file has two columns of that name; rename one".into(),
+                    (None, _) if matches!(self, Self::Causal(_)) => return Ok(None),
+                    (None, _) => absent(wanted, there.iter().copied()),
+                };
+                Err(Error::Column { path: path.to_owned(), line: None, column: wanted.into(), message })
+            })
+            .collect()
+    }
+
+    /// A record from cells in the order of [`Columns::names`]; `there` are all columns of the row.
+    pub(crate) fn record(
+        &self,
+        at: &Place,
+        cells: Vec<Option<Value>>,
+        there: impl FnOnce() -> Vec<String>,
+    ) -> Result<Record> {
+        let column =
+            |(column, message)| Error::Column { path: at.path.to_owned(), line: Some(at.line), column, message };
+        match self {
+            Self::Labelled(columns) => match cells.iter().position(Option::is_none) {
+                None => columns.record(at, cells.into_iter().flatten().map(jsonl::raw).collect()),
+                Some(i) => {
+                    let (there, wanted) = (there(), columns.names()[i]);
+                    Err(column((wanted.into(), absent(wanted, there.iter().map(String::as_str)))))
+                }
+            },
+            Self::Causal(layout) => {
+                let cells: Cells = cells.into_iter().map(|cell| cell.filter(|value| !value.is_null())).collect();
+                let format = layout.format(&cells, there).map_err(column)?;
+                Ok(Record { line: at.line, body: Body::Cells(format, cells), label: Raw::None })
+            }
+        }
+    }
+}
+
+impl Labelled {
+    /// Every column, each once: text, pair, labels.
+    fn names(&self) -> Vec<&str> {
         let labels: &[String] = match &self.label {
             LabelSource::None => &[],
             LabelSource::One(name) => std::slice::from_ref(name),
             LabelSource::Many(names) => names,
         };
         std::iter::once(&self.text).chain(&self.pair).chain(labels).map(String::as_str).collect()
-    }
-
-    /// Where each wanted column is among those of a file.
-    pub(crate) fn locate(&self, path: &Path, there: &[&str]) -> Result<Vec<usize>> {
-        self.names()
-            .into_iter()
-            .map(|wanted| {
-                let mut found = there.iter().enumerate().filter(|(_, name)| **name == wanted).map(|(i, _)| i);
-                let message = match (found.next(), found.next()) {
-                    (Some(at), None) => return Ok(at),
-                    (Some(_), Some(_)) => "the file has two columns of that name; rename one".into(),
-                    (None, _) => absent(wanted, there.iter().copied()),
-                };
-                Err(Error::Column { path: path.to_owned(), line: None, column: wanted.into(), message })
-            })
-            .collect()
     }
 
     /// A record from cells in the order of [`Columns::names`].
@@ -90,7 +171,7 @@ impl Columns {
             LabelSource::One(_) => cells.next().unwrap_or(Raw::Null),
             LabelSource::Many(_) => Raw::List(cells.collect()),
         };
-        Ok(Record { line: at.line, text: first, pair, label })
+        Ok(Record { line: at.line, body: Body::Texts(first, pair), label })
     }
 }
 
@@ -114,6 +195,13 @@ pub(crate) struct Place<'a> {
     pub path: &'a Path,
     pub unit: &'static str,
     pub line: u64,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy();
+        write!(formatter, "{name} {} {}", self.unit, self.line)
+    }
 }
 
 impl Place<'_> {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use crate::{labels::Column, load::RowHash, random::mix};
+use crate::{hash::RowHash, labels::Column, random::mix};
 
 /// Rows to train on and rows set aside, both ascending. Each class gives its share; a class of several distinct rows has
 /// at least one on each side.

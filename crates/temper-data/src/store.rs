@@ -69,6 +69,12 @@ impl TokenWriter {
     }
 }
 
+impl Default for Tokens {
+    fn default() -> Self {
+        Self::Memory(Vec::new())
+    }
+}
+
 impl Tokens {
     /// All of them.
     pub(crate) fn as_slice(&self) -> &[u32] {

@@ -8,8 +8,10 @@ use arrow::{
     datatypes::{DataType, Field, SchemaRef},
     error::ArrowError,
     ipc::reader::{FileReader, StreamReader},
+    json::LineDelimitedWriter,
 };
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
+use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Result},
@@ -29,7 +31,7 @@ fn fail(path: &Path, message: impl ToString) -> Error {
 pub(crate) fn read_parquet(path: &Path, file: File, columns: &Columns, sink: Sink) -> Result<()> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| fail(path, e))?;
     let at = locate(path, columns, builder.schema())?;
-    let mask = ProjectionMask::roots(builder.parquet_schema(), at);
+    let mask = ProjectionMask::roots(builder.parquet_schema(), at.into_iter().flatten());
     let reader = builder.with_projection(mask).with_batch_size(4096).build().map_err(|e| fail(path, e))?;
     read_batches(path, reader, columns, sink)
 }
@@ -60,7 +62,7 @@ pub(crate) fn open_arrow(path: &Path, mut file: File) -> Result<(SchemaRef, Batc
     }
 }
 
-fn locate(path: &Path, columns: &Columns, schema: &SchemaRef) -> Result<Vec<usize>> {
+fn locate(path: &Path, columns: &Columns, schema: &SchemaRef) -> Result<Vec<Option<usize>>> {
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     columns.locate(path, &names)
 }
@@ -75,25 +77,51 @@ fn read_batches(
     for batch in batches {
         let batch = batch.map_err(|e| fail(path, e))?;
         let at = locate(path, columns, &batch.schema())?;
-        let cells: Vec<Cells> = at
-            .into_iter()
-            .zip(columns.names())
-            .map(|(i, column)| {
-                Cells::new(batch.column(i)).map_err(|message| Error::Column {
-                    path: path.to_owned(),
-                    line: None,
-                    column: column.into(),
-                    message,
-                })
-            })
-            .collect::<Result<_>>()?;
-        for row in 0..batch.num_rows() {
-            let place = Place { path, unit: "row", line: done + row as u64 + 1 };
-            sink(columns.record(&place, cells.iter().map(|column| column.get(row)).collect())?)?;
+        let place = |row: usize| Place { path, unit: "row", line: done + row as u64 + 1 };
+        match columns {
+            Columns::Labelled(labelled) => {
+                let cells: Vec<Cells> = at
+                    .into_iter()
+                    .flatten()
+                    .zip(columns.names())
+                    .map(|(i, column)| Cells::new(batch.column(i)).map_err(|message| unreadable(path, column, message)))
+                    .collect::<Result<_>>()?;
+                for row in 0..batch.num_rows() {
+                    sink(labelled.record(&place(row), cells.iter().map(|column| column.get(row)).collect())?)?;
+                }
+            }
+            Columns::Causal(_) => {
+                let schema = batch.schema();
+                let there = || schema.fields().iter().map(|field| field.name().clone()).collect();
+                for (row, mut object) in
+                    objects(path, &batch, at.iter().flatten().copied().collect())?.into_iter().enumerate()
+                {
+                    let cells = at.iter().map(|i| object.remove(schema.field((*i)?).name())).collect();
+                    sink(columns.record(&place(row), cells, there)?)?;
+                }
+            }
         }
         done += batch.num_rows() as u64;
     }
     Ok(())
+}
+
+fn unreadable(path: &Path, column: &str, message: String) -> Error {
+    Error::Column { path: path.to_owned(), line: None, column: column.into(), message }
+}
+
+/// Rows with the columns `wanted`, as JSON objects without nulls: conversations are lists of structs of anything.
+fn objects(path: &Path, batch: &RecordBatch, mut wanted: Vec<usize>) -> Result<Vec<Map<String, Value>>> {
+    if wanted.is_empty() {
+        return Ok(vec![Map::new(); batch.num_rows()]);
+    }
+    wanted.sort_unstable();
+    wanted.dedup();
+    let batch = batch.project(&wanted).map_err(|e| fail(path, e))?;
+    let mut writer = LineDelimitedWriter::new(Vec::new());
+    writer.write(&batch).and_then(|()| writer.finish()).map_err(|e| fail(path, e))?;
+    let lines = writer.into_inner();
+    serde_json::Deserializer::from_slice(&lines).into_iter().collect::<Result<_, _>>().map_err(|e| fail(path, e))
 }
 
 /// A column in one of the few types that texts and labels have.

@@ -32,7 +32,7 @@ impl Folder {
     }
 
     fn load_with(&self, config: &DataConfig, kind: LabelKind) -> Result<Dataset> {
-        load(config, self.0.path(), kind, &fixture(false), 16, 1)
+        load(config, self.0.path(), Target::Labels(kind), &fixture(false), 16, 1)
     }
 
     /// The message of the failure.
@@ -48,7 +48,7 @@ impl Folder {
 fn rows(data: &Dataset) -> Vec<(String, Label, u32)> {
     let tokenizer = fixture(false);
     let row =
-        |row| (tokenizer.decode(data.train.ids(row)).unwrap(), data.train.label(row), data.train.source(row).line);
+        |row| (tokenizer.decode(&data.train.ids(row)).unwrap(), data.train.label(row), data.train.source(row).line);
     (0..data.train.len()).map(row).collect()
 }
 
@@ -223,7 +223,7 @@ fn odd_but_valid_files_are_read() {
     for name in ["header.csv", "blank.jsonl"] {
         let data = folder.load(name, LabelKind::Class(None)).unwrap();
         assert_eq!(codes(&data), [(Severity::Error, "no-rows")]);
-        let order = Order::new(&data.train, 1, 8, 8, true);
+        let order = Order::new(&data.train, 1, 8, Micro::Rows(8), true);
         assert_eq!(order.steps_per_epoch(), 0);
         assert_eq!(data.train.batch(&[], 0).seq, 0);
     }
@@ -248,7 +248,9 @@ fn the_configuration_is_checked() {
         fails(DataConfig { train: weighted(weight), ..Default::default() }, LabelKind::None, "weight");
     }
     let config = DataConfig { train: weighted(1.0), ..Default::default() };
-    let Err(error) = load(&config, folder.0.path(), LabelKind::None, &fixture(false), 2, 1) else { panic!() };
+    let Err(error) = load(&config, folder.0.path(), Target::Labels(LabelKind::None), &fixture(false), 2, 1) else {
+        panic!()
+    };
     assert!(error.to_string().contains("no room for text"));
     let names = LabelKind::Class(Some(vec!["good".into(), "bad".into(), "good".into()]));
     fails(config, names, "comes twice");
@@ -364,5 +366,5 @@ fn weights_follow_their_files_through_the_split() {
     let weight = |row| if data.train.source(row).path.ends_with("a.jsonl") { 1.0 } else { 3.0 };
     assert!((0..20).all(|row| data.train.weight(row) == weight(row)));
     let total: f64 = (0..20).map(weight).sum();
-    assert_eq!(Order::new(&data.train, 1, 4, 2, true).rows_per_epoch(), total as u64);
+    assert_eq!(Order::new(&data.train, 1, 4, Micro::Rows(2), true).rows_per_epoch(), total as u64);
 }

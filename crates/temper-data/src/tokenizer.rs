@@ -8,7 +8,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::Value;
 use tokenizers::TruncationDirection;
 
 use crate::{
@@ -19,8 +18,9 @@ use crate::{
 };
 
 /// Files that make up a tokenizer, and that an export copies.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "tokenizer.json",
+    "chat_template.jinja",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -40,9 +40,11 @@ pub struct Tokenizer {
     files: Vec<PathBuf>,
     direction: TruncationDirection,
     special: HashSet<u32>,
+    special_texts: Vec<String>,
     pad: u32,
     mask: Option<u32>,
     unknown: Option<u32>,
+    eos: Option<u32>,
 }
 
 /// One row in tokens.
@@ -66,14 +68,7 @@ impl Tokenizer {
         let fail = |path: &Path, message: String| Error::Tokenizer { path: path.to_owned(), message };
         let files: Vec<PathBuf> = FILES.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect();
         let has = |name: &str| files.iter().any(|path| path.ends_with(name));
-        let mut settings = vocabulary::json(&directory.join("tokenizer_config.json"))?;
-        if let (Value::Object(to), Value::Object(from)) =
-            (&mut settings, vocabulary::json(&directory.join("special_tokens_map.json"))?)
-        {
-            for (key, value) in from {
-                to.entry(key).or_insert(value);
-            }
-        }
+        let settings = vocabulary::settings(directory)?;
         let mut inner = if has("tokenizer.json") {
             let path = directory.join("tokenizer.json");
             tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(&path, e.to_string()))?
@@ -106,12 +101,14 @@ impl Tokenizer {
         let pad = token("pad_token", ["[PAD]", "<pad>"]).or(stored_pad).unwrap_or(0);
         let mask = token("mask_token", ["[MASK]", "<mask>"]);
         let unknown = token("unk_token", ["[UNK]", "<unk>"]);
+        let eos = token("eos_token", ["</s>", "<|endoftext|>"]);
         let mut special: HashSet<u32> =
             inner.get_added_tokens_decoder().iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         for key in ["pad_token", "mask_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token"] {
             special.extend(vocabulary::content(&settings[key]).and_then(|token| inner.token_to_id(token)));
         }
         Ok(Self {
+            special_texts: special.iter().filter_map(|&id| inner.id_to_token(id)).collect(),
             inner,
             words,
             frames,
@@ -122,6 +119,7 @@ impl Tokenizer {
             pad,
             mask,
             unknown,
+            eos,
         })
     }
 
@@ -152,6 +150,34 @@ impl Tokenizer {
         .map_err(|e| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() })
     }
 
+    /// Tokens of a text without added special tokens, and the bytes of the text that each stands for.
+    pub(crate) fn encode_spans(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+        let encoding = self
+            .inner
+            .encode(text, false)
+            .map_err(|e| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() })?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+    }
+
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// Whether a special token ends the text.
+    pub(crate) fn ends_with_special(&self, text: &str) -> bool {
+        self.special_texts.iter().any(|token| text.ends_with(token))
+    }
+
+    /// Where the last special token of the text ends.
+    pub(crate) fn last_special_end(&self, text: &str) -> Option<usize> {
+        self.special_texts.iter().filter_map(|token| text.rfind(token).map(|at| at + token.len())).max()
+    }
+
+    /// The tokens that the tokenizer puts before a text, and behind it.
+    pub(crate) fn around(&self) -> [Vec<u32>; 2] {
+        self.frames[0].around()
+    }
+
     /// Special tokens that a text (or a pair) gains.
     #[must_use]
     pub fn added_tokens(&self, pair: bool) -> usize {
@@ -165,6 +191,19 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner
             .decode(ids, true)
+            .map_err(|e| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() })
+    }
+
+    /// The text that each token adds to those before it, special tokens included. Of a character that several tokens
+    /// make, the last one has it.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
+        let mut stream = self.inner.decode_stream(false);
+        ids.iter()
+            .map(|&id| stream.step(id).map(Option::unwrap_or_default))
+            .collect::<Result<_, _>>()
             .map_err(|e| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() })
     }
 
@@ -196,6 +235,24 @@ impl Tokenizer {
     #[must_use]
     pub fn mask_id(&self) -> Option<u32> {
         self.mask
+    }
+
+    /// Id of the token that ends a text; that of `</s>` or `<|endoftext|>` where the configuration names none.
+    #[must_use]
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The largest id of any token.
+    #[must_use]
+    pub fn largest_id(&self) -> Option<u32> {
+        self.inner.get_vocab(true).into_values().max()
+    }
+
+    /// The directory it was read from.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Id of the unknown token; byte-level vocabularies have none.
@@ -248,6 +305,8 @@ pub(crate) fn fixture(cased: bool) -> Tokenizer {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

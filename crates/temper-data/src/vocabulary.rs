@@ -27,6 +27,18 @@ pub(crate) fn json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&bytes).map_err(|e| fail(path, e))
 }
 
+/// `tokenizer_config.json`, completed by `special_tokens_map.json`.
+pub(crate) fn settings(directory: &Path) -> Result<Value> {
+    let mut settings = json(&directory.join("tokenizer_config.json"))?;
+    if let (Value::Object(to), Value::Object(from)) = (&mut settings, json(&directory.join("special_tokens_map.json"))?)
+    {
+        for (key, value) in from {
+            to.entry(key).or_insert(value);
+        }
+    }
+    Ok(settings)
+}
+
 /// A token in a configuration: `"[PAD]"` or `{"content": "[PAD]", …}`.
 pub(crate) fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())

@@ -232,6 +232,7 @@ mod tests {
             ids: texts.iter().flat_map(pad).collect(),
             type_ids: vec![0; rows.len() * seq],
             lengths: texts.iter().map(|text| text.len() as u32).collect(),
+            ..TokenBatch::default()
         }
     }
 
@@ -305,8 +306,14 @@ mod tests {
 
     #[test]
     fn rows_without_words_hide_nothing() {
-        let empty =
-            TokenBatch { rows: vec![0], batch: 1, seq: 2, ids: vec![CLS, SEP], type_ids: vec![0, 0], lengths: vec![2] };
+        let empty = TokenBatch {
+            rows: vec![0],
+            batch: 1,
+            seq: 2,
+            ids: vec![CLS, SEP],
+            lengths: vec![2],
+            ..TokenBatch::default()
+        };
         let masked = masking(0.99).apply(empty.clone(), 1);
         assert_eq!((masked.tokens, masked.positions.len(), masked.targets.len()), (empty, 0, 0));
     }

@@ -76,6 +76,7 @@ impl Case {
             ids: self.ids.concat(),
             type_ids: self.type_ids.concat(),
             lengths: self.lengths.clone(),
+            ..TokenBatch::default()
         }
     }
 

@@ -146,7 +146,7 @@ fn worst(shipped: &Shipped<'_>, measured: &Evaluation, eval: &Examples) -> Vec<W
         .collect();
     errors.sort_by(|a, b| b.1.probability.total_cmp(&a.1.probability));
     errors.truncate(WORST);
-    let text = |row: usize| shipped.tokenizer.decode(eval.ids(row)).unwrap_or_default();
+    let text = |row: usize| shipped.tokenizer.decode(&eval.ids(row)).unwrap_or_default();
     errors.into_iter().map(|(row, error)| WorstError { text: text(row), ..error }).collect()
 }
 

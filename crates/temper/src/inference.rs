@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde_json::{Map, Value, json};
-use temper_data::{DataConfig, Examples, LabelKind, TokenBatch, Tokenizer};
+use temper_data::{DataConfig, Examples, LabelKind, Target, TokenBatch, Tokenizer};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, PeftConfig};
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
@@ -87,7 +87,7 @@ impl Trained {
             Problem::MultiLabel => LabelKind::Multi(Some(labels.clone())),
             Problem::Regression => LabelKind::Score,
         };
-        let dataset = temper_data::load(data, Path::new(""), kind, &self.tokenizer, self.max_length, 0)
+        let dataset = temper_data::load(data, Path::new(""), Target::Labels(kind), &self.tokenizer, self.max_length, 0)
             .context(Kind::Data, "failed to read the data")?;
         if dataset.train.is_empty() {
             return Err(Failure::new(Kind::Data, "error: there are no rows to measure on"));

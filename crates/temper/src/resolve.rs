@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
-use temper_data::{Dataset, Files, LabelColumns, LabelKind, Tokenizer};
+use temper_data::{Dataset, Files, LabelColumns, LabelKind, Micro, Target, Tokenizer};
 use temper_engine::{Every, EveryName, Schedule};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
@@ -202,8 +202,9 @@ fn read_data(recipe: &Recipe, tokenizer: &Tokenizer, max_length: usize) -> Resul
         TaskConfig::MaskedLm(_) | TaskConfig::Distillation(_) => LabelKind::None,
     };
     let dir = recipe.beside("");
-    let dataset = temper_data::load(recipe.local_data(), &dir, kind, tokenizer, max_length, recipe.train.seed)
-        .map_err(|error| data_failure(recipe, error))?;
+    let dataset =
+        temper_data::load(recipe.local_data(), &dir, Target::Labels(kind), tokenizer, max_length, recipe.train.seed)
+            .map_err(|error| data_failure(recipe, error))?;
     let errors: Vec<&str> = dataset.report.errors().map(|finding| finding.message.as_str()).collect();
     if errors.is_empty() { Ok(dataset) } else { Err(point(recipe, Kind::Data, "data.train", errors.join("; "))) }
 }
@@ -234,8 +235,13 @@ fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
 fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failure> {
     let config = recipe.train.clone();
     let micro_batch = config.micro_batch.unwrap_or(config.global_batch);
-    let order =
-        temper_data::Order::new(&dataset.train, config.seed, config.global_batch, micro_batch, recipe.data.bucket);
+    let order = temper_data::Order::new(
+        &dataset.train,
+        config.seed,
+        config.global_batch,
+        Micro::Rows(micro_batch),
+        recipe.data.bucket,
+    );
     let steps_per_epoch = order.steps_per_epoch();
     let steps = match (config.max_steps, config.epochs) {
         (Some(steps), _) => steps,

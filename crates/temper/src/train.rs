@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use temper_data::{Examples, Order, Severity, prefetch};
+use temper_data::{Examples, Micro, Order, Severity, prefetch};
 use temper_engine::{BoxError, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
 use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
@@ -192,7 +192,7 @@ impl Corridor<'_> {
 /// Which rows each step sees.
 pub fn order(plan: &Plan, examples: &Examples) -> Order {
     let (config, bucket) = (&plan.train.config, plan.data.config.bucket);
-    Order::new(examples, config.seed, config.global_batch, plan.train.micro_batch, bucket)
+    Order::new(examples, config.seed, config.global_batch, Micro::Rows(plan.train.micro_batch), bucket)
 }
 
 /// The micro-batches of each step from `first` on, prepared ahead on other threads.

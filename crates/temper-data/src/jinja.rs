@@ -1,0 +1,245 @@
+//! Jinja as Transformers sets it up for chat templates (`utils/chat_template_utils.py`), on minijinja.
+
+use std::{fmt::Write, sync::LazyLock};
+
+use chrono::NaiveDateTime;
+use minijinja::{
+    Environment, Error, ErrorKind,
+    value::{Kwargs, Rest, Value, ValueKind},
+};
+use regex::Regex;
+
+/// Put around what a `{% generation %}` block renders. Unicode keeps these code points free for use inside a program.
+pub(crate) const GENERATION: [char; 2] = ['\u{FDD1}', '\u{FDD2}'];
+/// Put into messages to find them again.
+pub(crate) const MARK: char = '\u{FDD0}';
+
+const GENERATION_FILTER: &str = "__generation";
+
+static GENERATION_TAGS: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
+
+/// Whether a template says itself what the assistant wrote.
+pub(crate) fn has_generation(source: &str) -> bool {
+    GENERATION_TAGS.as_ref().is_some_and(|tags| tags.is_match(source))
+}
+
+/// An environment with one template for each (name, source) pair; `strftime_now` knows no time but `now`.
+pub(crate) fn environment(templates: &[(String, String)], now: NaiveDateTime) -> Result<Environment<'static>, Error> {
+    let mut env = Environment::new();
+    env.set_trim_blocks(true);
+    env.set_lstrip_blocks(true);
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_formatter(|out, _, value| write!(out, "{}", python_str(value)).map_err(Error::from));
+    env.add_filter("tojson", tojson);
+    env.add_filter("string", |value: &Value| python_str(value));
+    env.add_filter(GENERATION_FILTER, |text: &str| format!("{}{text}{}", GENERATION[0], GENERATION[1]));
+    env.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+    });
+    env.add_test("iterable", |value: &Value| {
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+    });
+    env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    env.add_function("strftime_now", move |format: String| -> Result<String, Error> {
+        let mut out = String::new();
+        write!(out, "{}", now.format(&format))
+            .map_err(|_| Error::new(ErrorKind::InvalidOperation, format!("`{format}` is no format of a time")))?;
+        Ok(out)
+    });
+    for (name, source) in templates {
+        // A filter block is what comes nearest to a tag of one's own.
+        let source = match GENERATION_TAGS.as_ref() {
+            Some(tags) => tags.replace_all(source, |tag: &regex::Captures<'_>| match tag.get(2) {
+                Some(_) => format!("{{%{}endfilter{}%}}", &tag[1], &tag[3]),
+                None => format!("{{%{} filter {GENERATION_FILTER} {}%}}", &tag[1], &tag[3]),
+            }),
+            None => source.into(),
+        };
+        env.add_template_owned(name.clone(), source.into_owned())?;
+    }
+    Ok(env)
+}
+
+/// Python's `str(value)`.
+fn python_str(value: &Value) -> String {
+    let mut out = String::new();
+    match value.as_str() {
+        Some(text) => out.push_str(text),
+        None if value.is_undefined() => {}
+        None => python_repr(value, &mut out),
+    }
+    out
+}
+
+/// Python's `repr(value)`.
+fn python_repr(value: &Value, out: &mut String) {
+    match value.kind() {
+        ValueKind::String => repr_text(value.as_str().unwrap_or_default(), out),
+        ValueKind::Seq | ValueKind::Iterable => {
+            out.push('[');
+            for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if i == 0 { "" } else { ", " });
+                python_repr(&item, out);
+            }
+            out.push(']');
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if i == 0 { "" } else { ", " });
+                python_repr(&key, out);
+                out.push_str(": ");
+                python_repr(&value.get_item(&key).unwrap_or_default(), out);
+            }
+            out.push('}');
+        }
+        ValueKind::Number => number(value, out),
+        _ => out.push_str(&value.to_string()),
+    }
+}
+
+fn repr_text(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => out.extend(['\\', c]),
+            c if (c as u32) < 0x20 || c as u32 == 0x7F => out.push_str(&format!("\\x{:02x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+}
+
+/// A number as Python writes it: `1e-05`, `1e+16`, `2.0`.
+fn number(value: &Value, out: &mut String) {
+    match f64::try_from(value.clone()) {
+        Ok(number) if !value.is_integer() && number.is_finite() => {
+            let text = format!("{number:?}");
+            match text.split_once('e') {
+                Some((digits, exponent)) => {
+                    let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |rest| ('-', rest));
+                    out.push_str(&format!("{digits}e{sign}{exponent:0>2}"));
+                }
+                None => out.push_str(&text),
+            }
+        }
+        _ => out.push_str(&value.to_string()),
+    }
+}
+
+/// Python's `json.dumps`: no HTML escapes, a space after `,` and `:`.
+fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let argument = |at: usize, name: &str| -> Result<Option<Value>, Error> {
+        let given = args.get(at).cloned().or(kwargs.get::<Option<Value>>(name)?);
+        Ok(given.filter(|value| !value.is_none()))
+    };
+    let is = |value: Option<Value>| value.is_some_and(|value| value.is_true());
+    let (ascii, indent) = (is(argument(0, "ensure_ascii")?), argument(1, "indent")?);
+    let (separators, sorted) = (argument(2, "separators")?, is(argument(3, "sort_keys")?));
+    kwargs.assert_all_used()?;
+    let indent = match indent {
+        Some(indent) => Some(match indent.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(indent)?),
+        }),
+        None => None,
+    };
+    let [comma, colon] = match separators {
+        Some(pair) => [pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string()],
+        None => [if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()],
+    };
+    let mut json = Json { out: String::new(), indent, comma, colon, ascii, sorted };
+    json.write(value, 0)?;
+    Ok(json.out)
+}
+
+struct Json {
+    out: String,
+    indent: Option<String>,
+    comma: String,
+    colon: String,
+    ascii: bool,
+    sorted: bool,
+}
+
+impl Json {
+    fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        match value.kind() {
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => number(value, &mut self.out),
+            ValueKind::String => self.text(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                self.block(['[', ']'], depth, &items, |json, item| json.write(item, depth + 1))?;
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sorted {
+                    keys.sort();
+                }
+                self.block(['{', '}'], depth, &keys, |json, key| {
+                    json.text(&python_str(key));
+                    json.out.push_str(&json.colon.clone());
+                    json.write(&value.get_item(key)?, depth + 1)
+                })?;
+            }
+            kind => {
+                return Err(Error::new(ErrorKind::InvalidOperation, format!("{kind} cannot be written as JSON")));
+            }
+        }
+        Ok(())
+    }
+
+    fn block(
+        &mut self,
+        [open, close]: [char; 2],
+        depth: usize,
+        items: &[Value],
+        mut write: impl FnMut(&mut Self, &Value) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.out.push(open);
+        for (i, item) in items.iter().enumerate() {
+            if i > 0 {
+                self.out.push_str(&self.comma.clone());
+            }
+            self.line(depth + 1);
+            write(self, item)?;
+        }
+        if !items.is_empty() {
+            self.line(depth);
+        }
+        self.out.push(close);
+        Ok(())
+    }
+
+    fn line(&mut self, depth: usize) {
+        if let Some(indent) = &self.indent {
+            self.out.push('\n');
+            self.out.push_str(&indent.repeat(depth));
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        let quoted = serde_json::Value::from(text).to_string();
+        if !self.ascii {
+            return self.out.push_str(&quoted);
+        }
+        for c in quoted.chars() {
+            if c.is_ascii() {
+                self.out.push(c);
+            } else {
+                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| self.out.push_str(&format!("\\u{unit:04x}")));
+            }
+        }
+    }
+}

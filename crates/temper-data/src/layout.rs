@@ -1,0 +1,210 @@
+//! From the columns of a row to what a causal language model learns.
+
+use serde_json::Value;
+
+use crate::{
+    config::{DataConfig, Format},
+    error::{listed, nearest},
+    message::{self, Message},
+};
+
+/// A row, read.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Sample {
+    /// A conversation; messages before `first` are not learned.
+    Chat { messages: Vec<Message>, tools: Option<Value>, first: usize },
+    /// A text and what goes on from it.
+    Completion { prompt: String, completion: String },
+    /// A text.
+    Text(String),
+}
+
+/// The columns of every format.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    format: Option<Format>,
+    columns: crate::config::ChatColumns,
+    /// By [`Slot`].
+    names: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Slot {
+    Messages,
+    Conversations,
+    Instruction,
+    Output,
+    Prompt,
+    Completion,
+    Text,
+    Tools,
+    System,
+    Input,
+}
+
+/// What each format cannot do without.
+const NEEDED: [(Format, &str, &[Slot]); 5] = [
+    (Format::Chat, "chat", &[Slot::Messages]),
+    (Format::Sharegpt, "sharegpt", &[Slot::Conversations]),
+    (Format::Instruction, "instruction", &[Slot::Instruction, Slot::Output]),
+    (Format::PromptCompletion, "prompt-completion", &[Slot::Prompt, Slot::Completion]),
+    (Format::Text, "text", &[Slot::Text]),
+];
+
+/// A format as recipes write it.
+pub(crate) fn name(format: Format) -> &'static str {
+    NEEDED.iter().find(|(known, ..)| *known == format).map_or("", |(_, name, _)| name)
+}
+
+/// Cells in the order of [`Layout::names`]; none where the row has no such column, or null.
+pub(crate) type Cells = Vec<Option<Value>>;
+
+impl Layout {
+    pub(crate) fn new(config: &DataConfig) -> Self {
+        let columns = &config.columns;
+        let name = |own: &Option<String>, usual: &str| own.clone().unwrap_or_else(|| usual.to_owned());
+        let names = vec![
+            name(&columns.messages, "messages"),
+            name(&columns.conversations, "conversations"),
+            name(&columns.instruction, "instruction"),
+            name(&columns.output, "output"),
+            name(&columns.prompt, "prompt"),
+            name(&columns.completion, "completion"),
+            config.text.clone(),
+            name(&columns.tools, "tools"),
+            name(&columns.system, "system"),
+            name(&columns.input, "input"),
+        ];
+        Self { format: config.format, columns: columns.clone(), names }
+    }
+
+    /// Every column that a row may have.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.names.iter().map(String::as_str).collect()
+    }
+
+    fn name(&self, slot: Slot) -> &str {
+        &self.names[slot as usize]
+    }
+
+    /// The format of a row that has these `cells` among the columns `there`. The error is a column and what is wrong.
+    pub(crate) fn format(
+        &self,
+        cells: &Cells,
+        there: impl FnOnce() -> Vec<String>,
+    ) -> Result<Format, (String, String)> {
+        let absent = |slots: &[Slot]| slots.iter().copied().find(|slot| cells[*slot as usize].is_none());
+        if let Some(wanted) = self.format {
+            let slots = NEEDED.iter().find(|(format, ..)| *format == wanted).map_or(&[][..], |(.., slots)| slots);
+            return absent(slots).map_or(Ok(wanted), |slot| Err(self.missing(self.name(slot), &there())));
+        }
+        let fits: Vec<_> = NEEDED.iter().filter(|(.., slots)| absent(slots).is_none()).collect();
+        match fits.as_slice() {
+            [(format, ..)] => Ok(*format),
+            [] => Err(self.unknown(cells, &there())),
+            [(.., first), ..] => {
+                let names = listed(fits.iter().map(|(_, name, _)| *name));
+                let message =
+                    format!("the columns fit more than one format: {names}; say which one is meant (data.format)");
+                Err((self.name(first[0]).to_owned(), message))
+            }
+        }
+    }
+
+    fn missing(&self, wanted: &str, there: &[String]) -> (String, String) {
+        let there = || there.iter().map(String::as_str);
+        let null = if there().any(|name| name == wanted) { "it is null; " } else { "" };
+        (wanted.to_owned(), format!("{null}the columns are {}{}", listed(there()), nearest(wanted, there())))
+    }
+
+    /// No format fits: what is nearest to one.
+    fn unknown(&self, cells: &Cells, there: &[String]) -> (String, String) {
+        for (.., slots) in NEEDED {
+            let absent: Vec<Slot> = slots.iter().copied().filter(|slot| cells[*slot as usize].is_none()).collect();
+            if let ([slot], true) = (absent.as_slice(), slots.len() > 1) {
+                return self.missing(self.name(*slot), there);
+            }
+        }
+        let needed: Vec<String> = NEEDED
+            .iter()
+            .map(|(_, name, slots)| {
+                let columns: Vec<&str> = slots.iter().map(|slot| self.name(*slot)).collect();
+                format!("{} ({name})", columns.join(" and "))
+            })
+            .collect();
+        let close = |name: &str| !nearest(name, there.iter().map(String::as_str)).is_empty();
+        let wanted = NEEDED.iter().flat_map(|(.., slots)| *slots).map(|slot| self.name(*slot)).find(|name| close(name));
+        let wanted = wanted.unwrap_or_else(|| self.name(Slot::Messages));
+        let (column, message) = self.missing(wanted, there);
+        (column, format!("{message}; a row needs {}", needed.join(", or ")))
+    }
+
+    /// The row that the cells of a record of `format` make; the error is a message without its place.
+    pub(crate) fn sample(&self, format: Format, mut cells: Cells) -> Result<Sample, String> {
+        let mut take = |slot: Slot| cells[slot as usize].take();
+        let at = |slot: Slot, e: String| format!("column `{}`: {e}", self.name(slot));
+        let text = |slot: Slot, value: Option<Value>| match value {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => Err(at(slot, "it is no text".into())),
+            None => Ok(String::new()),
+        };
+        let list = |slot: Slot, value: Option<Value>| {
+            message::messages(value.unwrap_or_default(), &self.columns).map_err(|e| at(slot, e))
+        };
+        let (tools, system) = (take(Slot::Tools), text(Slot::System, take(Slot::System)));
+        let tools = || tools.map_or(Ok(None), message::tools).map_err(|e| at(Slot::Tools, e));
+        let with_system = |mut messages: Vec<Message>, system: String| {
+            if system.trim().is_empty() {
+                return Ok(messages);
+            }
+            if messages[0].role() == "system" {
+                return Err(at(Slot::System, "the conversation has a system message already".into()));
+            }
+            messages.insert(0, Message::new("system", system));
+            Ok(messages)
+        };
+        match format {
+            Format::Text => Ok(Sample::Text(text(Slot::Text, take(Slot::Text))?)),
+            Format::Chat => {
+                let messages = with_system(list(Slot::Messages, take(Slot::Messages))?, system?)?;
+                Ok(Sample::Chat { messages, tools: tools()?, first: 0 })
+            }
+            Format::Sharegpt => {
+                let messages = with_system(list(Slot::Conversations, take(Slot::Conversations))?, system?)?;
+                Ok(Sample::Chat { messages, tools: tools()?.map(declared), first: 0 })
+            }
+            Format::Instruction => {
+                let mut asked = text(Slot::Instruction, take(Slot::Instruction))?;
+                let input = text(Slot::Input, take(Slot::Input))?;
+                if !input.trim().is_empty() {
+                    asked = format!("{asked}\n\n{input}");
+                }
+                let answer = text(Slot::Output, take(Slot::Output))?;
+                let messages = vec![Message::new("user", asked), Message::new("assistant", answer)];
+                Ok(Sample::Chat { messages: with_system(messages, system?)?, tools: tools()?, first: 0 })
+            }
+            Format::PromptCompletion => match (take(Slot::Prompt), take(Slot::Completion)) {
+                (Some(Value::String(prompt)), Some(Value::String(completion))) => {
+                    Ok(Sample::Completion { prompt, completion })
+                }
+                (prompt @ Some(Value::Array(_)), completion @ Some(Value::Array(_))) => {
+                    let mut messages = with_system(list(Slot::Prompt, prompt)?, system?)?;
+                    let first = messages.len();
+                    messages.extend(list(Slot::Completion, completion)?);
+                    Ok(Sample::Chat { messages, tools: tools()?, first })
+                }
+                _ => Err(at(Slot::Prompt, "it and the completion must be two texts or two lists of messages".into())),
+            },
+        }
+    }
+}
+
+/// ShareGPT's tools, as JSON schemas of functions.
+fn declared(tools: Value) -> Value {
+    let Value::Array(tools) = tools else { return tools };
+    let wrap = |tool: Value| match tool.get("name") {
+        Some(_) => serde_json::json!({"type": "function", "function": tool}),
+        None => tool,
+    };
+    Value::Array(tools.into_iter().map(wrap).collect())
+}

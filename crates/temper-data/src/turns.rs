@@ -1,0 +1,211 @@
+//! Which bytes of a rendered conversation the assistant wrote, found by rendering it up to each of its turns.
+//!
+//! A turn begins where the conversation before it ends with the generation prompt, and ends behind the last special token
+//! that the template puts after what the assistant says (`<|im_end|>`, `</s>`, …): what a model must learn to write. A
+//! template may render a turn differently once others follow (Qwen3 drops its thinking). What the whole conversation shows
+//! there is not what the model would have written, so it is context and not learned; [`Turns::rewritten`] counts such turns.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use crate::{
+    config::TrainOn,
+    jinja::{GENERATION, MARK},
+    message::Message,
+    template::ChatTemplate,
+    tokenizer::Tokenizer,
+};
+
+/// A conversation as text, and what of it is learned.
+pub(crate) struct Turns {
+    pub text: String,
+    /// Bytes of `text`, ascending and apart.
+    pub spans: Vec<Range<usize>>,
+    /// Turns that the template shows otherwise than the model would write them.
+    pub rewritten: u32,
+    /// Turns before which the generation prompt says what the conversation does not.
+    pub misprompted: u32,
+}
+
+/// A conversation that is being looked at.
+pub(crate) struct Conversation<'a> {
+    pub template: &'a ChatTemplate,
+    pub tokenizer: &'a Tokenizer,
+    pub messages: &'a [Message],
+    pub tools: Option<&'a Value>,
+    /// Messages before this one are not learned.
+    pub first: usize,
+}
+
+impl Conversation<'_> {
+    /// Renders, and finds what `train_on` says.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, or a beginning of it that ends before or behind one of the
+    /// assistant's turns.
+    pub(crate) fn turns(&self, train_on: TrainOn) -> Result<Turns, String> {
+        let reserved = |text: &str| text.contains([MARK, GENERATION[0], GENERATION[1]]);
+        if self.messages.iter().any(|message| message.content().is_some_and(reserved)) {
+            return Err("it holds one of U+FDD0, U+FDD1, U+FDD2, which Unicode reserves for programs".into());
+        }
+        let (text, said) = unmarked(&self.template.render_marked(self.messages, self.tools, false)?);
+        let mut turns = Turns { text, spans: Vec::new(), rewritten: 0, misprompted: 0 };
+        if train_on == TrainOn::All {
+            turns.spans.push(0..turns.text.len());
+            return Ok(turns);
+        }
+        let assistant = |i: &usize| self.messages[*i].is_assistant();
+        let mut wanted: Vec<usize> = (self.first..self.messages.len()).filter(assistant).collect();
+        if train_on == TrainOn::Last {
+            wanted.drain(..wanted.len().saturating_sub(1));
+        }
+        wanted.retain(|&i| !self.messages[i].is_muted());
+        if self.template.has_generation(self.tools) {
+            turns.spans = self.generated(&wanted, said)?;
+            return Ok(turns);
+        }
+        for i in wanted {
+            let found = self.turn(i, &turns.text)?;
+            turns.misprompted += u32::from(found.misprompted);
+            match found.span {
+                Some(span) => turns.spans.push(span),
+                None => turns.rewritten += 1,
+            }
+        }
+        Ok(turns)
+    }
+
+    /// The generation blocks of the wanted turns.
+    fn generated(&self, wanted: &[usize], said: Vec<Range<usize>>) -> Result<Vec<Range<usize>>, String> {
+        let all: Vec<usize> = (0..self.messages.len()).filter(|&i| self.messages[i].is_assistant()).collect();
+        if wanted.len() == all.len() {
+            return Ok(said);
+        }
+        if said.len() != all.len() {
+            let (blocks, turns) = (said.len(), all.len());
+            return Err(format!(
+                "the template has {blocks} generation blocks for {turns} turns; learn all of them or none"
+            ));
+        }
+        Ok(all.iter().zip(said).filter(|(i, _)| wanted.contains(i)).map(|(_, span)| span).collect())
+    }
+
+    /// Message `i` within the `whole` conversation.
+    fn turn(&self, i: usize, whole: &str) -> Result<Found, String> {
+        let last = i + 1 == self.messages.len();
+        let part = |end: usize, prompt| {
+            let place = |e| format!("the template does not render its first {end} messages alone: {e}");
+            self.template.render_marked(&self.messages[..end], self.tools, prompt).map_err(place)
+        };
+        let prompt = part(i, true)?;
+        let through = if last { whole.to_owned() } else { part(i + 1, false)? };
+        let misprompted = !through.starts_with(&prompt);
+        let start = if misprompted { self.after_prompt(i, &prompt, &through)? } else { prompt.len() };
+        let found = |span| Found { span, misprompted };
+        if whole.starts_with(&through) {
+            return Ok(found(Some(start..self.end(&through, start))));
+        }
+        let Some(mark) = self.mark(&self.messages[..=i], i, &through) else { return Ok(found(None)) };
+        let common = common_prefix(whole, &through);
+        if common >= mark {
+            return Ok(found(Some(start..self.cut_end(&through[..common], mark))));
+        }
+        // What stands before the turn is another, as where tools go beside the last question: the turn may be the same.
+        let Some(there) = self.mark(self.messages, i, whole) else { return Ok(found(None)) };
+        let (before, behind) = (&through[start..mark], &through[mark..]);
+        if !whole[..there].ends_with(before) {
+            return Ok(found(None));
+        }
+        let common = common_prefix(&whole[there..], behind);
+        let end = if common == behind.len() {
+            there + self.end(&through, start).max(mark) - mark
+        } else {
+            self.cut_end(&whole[..there + common], there)
+        };
+        Ok(found(Some(there - before.len()..end)))
+    }
+
+    /// Where a turn begins when the generation prompt is not what the conversation shows there: behind their common tokens.
+    fn after_prompt(&self, i: usize, prompt: &str, through: &str) -> Result<usize, String> {
+        let header =
+            if i == 0 { String::new() } else { self.template.render_marked(&self.messages[..i], self.tools, false)? };
+        let common = common_prefix(prompt, through);
+        if common < common_prefix(&header, prompt) {
+            return Err(format!("the template changes what comes before message {} when that is added", i + 1));
+        }
+        let (_, tokens) = self.tokenizer.encode_spans(through).map_err(|e| e.to_string())?;
+        let torn = tokens.iter().find(|(from, to)| *from < common && common < *to);
+        Ok(torn.map_or(common, |(from, _)| *from))
+    }
+
+    /// Where what message `i` says ends in `rendered`, the rendering of `messages`; none where the template drops it or
+    /// takes a look at it.
+    fn mark(&self, messages: &[Message], i: usize, rendered: &str) -> Option<usize> {
+        let mut messages = messages.to_vec();
+        messages[i] = messages[i].marked(MARK).or_else(|| messages[i].marked_call(MARK))?;
+        let marked = self.template.render_marked(&messages, self.tools, false).ok()?;
+        let at = marked.find(MARK)?;
+        (marked.replace(MARK, "") == rendered).then_some(at)
+    }
+
+    /// Where a turn ends that ends a rendering: behind its last special token, if only white space follows that.
+    fn end(&self, rendered: &str, start: usize) -> usize {
+        let trimmed = rendered.trim_end();
+        let special = trimmed.len() > start && self.tokenizer.ends_with_special(trimmed);
+        if special { trimmed.len() } else { rendered.len() }
+    }
+
+    /// Where a turn ends that says its last at `said`, if what follows `rendered` is another thing each time.
+    fn cut_end(&self, rendered: &str, said: usize) -> usize {
+        self.tokenizer.last_special_end(&rendered[said..]).map_or(said, |end| said + end)
+    }
+
+    /// Messages that do not show in `rendered`, the rendering of all of them, and whether the tools do not.
+    pub(crate) fn lost(&self, rendered: &str) -> (Vec<usize>, bool) {
+        let lost = |i: &usize| {
+            let message = &self.messages[*i];
+            let said = message.content().map(str::trim).unwrap_or_default();
+            let seen = said.len() >= 16 && rendered.contains(said);
+            let hidden = |marked: Option<Message>| marked.is_some_and(|marked| !self.shows(*i, marked));
+            !seen && hidden(message.marked(MARK)) || hidden(message.marked_call(MARK))
+        };
+        let lost = (0..self.messages.len()).filter(lost).collect();
+        let without_tools = || self.template.render_marked(self.messages, None, false);
+        let toolless = self.tools.is_some() && without_tools().is_ok_and(|text| unmarked(&text).0 == rendered);
+        (lost, toolless)
+    }
+
+    /// Whether the mark in message `i` shows.
+    fn shows(&self, i: usize, marked: Message) -> bool {
+        let mut messages = self.messages.to_vec();
+        messages[i] = marked;
+        self.template.render_marked(&messages, self.tools, false).is_ok_and(|text| text.contains(MARK))
+    }
+}
+
+struct Found {
+    span: Option<Range<usize>>,
+    misprompted: bool,
+}
+
+/// A rendering without the marks of generation blocks, and what they enclose.
+fn unmarked(marked: &str) -> (String, Vec<Range<usize>>) {
+    let (mut text, mut spans, mut start) = (String::with_capacity(marked.len()), Vec::new(), 0);
+    for part in marked.split_inclusive(GENERATION) {
+        let plain = part.trim_end_matches(GENERATION);
+        text.push_str(plain);
+        match part[plain.len()..].chars().next() {
+            Some(mark) if mark == GENERATION[0] => start = text.len(),
+            Some(_) => spans.push(start..text.len()),
+            None => {}
+        }
+    }
+    (text, spans)
+}
+
+/// Bytes of the longest common beginning that ends between two characters.
+fn common_prefix(a: &str, b: &str) -> usize {
+    let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    (0..=same).rev().find(|&i| a.is_char_boundary(i)).unwrap_or(0)
+}
