@@ -156,13 +156,9 @@ fn template(
     tokenizer: &Tokenizer,
     date: &str,
 ) -> Result<Result<ChatTemplate, String>> {
-    let beside = config.template.as_ref().map(|name| base_dir.join(name)).filter(|path| path.is_file());
-    let beside = beside.map(|path| path.to_string_lossy().into_owned());
-    let wanted = beside.as_deref().or(config.template.as_deref());
-    let opened = ChatTemplate::open(tokenizer.directory(), wanted).and_then(|template| template.on(date));
-    match opened {
-        Ok(template) => Ok(Ok(template.with_variables(&config.template_variables))),
-        Err(error) if wanted.is_some() || matches!(error, Error::Config { field: "template_date", .. }) => Err(error),
+    match ChatTemplate::of(config, base_dir, tokenizer).and_then(|template| template.on(date)) {
+        Ok(template) => Ok(Ok(template)),
+        Err(error) if config.template.is_some() || matches!(error, Error::Config { field: "template_date", .. }) => Err(error),
         Err(error) => Ok(Err(error.to_string())),
     }
 }

@@ -7,9 +7,11 @@ use minijinja::{Environment, Value as Jinja};
 use serde_json::{Map, Value};
 
 use crate::{
+    config::DataConfig,
     error::{Error, Result, listed, nearest},
     jinja::{self, GENERATION},
     message::Message,
+    tokenizer::Tokenizer,
     vocabulary,
 };
 
@@ -81,6 +83,17 @@ impl ChatTemplate {
             },
         };
         Self::new(templates, origin, special_tokens(&settings), Local::now().naive_local())
+    }
+
+    /// The template that `config` asks for: a file (relative to `base_dir`), a name, or the tokenizer's own.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of(config: &DataConfig, base_dir: &Path, tokenizer: &Tokenizer) -> Result<Self> {
+        let beside = config.template.as_ref().map(|name| base_dir.join(name)).filter(|path| path.is_file());
+        let beside = beside.map(|path| path.to_string_lossy().into_owned());
+        let template = Self::open(tokenizer.directory(), beside.as_deref().or(config.template.as_deref()))?;
+        Ok(template.with_variables(&config.template_variables))
     }
 
     fn new(

@@ -159,6 +159,23 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
+    /// Tokens of a text that is to go on: what the tokenizer puts before texts, but not what it puts behind them.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let [before, _] = self.around();
+        Ok([before, self.ids(text)?].concat())
+    }
+
+    /// Tokens of a rendered conversation, which holds its special tokens already.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encode_spans(text)?.0)
+    }
+
     pub(crate) fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
     }

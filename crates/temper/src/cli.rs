@@ -1,6 +1,7 @@
 //! The command line.
 
 mod data;
+mod generate;
 mod hub;
 
 use std::io::{BufRead, Write};
@@ -14,6 +15,8 @@ use temper_engine::Stop;
 use crate::failure::{Context, Failure, Kind};
 use crate::fetch::fetch;
 use crate::inference::Trained;
+use crate::language::LanguageModel;
+use crate::opened::Opened;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
 use crate::train::{self, Finished, How};
@@ -66,10 +69,14 @@ enum Verb {
     Plan(PlanArgs),
     /// Print the JSON Schema of recipes, for editors.
     Schema,
-    /// Measure a trained classifier on labelled rows.
+    /// Measure a trained classifier or language model on rows.
     Eval(EvalArgs),
     /// Classify texts: arguments, a file, or lines of stdin. Prints JSON lines.
     Predict(PredictArgs),
+    /// Go on with texts, or answer them in a chat template.
+    Generate(generate::GenerateArgs),
+    /// Talk with a model: each line of stdin is a turn.
+    Chat(generate::ChatArgs),
     /// Add a trained adapter into the weights of its base, and prove that nothing changed.
     Merge(MergeArgs),
     /// Push what a run left to the hub: later, again, or after a failure; only what is missing is sent.
@@ -183,6 +190,8 @@ impl Cli {
             Verb::Schema => print(&schema()),
             Verb::Eval(args) => args.run(),
             Verb::Predict(args) => args.run(),
+            Verb::Generate(args) => args.run(),
+            Verb::Chat(args) => args.run(),
             Verb::Merge(args) => args.run(),
             Verb::Push(args) => args.run(),
             Verb::Hub(verb) => verb.run(),
@@ -257,8 +266,8 @@ impl PlanArgs {
 
 impl EvalArgs {
     fn run(self) -> Result<(), Failure> {
-        let model = Trained::open(&self.model, &device::inference())?;
-        let mut data = self.columns.over(model.columns());
+        let opened = Opened::open(&self.model)?;
+        let mut data = self.columns.over(opened.columns());
         data.train = Files::one(self.data.display().to_string());
         (data.eval, data.eval_fraction) = (None, Some(0.0));
         match self.label.as_slice() {
@@ -266,8 +275,21 @@ impl EvalArgs {
             [column] => data.label = LabelColumns::One(column.clone()),
             columns => data.label = LabelColumns::Many(columns.to_vec()),
         }
-        let examples = model.examples(&data)?;
-        let scores = model.evaluate(&examples).scores;
+        let (examples, scores) = if opened.config.is_decoder() {
+            if !self.label.is_empty() || self.columns.text_pair.is_some() {
+                let message = "error: a language model reads neither labels nor pairs: leave out --label and --text-pair";
+                return Err(Failure::new(Kind::Recipe, message));
+            }
+            let model = LanguageModel::new(opened, &device::inference())?;
+            let examples = model.examples(&data)?;
+            let scores = model.evaluate(&examples).scores;
+            (examples, scores)
+        } else {
+            let model = Trained::new(opened, &device::inference())?;
+            let examples = model.examples(&data)?;
+            let scores = model.evaluate(&examples).scores;
+            (examples, scores)
+        };
         if self.json {
             return print(&serde_json::json!({ "rows": examples.len(), "scores": scores }));
         }
@@ -278,7 +300,7 @@ impl EvalArgs {
 
 impl PredictArgs {
     fn run(self) -> Result<(), Failure> {
-        let model = Trained::open(&self.model, &device::inference())?;
+        let model = Trained::new(Opened::open(&self.model)?, &device::inference())?;
         if !self.texts.is_empty() {
             if self.columns.text_pair.is_some() {
                 let message = "error: --text-pair names a column, and texts given as arguments have none; use --file";
@@ -287,7 +309,7 @@ impl PredictArgs {
             let texts: Vec<_> = self.texts.into_iter().map(|text| (text, None)).collect();
             return predict(&model, &texts);
         }
-        let columns = self.columns.over(model.columns());
+        let columns = self.columns.over(model.opened().columns());
         let pair = columns.text_pair.as_deref();
         let lines: Box<dyn BufRead> = match &self.file {
             Some(path) => Box::new(open(path)?),
@@ -318,8 +340,8 @@ impl PredictArgs {
 
 impl MergeArgs {
     fn run(self) -> Result<(), Failure> {
-        let model = Trained::open(&self.model, &device::inference())?;
-        let out = self.out.unwrap_or_else(|| model.dir.with_file_name("merged"));
+        let opened = Opened::open(&self.model)?;
+        let out = self.out.unwrap_or_else(|| opened.dir.with_file_name("merged"));
         let mut probe: Vec<(String, Option<String>)> = PROBE.iter().map(|text| ((*text).to_owned(), None)).collect();
         if let Some(path) = &self.probe {
             for (number, line) in open(path)?.lines().enumerate() {
@@ -327,9 +349,14 @@ impl MergeArgs {
                 probe.push(text_of(&line, "text", None, number + 1)?);
             }
         }
-        let difference = model.merge(&out, &probe)?;
+        let (difference, what) = if opened.config.is_decoder() {
+            let texts: Vec<String> = probe.iter().map(|(text, _)| text.clone()).collect();
+            (LanguageModel::new(opened, &device::inference())?.merge(&out, &texts)?, "states")
+        } else {
+            (Trained::new(opened, &device::inference())?.merge(&out, &probe)?, "logits")
+        };
         writeln(&format!(
-            "{}: largest difference of logits on {} probe texts {difference:.1e}",
+            "{}: largest difference of {what} on {} probe texts {difference:.1e}",
             out.display(),
             probe.len()
         ))

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use temper_data::Tokenizer;
+use temper_data::{ChatTemplate, Tokenizer};
 use temper_hub::Decision;
 use temper_models::Config;
 use temper_peft::AdapterConfig;
@@ -89,6 +89,7 @@ pub fn write_full<T: Task>(model: &T, shipped: &Shipped<'_>, front: &Front, dir:
 fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, front: &Front, dir: &Path) -> Result<(), Failure> {
     write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dtype, dir)?;
     write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)?;
+    write_template(shipped, dir)?;
     Provenance::of(shipped.plan, shipped.trained, front.card.clone()).write(dir)?;
     front.write(dir)
 }
@@ -207,6 +208,12 @@ pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype,
         raw.as_object_mut().map(|raw| raw.remove(stale));
     }
     drop_local_paths(&mut raw);
+    if let TaskPlan::CausalLm { tied, end_ids, .. } = task {
+        raw["tie_word_embeddings"] = json!(tied);
+        // With these Transformers, too, stops where the model was taught to.
+        let generation = json!({ "bos_token_id": config.bos_token_id(), "eos_token_id": end_ids });
+        write_json(&dir.join("generation_config.json"), &generation)?;
+    }
     if let TaskPlan::SequenceClassification { problem, labels, .. } = task {
         let names = || labels.iter().enumerate();
         raw["problem_type"] = json!(problem.hugging_face());
@@ -217,6 +224,17 @@ pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype,
         }
     }
     write_json(&dir.join("config.json"), &raw)
+}
+
+/// Writes the chat template that the recipe names: what was trained with one is asked with the same.
+fn write_template(shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
+    let data = &shipped.recipe.data;
+    if data.template.is_none() {
+        return Ok(());
+    }
+    let template = ChatTemplate::of(data, &shipped.recipe.beside(""), shipped.tokenizer);
+    let template = template.context(Kind::Data, "failed to read the chat template")?;
+    write_atomically(&dir.join("chat_template.jinja"), template.source().as_bytes())
 }
 
 /// Takes out the keys that name a place on some machine: they mean nothing elsewhere, and say too much.

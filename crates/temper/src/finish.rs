@@ -184,12 +184,7 @@ impl Pages<'_> {
     fn card(&self, relation: Relation) -> Card {
         let Self { shipped, files, data, .. } = self;
         let (plan, recipe) = (shipped.plan, shipped.recipe);
-        let pipeline = match plan.task {
-            TaskPlan::SequenceClassification { .. } => Pipeline::TextClassification,
-            TaskPlan::CausalLm { .. } => Pipeline::TextGeneration,
-            TaskPlan::MaskedLm { .. } => Pipeline::FillMask,
-            TaskPlan::Distillation { .. } => Pipeline::FeatureExtraction,
-        };
+        let pipeline = Pipeline::from(&plan.task);
         let name = recipe.export.name.clone().unwrap_or_else(|| plan.run.name.clone());
         let mut card = Card::new(&name, relation, pipeline);
         card.summary = format!("{}, trained with temper.", data.summary);
@@ -354,5 +349,16 @@ mod tests {
             "base = \"encoder\"\ntrain = ['a.jsonl', \"hf://datasets/data/a.jsonl\"]\nruns\n# data.train=a.jsonl";
         assert_eq!(without_directories(text, &paths), bare);
         assert_eq!(without_directories("x = \"../examples/encoder/x\"", &paths), "x = \"x\"");
+    }
+}
+
+impl From<&TaskPlan> for Pipeline {
+    fn from(task: &TaskPlan) -> Self {
+        match task {
+            TaskPlan::SequenceClassification { .. } => Self::TextClassification,
+            TaskPlan::CausalLm { .. } => Self::TextGeneration,
+            TaskPlan::MaskedLm { .. } => Self::FillMask,
+            TaskPlan::Distillation { .. } => Self::FeatureExtraction,
+        }
     }
 }

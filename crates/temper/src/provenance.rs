@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use regex::Regex;
 use serde::{Deserialize, Serialize};
-use temper_data::{DataConfig, LabelColumns};
+use temper_data::{ChatColumns, DataConfig, Format, LabelColumns, TrainOn};
 use temper_hub::{Card, scrub_values};
 use temper_tasks::Metric;
 
@@ -26,6 +27,9 @@ pub struct Provenance {
     /// How a classifier was taught.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objective: Option<Objective>,
+    /// How a language model's answers are judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Answers>,
     /// The weights that an adapter was trained on; empty for full weights.
     pub base: Vec<PinnedFile>,
     /// How far training had come.
@@ -51,6 +55,29 @@ pub struct Columns {
     text: String,
     text_pair: Option<String>,
     label: LabelColumns,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    format: Option<Format>,
+    #[serde(default)]
+    columns: ChatColumns,
+    #[serde(default)]
+    train_on: TrainOn,
+}
+
+/// How a language model's answers are judged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answers {
+    /// What is measured beside loss and perplexity.
+    pub metrics: Vec<Metric>,
+    /// What of an answer `regex_match` compares.
+    pub answer: Option<String>,
+    /// The most tokens of an answer.
+    pub max_new_tokens: usize,
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self { metrics: Vec::new(), answer: None, max_new_tokens: 64 }
+    }
 }
 
 /// How a classifier was taught.
@@ -67,7 +94,15 @@ pub struct Objective {
 impl Provenance {
     /// Of what `plan` trains.
     pub fn of(plan: &Plan, trained: Trained, card: Card) -> Self {
-        let DataConfig { text, text_pair, label, .. } = plan.data.config.clone();
+        let DataConfig { text, text_pair, label, format, columns, train_on, .. } = plan.data.config.clone();
+        let answers = match &plan.task {
+            TaskPlan::CausalLm { metrics, answer, max_new_tokens, .. } => Some(Answers {
+                metrics: metrics.clone(),
+                answer: answer.clone(),
+                max_new_tokens: *max_new_tokens,
+            }),
+            _ => None,
+        };
         let objective = match &plan.task {
             TaskPlan::SequenceClassification { class_weights, label_smoothing, metrics, .. } => Some(Objective {
                 class_weights: class_weights.clone(),
@@ -81,8 +116,9 @@ impl Provenance {
         let name = |file: &PinnedFile| PinnedFile { path: base_name(&file.path).into(), ..file.clone() };
         Self {
             temper: env!("CARGO_PKG_VERSION").into(),
-            columns: Columns { text, text_pair, label },
+            columns: Columns { text, text_pair, label, format, columns, train_on },
             objective,
+            answers,
             base: weights.map(name).collect(),
             trained: Some(trained),
             card: Some(card),
@@ -123,13 +159,17 @@ impl Provenance {
             let weight = |weight: &f32| weight.is_finite() && *weight > 0.0;
             (0.0..1.0).contains(&objective.label_smoothing) && objective.class_weights.iter().all(weight)
         };
-        (!self.objective.as_ref().is_none_or(sound)).then_some("`objective` is out of range")
+        if !self.objective.as_ref().is_none_or(sound) {
+            return Some("`objective` is out of range");
+        }
+        let judged = |answers: &Answers| answers.answer.as_ref().is_none_or(|answer| Regex::new(answer).is_ok());
+        (!self.answers.as_ref().is_none_or(judged)).then_some("`answers` has no regular expression")
     }
 
     /// The `[data]` table with the columns of training.
     pub fn data(&self) -> DataConfig {
-        let Columns { text, text_pair, label } = self.columns.clone();
-        DataConfig { text, text_pair, label, ..DataConfig::default() }
+        let Columns { text, text_pair, label, format, columns, train_on } = self.columns.clone();
+        DataConfig { text, text_pair, label, format, columns, train_on, ..DataConfig::default() }
     }
 
     /// Refuses weights that are not those that the adapter was trained on: the sum of the two would be noise that looks

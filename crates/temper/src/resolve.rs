@@ -114,7 +114,7 @@ impl Inputs {
     /// # Errors
     /// When they cannot be read.
     pub fn reopen(&mut self, recipe: &Recipe) -> Result<(), Failure> {
-        self.tokenizer = read_tokenizer(recipe, &self.config)?;
+        self.tokenizer = Arc::new(read_tokenizer(recipe, &self.config)?);
         if self.weights.is_some() {
             self.weights = read_model(recipe)?.1;
         }

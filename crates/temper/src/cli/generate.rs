@@ -1,0 +1,176 @@
+//! `temper generate` and `temper chat`.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+use temper_data::Message;
+use temper_tasks::Sampling;
+
+use super::{open, writeln};
+use crate::device;
+use crate::failure::{Context, Failure, Kind};
+use crate::language::{Answer, Asked, LanguageModel};
+use crate::opened::Opened;
+
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// A run directory, an export, or a model: a directory or a name on the hub.
+    model: PathBuf,
+    /// Texts to go on with. One is written as it comes; of several, or of the lines of FILE or stdin, one JSON object a line.
+    prompts: Vec<String>,
+    /// A file of lines, each a prompt.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompts")]
+    file: Option<PathBuf>,
+    /// Each prompt is what a user says, in the model's chat template.
+    #[arg(long)]
+    chat: bool,
+    /// What the template is told first.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// Prompts at a time.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ChatArgs {
+    /// A run directory, an export, or a model: a directory or a name on the hub.
+    model: PathBuf,
+    /// What the model is told first.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+struct SamplingArgs {
+    /// The most tokens of an answer.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    max_new_tokens: usize,
+    /// Divides the logits; 0 takes the likeliest token each time.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    temperature: f64,
+    /// Draw from the K likeliest tokens alone; 0: all.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    top_k: usize,
+    /// Draw from the likeliest tokens that together have probability P.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    top_p: f64,
+    /// Draw from tokens at least this share as likely as the likeliest.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    min_p: f64,
+    /// Makes tokens that were there before less likely, above 1.
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    repetition_penalty: f64,
+    /// A text that ends the answer; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    fn asked(self) -> Result<Asked, Failure> {
+        let Self { max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed } = self;
+        let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+        if let Some((name, rule)) = sampling.wrong() {
+            return Err(Failure::new(Kind::Recipe, format!("error: --{name} must be {rule}")));
+        }
+        let draws = [("top-k", top_k != 0), ("top-p", top_p != 1.0), ("min-p", min_p != 0.0), ("seed", seed != 0)];
+        if let Some((name, _)) = draws.into_iter().find(|(_, given)| *given && temperature == 0.0) {
+            let message = format!("error: --{name} has no effect because the likeliest token is taken; set --temperature");
+            return Err(Failure::new(Kind::Recipe, message));
+        }
+        if stop.iter().any(String::is_empty) {
+            return Err(Failure::new(Kind::Recipe, "error: --stop is empty: it would end every answer at once"));
+        }
+        Ok(Asked { max_new_tokens, stop, sampling })
+    }
+}
+
+impl GenerateArgs {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let asked = self.sampling.asked()?;
+        let model = LanguageModel::new(Opened::open(&self.model)?, &device::inference())?;
+        let tokens = |prompt: &String| match self.chat {
+            true => model.conversation(&turns(self.system.as_deref(), prompt)),
+            false => model.prompt(prompt),
+        };
+        if let [prompt] = self.prompts.as_slice() {
+            let began = Instant::now();
+            let answers = model.generate(&[tokens(prompt)?], &asked, &mut |_, text| say(text))?;
+            say("\n");
+            return Ok(report(&answers, began));
+        }
+        let lines: Box<dyn Iterator<Item = std::io::Result<String>>> = match &self.file {
+            Some(path) => Box::new(open(path)?.lines()),
+            None if self.prompts.is_empty() => Box::new(std::io::stdin().lock().lines()),
+            None => Box::new(self.prompts.iter().cloned().map(Ok)),
+        };
+        let prompts: Vec<String> = lines.collect::<Result<_, _>>().context(Kind::Data, "failed to read the prompts")?;
+        let (began, mut all) = (Instant::now(), Vec::new());
+        for prompts in prompts.chunks(self.batch.into()) {
+            let ids: Vec<Vec<u32>> = prompts.iter().map(tokens).collect::<Result<_, _>>()?;
+            let answers = model.generate(&ids, &asked, &mut |_, _| {})?;
+            for (prompt, Answer { text, tokens, ended }) in prompts.iter().zip(&answers) {
+                writeln(&json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }).to_string())?;
+            }
+            all.extend(answers);
+        }
+        Ok(report(&all, began))
+    }
+}
+
+impl ChatArgs {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let asked = self.sampling.asked()?;
+        let model = LanguageModel::new(Opened::open(&self.model)?, &device::inference())?;
+        let mut messages: Vec<Message> = self.system.iter().map(|text| Message::new("system", text)).collect();
+        let terminal = std::io::stdin().is_terminal();
+        loop {
+            if terminal {
+                eprint!("> ");
+            }
+            let mut line = String::new();
+            if std::io::stdin().lock().read_line(&mut line).context(Kind::Data, "failed to read stdin")? == 0 {
+                return Ok(());
+            }
+            if line.trim().is_empty() {
+                continue;
+            }
+            messages.push(Message::new("user", line.trim()));
+            let prompt = model.conversation(&messages)?;
+            let answers = model.generate(&[prompt], &asked, &mut |_, text| say(text))?;
+            say("\n");
+            messages.extend(answers.into_iter().map(|answer| Message::new("assistant", answer.text)));
+        }
+    }
+}
+
+fn turns(system: Option<&str>, user: &str) -> Vec<Message> {
+    system.map(|text| Message::new("system", text)).into_iter().chain([Message::new("user", user)]).collect()
+}
+
+/// A piece of text on stdout, at once. A reader that went away ends the process quietly.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// How fast it went, for people at a terminal.
+fn report(answers: &[Answer], began: Instant) {
+    let tokens: usize = answers.iter().map(|answer| answer.tokens).sum();
+    let seconds = began.elapsed().as_secs_f64();
+    if std::io::stderr().is_terminal() {
+        eprintln!("{tokens} tokens, {:.1} tokens/s with the prompt", tokens as f64 / seconds);
+    }
+}

@@ -1,0 +1,250 @@
+//! A language model, opened to be used: for `generate`, `chat`, `eval` and `merge`.
+
+use std::path::Path;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use temper_data::{ChatTemplate, DataConfig, Examples, Message, Target, Tokenizer};
+use temper_nn::Pass;
+use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Sampling, Task};
+
+use crate::build;
+use crate::failure::{Context, Failure, Kind};
+use crate::opened::Opened;
+use crate::plan::TaskPlan;
+use crate::provenance::Answers;
+use crate::resolve::stop_ids;
+
+/// Rows per forward pass in evaluation.
+const ROWS: usize = 16;
+/// Tokens of a prompt that are decoded with what follows: some tokenizers drop the space before the first word.
+const OVERLAP: usize = 16;
+
+/// A decoder with its tokenizer and chat template.
+pub struct LanguageModel {
+    opened: Opened,
+    task: TaskPlan,
+    model: CausalLm,
+    template: Result<ChatTemplate, String>,
+}
+
+/// What is asked of a model.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// Texts that end an answer, and are not part of it.
+    pub stop: Vec<String>,
+    /// How each token is chosen.
+    pub sampling: Sampling,
+}
+
+/// An answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// What it says.
+    pub text: String,
+    /// How many tokens that took.
+    pub tokens: usize,
+    /// Whether it came to an end of its own, by a token or a text.
+    pub ended: bool,
+}
+
+impl LanguageModel {
+    /// Makes a model of what was opened.
+    ///
+    /// # Errors
+    /// When it is an encoder, or a tensor is missing.
+    pub fn new(opened: Opened, device: &Device) -> Result<Self, Failure> {
+        let (config, shown) = (&opened.config, opened.dir.display());
+        if !config.is_decoder() {
+            let message = format!("error: {shown} holds an encoder (`{}`), which generates no text", config.model_type());
+            return Err(Failure::new(Kind::Data, message));
+        }
+        let Answers { metrics, answer, max_new_tokens } =
+            opened.provenance.as_ref().and_then(|provenance| provenance.answers.clone()).unwrap_or_default();
+        let generates = opened.dir.join("generation_config.json").is_file();
+        let settings = if generates { &opened.dir } else { &opened.weights_dir };
+        let task = TaskPlan::CausalLm {
+            tied: config.tied(),
+            label_smoothing: 0.0,
+            z_loss: 0.0,
+            metrics,
+            answer,
+            samples: 0,
+            max_new_tokens,
+            end_ids: stop_ids(config, &opened.tokenizer, settings).into_iter().collect(),
+            best_by: Metric::Loss,
+        };
+        let model = opened.restore(build::language_model(config, &task, device), &task)?;
+        let template = ChatTemplate::open(opened.tokenizer.directory(), None).map_err(|error| error.to_string());
+        Ok(Self { opened, task, model, template })
+    }
+
+    /// What it was made of.
+    pub fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    /// The tokens of a text that is to go on.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        let ids = self.opened.tokenizer.encode_prompt(text).context(Kind::Data, "failed to read the prompt")?;
+        if ids.is_empty() {
+            return Err(Failure::new(Kind::Data, "error: the prompt is empty, and the model has no token to begin with"));
+        }
+        self.fits(ids)
+    }
+
+    /// The tokens of a conversation that the assistant is to answer.
+    pub fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
+        let template = self.template.as_ref().map_err(|error| Failure::new(Kind::Data, format!("error: {error}")))?;
+        let text = template.render(messages, None, true).context(Kind::Data, "failed to render the conversation")?;
+        let ids = self.opened.tokenizer.encode_rendered(&text);
+        self.fits(ids.context(Kind::Data, "failed to read the conversation")?)
+    }
+
+    fn fits(&self, ids: Vec<u32>) -> Result<Vec<u32>, Failure> {
+        let most = self.opened.config.max_positions();
+        if ids.len() < most {
+            return Ok(ids);
+        }
+        let message = format!("error: the prompt has {} tokens, the model holds {most} with its answer", ids.len());
+        Err(Failure::new(Kind::Data, message))
+    }
+
+    /// Answers each of `prompts`. `on_text` hears of each piece of an answer as it comes, with the number of its prompt.
+    pub fn generate(
+        &self,
+        prompts: &[Vec<u32>],
+        asked: &Asked,
+        on_text: &mut dyn FnMut(usize, &str),
+    ) -> Result<Vec<Answer>, Failure> {
+        let how = Generation {
+            max_new_tokens: asked.max_new_tokens,
+            sampling: asked.sampling.clone(),
+            ..build::judge(&self.opened.config, &self.task).generation
+        };
+        let mut streams: Vec<Stream> =
+            prompts.iter().map(|prompt| Stream::new(prompt, &asked.stop, &self.opened.tokenizer)).collect();
+        let generated = self.model.generate(prompts, &how, &mut |row, id| streams[row].push(id, |text| on_text(row, text)));
+        let generated = generated.context(Kind::Data, "failed to generate")?;
+        let finished = streams.into_iter().zip(generated).enumerate().map(|(row, (mut stream, generated))| {
+            stream.finish(|text| on_text(row, text));
+            Answer { ended: generated.ended || stream.stopped, tokens: generated.ids.len(), text: stream.text }
+        });
+        Ok(finished.collect())
+    }
+
+    /// Reads the rows of a file as training would.
+    pub fn examples(&self, data: &DataConfig) -> Result<Examples, Failure> {
+        let opened = &self.opened;
+        let target = Target::Causal { vocab_size: Some(opened.config.vocab_size()) };
+        let dataset =
+            temper_data::load(&DataConfig { packing: false, ..data.clone() }, Path::new(""), target, &opened.tokenizer, opened.max_length, 0)
+                .context(Kind::Data, "failed to read the data")?;
+        if dataset.train.is_empty() {
+            return Err(Failure::new(Kind::Data, "error: there are no rows to measure on"));
+        }
+        let untrained = dataset.report.errors().find(|finding| finding.code == "nothing-learned");
+        match untrained {
+            Some(finding) => Err(Failure::new(Kind::Data, format!("error: {}", finding.message))),
+            None => Ok(dataset.train),
+        }
+    }
+
+    /// Measures the model on rows.
+    pub fn evaluate(&self, examples: &Examples) -> Evaluation {
+        let tokenizer = self.opened.tokenizer.clone();
+        let judge = build::judge(&self.opened.config, &self.task);
+        self.model.evaluate(&Causal { pad_id: tokenizer.pad_id(), tokenizer, judge }, examples, ROWS)
+    }
+
+    /// Adds the adapter into the weights, proves that nothing changed on `probe` texts, and writes the model into `out`.
+    /// Returns the largest difference of the last layer's states.
+    pub fn merge(&self, out: &Path, probe: &[String]) -> Result<f32, Failure> {
+        let prompts: Vec<Vec<u32>> = probe.iter().map(|text| self.prompt(text)).collect::<Result<_, _>>()?;
+        let outputs = |model: &CausalLm| Ok(prompts.iter().flat_map(|ids| states(model, ids)).collect());
+        self.opened.merge(&self.model, &self.task, outputs, out)
+    }
+}
+
+/// The last layer's states of a text.
+fn states(model: &CausalLm, ids: &[u32]) -> Vec<f32> {
+    let device = model.backbone.word_embeddings().device();
+    let values: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(values, [1, ids.len()]), &device);
+    let segments = vec![vec![ids.dims()[1]]];
+    let input = temper_models::Input { ids, type_ids: None, segments };
+    model.backbone.forward(&input, &Pass::eval()).into_data().iter().collect()
+}
+
+/// The text of an answer as its tokens come.
+struct Stream<'a> {
+    tokenizer: &'a Tokenizer,
+    stop: &'a [String],
+    /// The end of the prompt, then the answer.
+    ids: Vec<u32>,
+    /// Bytes of the text that the end of the prompt makes.
+    before: usize,
+    text: String,
+    /// Bytes of `text` that were handed out.
+    shown: usize,
+    stopped: bool,
+}
+
+impl<'a> Stream<'a> {
+    fn new(prompt: &[u32], stop: &'a [String], tokenizer: &'a Tokenizer) -> Self {
+        let ids = prompt[prompt.len().saturating_sub(OVERLAP)..].to_vec();
+        let before = tokenizer.decode(&ids).unwrap_or_default().len();
+        Self { tokenizer, stop, ids, before, text: String::new(), shown: 0, stopped: false }
+    }
+
+    /// Takes a token; false if it completes a text that ends the answer.
+    fn push(&mut self, id: u32, on_text: impl FnMut(&str)) -> bool {
+        self.ids.push(id);
+        let whole = self.tokenizer.decode(&self.ids).unwrap_or_default();
+        self.text = whole.get(self.before..).unwrap_or_default().to_owned();
+        if let Some(end) = self.stop.iter().filter_map(|stop| self.text.find(stop)).min() {
+            self.text.truncate(end);
+            self.stopped = true;
+        }
+        // A character of which tokens are missing, and what may become the end, wait.
+        let sure = if self.stopped { self.text.len() } else { self.text.trim_end_matches('\u{fffd}').len() };
+        let held = if self.stopped { 0 } else { beginning(&self.text[..sure], self.stop) };
+        self.show(sure - held, on_text);
+        !self.stopped
+    }
+
+    fn finish(&mut self, on_text: impl FnMut(&str)) {
+        self.show(self.text.len(), on_text);
+    }
+
+    fn show(&mut self, end: usize, mut on_text: impl FnMut(&str)) {
+        if let Some(new) = self.text.get(self.shown..end).filter(|new| !new.is_empty()) {
+            on_text(new);
+            self.shown = end;
+        }
+    }
+}
+
+/// Bytes at the end of `text` that begin one of `stops`.
+fn beginning(text: &str, stops: &[String]) -> usize {
+    let begins = |stop: &String| {
+        let ends = stop.char_indices().map(|(at, _)| at).rev();
+        ends.filter(|&at| at > 0).find(|&at| text.ends_with(&stop[..at])).unwrap_or(0)
+    };
+    stops.iter().map(begins).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_become_a_stop_waits() {
+        let stops = ["\nUser:".to_owned(), "##".to_owned()];
+        assert_eq!(beginning("hello", &stops), 0);
+        assert_eq!(beginning("hello\nUs", &stops), 3);
+        assert_eq!(beginning("hello #", &stops), 1);
+        assert_eq!(beginning("", &stops), 0);
+    }
+}
