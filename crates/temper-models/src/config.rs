@@ -8,14 +8,20 @@ use serde_json::Value;
 
 use temper_nn::Activation;
 
-use crate::{Error, bert::BertConfig, distilbert::DistilBertConfig, llama::LlamaConfig};
+use crate::{
+    Error, bert::BertConfig, distilbert::DistilBertConfig, gemma3::Gemma3Config, gpt2::Gpt2Config, llama::LlamaConfig,
+    phi3::Phi3Config,
+};
 
 /// The architectures by Hugging Face's `model_type`, with the prefix of their tensors' names.
-pub const MODEL_TYPES: [(&str, &str); 8] = [
+pub const MODEL_TYPES: [(&str, &str); 11] = [
     ("bert", "bert"),
     ("distilbert", "distilbert"),
+    ("gemma3_text", "model"),
+    ("gpt2", "transformer"),
     ("llama", "model"),
     ("mistral", "model"),
+    ("phi3", "model"),
     ("qwen2", "model"),
     ("qwen3", "model"),
     ("roberta", "roberta"),
@@ -38,8 +44,14 @@ pub enum Model {
     Bert(BertConfig),
     /// `distilbert`.
     DistilBert(DistilBertConfig),
+    /// `gemma3_text`.
+    Gemma3(Gemma3Config),
+    /// `gpt2`.
+    Gpt2(Gpt2Config),
     /// `llama`, `mistral`, `qwen2` and `qwen3`.
     Llama(LlamaConfig),
+    /// `phi3`.
+    Phi3(Phi3Config),
     /// `roberta` and `xlm-roberta`, whose fields are BERT's.
     Roberta(BertConfig),
 }
@@ -85,6 +97,9 @@ impl Config {
         let model = match model_type {
             "bert" => Model::Bert(fields(&raw, path)?),
             "distilbert" => Model::DistilBert(fields(&raw, path)?),
+            "gemma3_text" => Model::Gemma3(Gemma3Config::parse(&raw, path)?),
+            "gpt2" => Model::Gpt2(fields(&raw, path)?),
+            "phi3" => Model::Phi3(Phi3Config::parse(&raw, path)?),
             "llama" | "mistral" | "qwen2" | "qwen3" => Model::Llama(LlamaConfig::parse(&raw, path)?),
             "roberta" | "xlm-roberta" => Model::Roberta(fields(&raw, path)?),
             other => {
@@ -120,7 +135,7 @@ impl Config {
     pub fn is_decoder(&self) -> bool {
         match self.model {
             Model::Bert(_) | Model::DistilBert(_) | Model::Roberta(_) => false,
-            Model::Llama(_) => true,
+            Model::Gemma3(_) | Model::Gpt2(_) | Model::Llama(_) | Model::Phi3(_) => true,
         }
     }
 
@@ -128,13 +143,24 @@ impl Config {
     pub fn tied(&self) -> bool {
         match &self.model {
             Model::Bert(_) | Model::DistilBert(_) | Model::Roberta(_) => true,
+            Model::Gemma3(config) => config.tie_word_embeddings,
+            Model::Gpt2(config) => config.tie_word_embeddings,
             Model::Llama(config) => config.tie_word_embeddings,
+            Model::Phi3(config) => config.tie_word_embeddings,
         }
     }
 
     /// The c in c·tanh(logits/c), which a language-model head applies in some architectures.
     pub fn final_logit_softcap(&self) -> Option<f64> {
-        None
+        match &self.model {
+            Model::Gemma3(config) => config.final_logit_softcapping,
+            _ => None,
+        }
+    }
+
+    /// Whether the linear layers' weights are stored `[in, out]`; what PEFT calls so in an adapter's configuration.
+    pub fn fan_in_fan_out(&self) -> bool {
+        matches!(self.model, Model::Gpt2(_))
     }
 
     /// The names that `targets = "default"` stands for, as in PEFT.
@@ -235,7 +261,10 @@ impl Config {
         match &self.model {
             Model::Bert(config) => config.sizes(),
             Model::DistilBert(config) => config.sizes(),
+            Model::Gemma3(config) => config.sizes(),
+            Model::Gpt2(config) => config.sizes(),
             Model::Llama(config) => config.sizes(),
+            Model::Phi3(config) => config.sizes(),
             Model::Roberta(config) => {
                 let positions = config.max_position_embeddings.saturating_sub(config.pad() + 1);
                 let class = if self.model_type() == "roberta" { "Roberta" } else { "XLMRoberta" };

@@ -1,7 +1,7 @@
 //! What the layers of a decoder share in one pass: places, masks, and the keys and values of earlier passes.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use temper_nn::{Attention, Layout, Pass, Rotary, Rotation};
+use temper_nn::{Attention, Layout, Linear, Pass, Rotary, Rotation};
 
 use crate::{Error, Input};
 
@@ -81,11 +81,22 @@ impl<'a> Context<'a> {
         Self { layout, pass, device: input.ids.device().inner(), cache: None, masks: Vec::new() }
     }
 
-    /// A pass over the next tokens of the rows in `cache`.
-    pub fn continued(ids: &Tensor<2, Int>, cache: &'a mut Cache, pass: &'a Pass) -> Result<Self, Error> {
+    /// A pass over the next tokens of the rows in `cache`, which may hold `limit` tokens each, padding aside.
+    pub fn continued(
+        ids: &Tensor<2, Int>,
+        cache: &'a mut Cache,
+        limit: Option<usize>,
+        pass: &'a Pass,
+    ) -> Result<Self, Error> {
         let [batch, sequence] = ids.dims();
         if batch != cache.pads.len() {
             return Err(Error::Input(format!("{batch} rows do not continue the {} of the cache", cache.pads.len())));
+        }
+        let longest = (cache.length + sequence).saturating_sub(cache.pads.iter().min().copied().unwrap_or(0));
+        if let Some(limit) = limit.filter(|limit| longest > *limit) {
+            return Err(Error::Input(format!(
+                "a row of {longest} tokens is longer than the network's {limit} positions"
+            )));
         }
         let layout = Layout::continued(&cache.pads, cache.length, sequence);
         cache.length += sequence;
@@ -127,4 +138,14 @@ impl<'a> Context<'a> {
         let mask = self.masks.iter().find(|(other, _)| *other == window).and_then(|(_, mask)| mask.as_ref());
         attention.forward([query, key, value], mask, self.pass)
     }
+}
+
+/// The linear layers of layer `i` by their paths in the network.
+pub(crate) fn numbered<'a>(
+    stem: &'static str,
+    i: usize,
+    attention: impl IntoIterator<Item = (&'static str, &'a mut Linear)>,
+    mlp: impl IntoIterator<Item = (&'static str, &'a mut Linear)>,
+) -> impl Iterator<Item = (String, &'a mut Linear)> {
+    attention.into_iter().chain(mlp).map(move |(name, linear)| (format!("{stem}.{i}.{name}"), linear))
 }

@@ -12,7 +12,7 @@ use crate::Error;
 use crate::config::{fields_of, unsupported};
 
 /// The types that are known.
-const TYPES: &str = "default, linear, llama3, yarn";
+pub(crate) const TYPES: &[&str] = &["default", "linear", "llama3", "yarn"];
 
 /// The fields of `rope_parameters` and `rope_scaling`.
 #[derive(Debug, Default, Deserialize)]
@@ -48,6 +48,8 @@ pub(crate) struct Rope<'a> {
     pub default_theta: f64,
     /// H.
     pub head_dim: usize,
+    /// The types that the architecture admits.
+    pub types: &'a [&'a str],
 }
 
 impl Rope<'_> {
@@ -82,24 +84,42 @@ impl Rope<'_> {
         };
         let exponents = (0..rotated).step_by(2).map(|i| i as f32 / rotated as f32);
         let plain: Vec<f32> = exponents.map(|exponent| 1.0 / (theta as f32).powf(exponent)).collect();
-        let (frequencies, factor) = match given.rope_type.as_deref().unwrap_or("default") {
-            "default" => (plain, 1.0),
-            "linear" => {
+        let kind = given.rope_type.as_deref().unwrap_or("default");
+        let (frequencies, factor) = match self.types.iter().find(|known| **known == kind).copied() {
+            Some("linear") => {
                 let factor = scaling.positive("factor", given.factor)?;
                 (plain.into_iter().map(|frequency| frequency / factor).collect(), 1.0)
             }
-            "llama3" => (scaling.llama3(plain)?, 1.0),
-            "yarn" => scaling.yarn(plain)?,
-            other => {
-                return Err(unsupported(
-                    path,
-                    field,
-                    format!("of type `{other}`"),
-                    format!("known types are: {TYPES}"),
-                ));
+            Some("llama3") => (scaling.llama3(plain)?, 1.0),
+            Some("yarn") => scaling.yarn(plain)?,
+            Some(_) => (plain, 1.0),
+            None => {
+                let rule = format!("known in this architecture are: {}", self.types.join(", "));
+                return Err(unsupported(path, field, format!("of type `{kind}`"), rule));
             }
         };
         Ok(Rotary { head_dim: self.head_dim, frequencies, factor })
+    }
+}
+
+/// Refuses `layer_types` that do not fit: one for each of `layers`, `full_attention` or `sliding_attention` where these are
+/// `possible`.
+pub(crate) fn check_layer_types(
+    types: Option<&[String]>,
+    layers: usize,
+    possible: [bool; 2],
+    path: &Path,
+) -> Result<(), Error> {
+    let Some(types) = types else { return Ok(()) };
+    let fail = |found: String, rule: String| Err(unsupported(path, "layer_types", found, rule));
+    let kinds = ["full_attention", "sliding_attention"].into_iter().zip(possible);
+    let known: Vec<_> = kinds.filter(|(_, possible)| *possible).map(|(kind, _)| kind).collect();
+    match types.iter().find(|kind| !known.contains(&kind.as_str())) {
+        Some(kind) => fail(format!("`{kind}`"), format!("with this `sliding_window` layers are: {}", known.join(", "))),
+        None if types.len() != layers => {
+            fail(format!("{} entries long", types.len()), format!("there are {layers} layers"))
+        }
+        None => Ok(()),
     }
 }
 

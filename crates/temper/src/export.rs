@@ -151,6 +151,7 @@ fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
     let matches: Vec<Match> = modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
     let targets = targets::target_modules(adapter, shipped.config.default_targets(), &matches);
     let mut peft = PeftConfig::new(adapter, &targets, &adapter.modules_to_save);
+    peft.fan_in_fan_out = shipped.config.fan_in_fan_out();
     let classifies = matches!(shipped.plan.task, TaskPlan::SequenceClassification { .. });
     peft.task_type = classifies.then(|| "SEQ_CLS".into());
     let base = shipped.recipe.model.base.as_ref();
