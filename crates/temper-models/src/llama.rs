@@ -11,7 +11,7 @@ use serde_json::Value;
 use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, Rotation};
 
 use crate::Error;
-use crate::config::{Sizes, fields, unsupported};
+use crate::config::{Sizes, fields};
 use crate::decoder::{Context, numbered};
 use crate::rope::{self, Rope};
 
