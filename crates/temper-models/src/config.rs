@@ -421,6 +421,65 @@ mod tests {
         assert_eq!((config.prefix(), config.max_positions(), config.pad_token_id()), ("roberta", 18, 1));
     }
 
+    fn decoder(model_type: &str, fields: Value) -> Result<Config, String> {
+        let mut raw = json!({
+            "model_type": model_type, "vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "intermediate_size": 16, "max_position_embeddings": 20, "n_embd": 8, "n_layer": 2,
+            "n_head": 2, "n_positions": 20, "eos_token_id": [7, 8],
+        });
+        raw.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        Config::parse(raw, Path::new("config.json")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_a_decoder_leaves_out_is_its_own_default() {
+        for (model_type, tied, windows) in [
+            ("gemma3_text", true, [Some(4096); 2]),
+            ("gpt2", true, [None; 2]),
+            ("llama", false, [None; 2]),
+            ("mistral", false, [Some(4096); 2]),
+            ("phi3", false, [None; 2]),
+            ("qwen2", false, [None; 2]),
+            ("qwen3", false, [None; 2]),
+        ] {
+            let config = decoder(model_type, json!({})).unwrap();
+            assert!(config.is_decoder() && config.tied() == tied, "{model_type}");
+            assert_eq!((config.pad_token_id(), config.bos_token_id(), config.eos_token_ids()), (7, None, vec![7, 8]));
+            let found = [0, 1].map(|layer| match &config.model {
+                Model::Gemma3(config) => config.window(layer),
+                Model::Llama(config) => config.window(layer),
+                Model::Phi3(config) => config.sliding_window,
+                _ => None,
+            });
+            assert_eq!(found, windows, "{model_type}");
+        }
+        let pads = json!({"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2});
+        let config = decoder("llama", pads).unwrap();
+        assert_eq!((config.pad_token_id(), config.bos_token_id(), config.eos_token_ids()), (3, Some(1), vec![2]));
+        assert_eq!(decoder("llama", json!({"pad_token_id": -1})).unwrap().pad_token_id(), 7);
+    }
+
+    #[test]
+    fn what_a_decoder_does_not_support_is_named() {
+        for (model_type, field, value, part) in [
+            ("gemma3_text", "attn_logit_softcapping", json!(50.0), "Transformers does not apply it"),
+            ("gemma3_text", "use_bidirectional_attention", json!(true), "causal"),
+            ("gemma3_text", "layer_types", json!(["full_attention"]), "2 layers"),
+            ("gemma3_text", "layer_types", json!(["full_attention", "chunked_attention"]), "`chunked_attention`"),
+            ("gpt2", "add_cross_attention", json!(true), "another network"),
+            ("llama", "quantization_config", json!({"bits": 4}), "16 and 32 bits"),
+            ("llama", "num_key_value_heads", json!(3), "divide"),
+            ("llama", "hidden_act", json!("mish"), "silu"),
+            ("mistral", "layer_types", json!(["sliding_attention", "full_attention"]), "`full_attention`"),
+            ("phi3", "resid_pdrop", json!(1.0), "probability"),
+            ("qwen2", "layer_types", json!(["sliding_attention", "full_attention"]), "`sliding_attention`"),
+            ("qwen4", "model_type", json!("qwen4"), "`qwen3`"),
+        ] {
+            let message = decoder(model_type, json!({field: value})).unwrap_err();
+            assert!(message.contains(field) && message.contains(part), "{message}");
+        }
+    }
+
     #[test]
     fn what_is_not_supported_is_named() {
         for (field, value, part) in [

@@ -121,7 +121,7 @@ impl Gemma3Config {
     }
 
     /// The window of one layer.
-    fn window(&self, layer: usize) -> Option<usize> {
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
         self.sliding_window.filter(|_| match &self.layer_types {
             Some(types) => types[layer] == "sliding_attention",
             None => !(layer + 1).is_multiple_of(self.sliding_window_pattern),

@@ -134,7 +134,7 @@ impl LlamaConfig {
     }
 
     /// The window of one layer.
-    fn window(&self, layer: usize) -> Option<usize> {
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
         self.window_size().filter(|_| match (&self.layer_types, self.family) {
             (_, Family::Llama | Family::Mistral) => true,
             (Some(types), _) => types[layer] == "sliding_attention",

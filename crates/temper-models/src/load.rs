@@ -84,7 +84,8 @@ pub fn check(entries: &[Entry], weights: &Weights, names: impl Fn(&str) -> Vec<S
             }
         }
     }
-    report.unexpected = weights.names().filter(|name| !used.contains(*name)).map(str::to_owned).collect();
+    let unexpected = weights.names().filter(|name| !used.contains(*name) && !is_buffer(name));
+    report.unexpected = unexpected.map(str::to_owned).collect();
     report.missing.sort();
     report.loaded.sort();
     report
@@ -170,6 +171,11 @@ impl Init {
             assign(param, normal(self.seed, path, count, self.range))
         }
     }
+}
+
+/// Masks and frequencies that old versions of Transformers saved, and that follow from the configuration.
+fn is_buffer(name: &str) -> bool {
+    [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", ".position_ids"].iter().any(|end| name.ends_with(end))
 }
 
 fn is_adapter(path: &str) -> bool {
