@@ -9,7 +9,10 @@ use temper_peft::{AdapterConfig, Method, Spec};
 use crate::bert::{Bert, Pooler};
 use crate::decoder::Context;
 use crate::distilbert::DistilBert;
+use crate::gemma3::Gemma3;
+use crate::gpt2::Gpt2;
 use crate::llama::Llama;
+use crate::phi3::Phi3;
 use crate::roberta::Roberta;
 use crate::{Cache, Config, Error, Model};
 
@@ -46,8 +49,14 @@ pub enum Backbone {
     Bert(Bert),
     /// `distilbert`.
     DistilBert(DistilBert),
+    /// `gemma3_text`.
+    Gemma3(Gemma3),
+    /// `gpt2`.
+    Gpt2(Gpt2),
     /// `llama`, `mistral`, `qwen2` and `qwen3`.
     Llama(Llama),
+    /// `phi3`.
+    Phi3(Phi3),
     /// `roberta` and `xlm-roberta`.
     Roberta(Roberta),
 }
@@ -59,7 +68,10 @@ impl Backbone {
         match &config.model {
             Model::Bert(config) => Self::Bert(Bert::new(config, device)),
             Model::DistilBert(config) => Self::DistilBert(DistilBert::new(config, device)),
+            Model::Gemma3(config) => Self::Gemma3(Gemma3::new(config, device)),
+            Model::Gpt2(config) => Self::Gpt2(Gpt2::new(config, device)),
             Model::Llama(config) => Self::Llama(Llama::new(config, device)),
+            Model::Phi3(config) => Self::Phi3(Phi3::new(config, device)),
             Model::Roberta(config) => Self::Roberta(Roberta::new(config, device)),
         }
     }
@@ -82,8 +94,8 @@ impl Backbone {
         match self {
             Self::Bert(model) => model.forward(input, pass),
             Self::DistilBert(model) => model.forward(input, pass),
-            Self::Llama(model) => model.forward(input.ids.clone(), &mut Context::whole(input, pass)),
             Self::Roberta(model) => model.forward(input, pass),
+            _ => self.decode(input.ids.clone(), &mut Context::whole(input, pass)),
         }
     }
 
@@ -96,14 +108,28 @@ impl Backbone {
     ///
     /// # Errors
     ///
-    /// When the network is an encoder, or `ids` has another number of rows than the cache.
+    /// When the network is an encoder, `ids` has another number of rows than the cache, or a row becomes longer than the
+    /// network's table of positions.
     pub fn extend(&self, ids: Tensor<2, Int>, cache: &mut Cache) -> Result<Tensor<3>, Error> {
-        let pass = Pass::eval();
-        match self {
+        let limit = match self {
             Self::Bert(_) | Self::DistilBert(_) | Self::Roberta(_) => {
-                Err(Error::Input("an encoder sees whole texts and cannot go on with one".into()))
+                return Err(Error::Input("an encoder sees whole texts and cannot go on with one".into()));
             }
-            Self::Llama(model) => Ok(model.forward(ids.clone(), &mut Context::continued(&ids, cache, &pass)?)),
+            Self::Gpt2(model) => Some(model.wpe.weight.lazy_shape()[0]),
+            Self::Gemma3(_) | Self::Llama(_) | Self::Phi3(_) => None,
+        };
+        let pass = Pass::eval();
+        let mut context = Context::continued(&ids, cache, limit, &pass)?;
+        Ok(self.decode(ids, &mut context))
+    }
+
+    fn decode(&self, ids: Tensor<2, Int>, context: &mut Context<'_>) -> Tensor<3> {
+        match self {
+            Self::Bert(_) | Self::DistilBert(_) | Self::Roberta(_) => unreachable!("the callers know encoders"),
+            Self::Gemma3(model) => model.forward(ids, context),
+            Self::Gpt2(model) => model.forward(ids, context),
+            Self::Llama(model) => model.forward(ids, context),
+            Self::Phi3(model) => model.forward(ids, context),
         }
     }
 
@@ -111,7 +137,7 @@ impl Backbone {
     pub fn pooler(&self) -> Option<&Pooler> {
         match self {
             Self::Bert(model) => model.pooler.as_ref(),
-            Self::DistilBert(_) | Self::Llama(_) | Self::Roberta(_) => None,
+            _ => None,
         }
     }
 
@@ -136,7 +162,10 @@ impl Backbone {
         match self {
             Self::Bert(model) => model.embeddings.word_embeddings.weight.val(),
             Self::DistilBert(model) => model.embeddings.word_embeddings.weight.val(),
+            Self::Gemma3(model) => model.embed_tokens.weight.val(),
+            Self::Gpt2(model) => model.wte.weight.val(),
             Self::Llama(model) => model.embed_tokens.weight.val(),
+            Self::Phi3(model) => model.embed_tokens.weight.val(),
             Self::Roberta(model) => model.embeddings.word_embeddings.weight.val(),
         }
     }
@@ -149,7 +178,10 @@ impl Backbone {
                 encoder.linears().into_iter().chain(pooler).collect()
             }
             Self::DistilBert(model) => model.linears(),
+            Self::Gemma3(model) => model.linears(),
+            Self::Gpt2(model) => model.linears(),
             Self::Llama(model) => model.linears(),
+            Self::Phi3(model) => model.linears(),
             Self::Roberta(model) => model.encoder.linears(),
         }
     }

@@ -57,7 +57,7 @@ fn two() -> usize {
 fn gelu() -> String {
     "gelu".into()
 }
-fn tenth() -> f64 {
+pub(crate) fn tenth() -> f64 {
     0.1
 }
 fn eps() -> f64 {

@@ -8,14 +8,20 @@ use serde_json::Value;
 
 use temper_nn::Activation;
 
-use crate::{Error, bert::BertConfig, distilbert::DistilBertConfig, llama::LlamaConfig};
+use crate::{
+    Error, bert::BertConfig, distilbert::DistilBertConfig, gemma3::Gemma3Config, gpt2::Gpt2Config, llama::LlamaConfig,
+    phi3::Phi3Config,
+};
 
 /// The architectures by Hugging Face's `model_type`, with the prefix of their tensors' names.
-pub const MODEL_TYPES: [(&str, &str); 8] = [
+pub const MODEL_TYPES: [(&str, &str); 11] = [
     ("bert", "bert"),
     ("distilbert", "distilbert"),
+    ("gemma3_text", "model"),
+    ("gpt2", "transformer"),
     ("llama", "model"),
     ("mistral", "model"),
+    ("phi3", "model"),
     ("qwen2", "model"),
     ("qwen3", "model"),
     ("roberta", "roberta"),
@@ -38,8 +44,14 @@ pub enum Model {
     Bert(BertConfig),
     /// `distilbert`.
     DistilBert(DistilBertConfig),
+    /// `gemma3_text`.
+    Gemma3(Gemma3Config),
+    /// `gpt2`.
+    Gpt2(Gpt2Config),
     /// `llama`, `mistral`, `qwen2` and `qwen3`.
     Llama(LlamaConfig),
+    /// `phi3`.
+    Phi3(Phi3Config),
     /// `roberta` and `xlm-roberta`, whose fields are BERT's.
     Roberta(BertConfig),
 }
@@ -85,6 +97,9 @@ impl Config {
         let model = match model_type {
             "bert" => Model::Bert(fields(&raw, path)?),
             "distilbert" => Model::DistilBert(fields(&raw, path)?),
+            "gemma3_text" => Model::Gemma3(Gemma3Config::parse(&raw, path)?),
+            "gpt2" => Model::Gpt2(fields(&raw, path)?),
+            "phi3" => Model::Phi3(Phi3Config::parse(&raw, path)?),
             "llama" | "mistral" | "qwen2" | "qwen3" => Model::Llama(LlamaConfig::parse(&raw, path)?),
             "roberta" | "xlm-roberta" => Model::Roberta(fields(&raw, path)?),
             other => {
@@ -120,7 +135,7 @@ impl Config {
     pub fn is_decoder(&self) -> bool {
         match self.model {
             Model::Bert(_) | Model::DistilBert(_) | Model::Roberta(_) => false,
-            Model::Llama(_) => true,
+            Model::Gemma3(_) | Model::Gpt2(_) | Model::Llama(_) | Model::Phi3(_) => true,
         }
     }
 
@@ -128,7 +143,10 @@ impl Config {
     pub fn tied(&self) -> bool {
         match &self.model {
             Model::Bert(_) | Model::DistilBert(_) | Model::Roberta(_) => true,
+            Model::Gemma3(config) => config.tie_word_embeddings,
+            Model::Gpt2(config) => config.tie_word_embeddings,
             Model::Llama(config) => config.tie_word_embeddings,
+            Model::Phi3(config) => config.tie_word_embeddings,
         }
     }
 
@@ -142,7 +160,15 @@ impl Config {
 
     /// The c in c·tanh(logits/c), which a language-model head applies in some architectures.
     pub fn final_logit_softcap(&self) -> Option<f64> {
-        None
+        match &self.model {
+            Model::Gemma3(config) => config.final_logit_softcapping,
+            _ => None,
+        }
+    }
+
+    /// Whether the linear layers' weights are stored `[in, out]`; what PEFT calls so in an adapter's configuration.
+    pub fn fan_in_fan_out(&self) -> bool {
+        matches!(self.model, Model::Gpt2(_))
     }
 
     /// The names that `targets = "default"` stands for, as in PEFT.
@@ -243,7 +269,10 @@ impl Config {
         match &self.model {
             Model::Bert(config) => config.sizes(),
             Model::DistilBert(config) => config.sizes(),
+            Model::Gemma3(config) => config.sizes(),
+            Model::Gpt2(config) => config.sizes(),
             Model::Llama(config) => config.sizes(),
+            Model::Phi3(config) => config.sizes(),
             Model::Roberta(config) => {
                 let positions = config.max_position_embeddings.saturating_sub(config.pad() + 1);
                 let class = if self.model_type() == "roberta" { "Roberta" } else { "XLMRoberta" };
@@ -398,6 +427,65 @@ mod tests {
     fn roberta_positions_begin_after_the_padding() {
         let config = with("model_type", json!("xlm-roberta")).unwrap();
         assert_eq!((config.prefix(), config.max_positions(), config.pad_token_id()), ("roberta", 18, 1));
+    }
+
+    fn decoder(model_type: &str, fields: Value) -> Result<Config, String> {
+        let mut raw = json!({
+            "model_type": model_type, "vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "intermediate_size": 16, "max_position_embeddings": 20, "n_embd": 8, "n_layer": 2,
+            "n_head": 2, "n_positions": 20, "eos_token_id": [7, 8],
+        });
+        raw.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        Config::parse(raw, Path::new("config.json")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_a_decoder_leaves_out_is_its_own_default() {
+        for (model_type, tied, windows) in [
+            ("gemma3_text", true, [Some(4096); 2]),
+            ("gpt2", true, [None; 2]),
+            ("llama", false, [None; 2]),
+            ("mistral", false, [Some(4096); 2]),
+            ("phi3", false, [None; 2]),
+            ("qwen2", false, [None; 2]),
+            ("qwen3", false, [None; 2]),
+        ] {
+            let config = decoder(model_type, json!({})).unwrap();
+            assert!(config.is_decoder() && config.tied() == tied, "{model_type}");
+            assert_eq!((config.pad_token_id(), config.bos_token_id(), config.eos_token_ids()), (7, None, vec![7, 8]));
+            let found = [0, 1].map(|layer| match &config.model {
+                Model::Gemma3(config) => config.window(layer),
+                Model::Llama(config) => config.window(layer),
+                Model::Phi3(config) => config.sliding_window,
+                _ => None,
+            });
+            assert_eq!(found, windows, "{model_type}");
+        }
+        let pads = json!({"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2});
+        let config = decoder("llama", pads).unwrap();
+        assert_eq!((config.pad_token_id(), config.bos_token_id(), config.eos_token_ids()), (3, Some(1), vec![2]));
+        assert_eq!(decoder("llama", json!({"pad_token_id": -1})).unwrap().pad_token_id(), 7);
+    }
+
+    #[test]
+    fn what_a_decoder_does_not_support_is_named() {
+        for (model_type, field, value, part) in [
+            ("gemma3_text", "attn_logit_softcapping", json!(50.0), "Transformers does not apply it"),
+            ("gemma3_text", "use_bidirectional_attention", json!(true), "causal"),
+            ("gemma3_text", "layer_types", json!(["full_attention"]), "2 layers"),
+            ("gemma3_text", "layer_types", json!(["full_attention", "chunked_attention"]), "`chunked_attention`"),
+            ("gpt2", "add_cross_attention", json!(true), "another network"),
+            ("llama", "quantization_config", json!({"bits": 4}), "16 and 32 bits"),
+            ("llama", "num_key_value_heads", json!(3), "divide"),
+            ("llama", "hidden_act", json!("mish"), "silu"),
+            ("mistral", "layer_types", json!(["sliding_attention", "full_attention"]), "`full_attention`"),
+            ("phi3", "resid_pdrop", json!(1.0), "probability"),
+            ("qwen2", "layer_types", json!(["sliding_attention", "full_attention"]), "`sliding_attention`"),
+            ("qwen4", "model_type", json!("qwen4"), "`qwen3`"),
+        ] {
+            let message = decoder(model_type, json!({field: value})).unwrap_err();
+            assert!(message.contains(field) && message.contains(part), "{message}");
+        }
     }
 
     #[test]

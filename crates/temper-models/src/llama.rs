@@ -11,9 +11,9 @@ use serde_json::Value;
 use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, Rotation};
 
 use crate::Error;
-use crate::config::{Sizes, fields, unsupported};
-use crate::decoder::Context;
-use crate::rope::Rope;
+use crate::config::{Sizes, fields};
+use crate::decoder::{Context, numbered};
+use crate::rope::{self, Rope};
 
 /// Which of the architectures it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -91,13 +91,13 @@ pub struct LlamaConfig {
     pub rotary: Rotary,
 }
 
-fn silu() -> String {
+pub(crate) fn silu() -> String {
     "silu".into()
 }
-fn eps() -> f64 {
+pub(crate) fn eps() -> f64 {
     1e-6
 }
-fn window() -> Option<usize> {
+pub(crate) fn window() -> Option<usize> {
     Some(4096)
 }
 fn window_layers() -> usize {
@@ -108,29 +108,12 @@ impl LlamaConfig {
     pub(crate) fn parse(raw: &Value, path: &Path) -> Result<Self, Error> {
         let mut config: Self = fields(raw, path)?;
         let head_dim = config.head_dim();
-        config.rotary =
-            Rope { layers: None, theta: "rope_theta", default_theta: 10_000.0, head_dim }.read(raw, path)?;
-        let types = config.layer_types.iter().flatten();
-        let qwen = matches!(config.family, Family::Qwen2 | Family::Qwen3);
-        let uniform = if config.family == Family::Mistral { "sliding_attention" } else { "full_attention" };
-        let known = |kind: &&String| match kind.as_str() {
-            "full_attention" if qwen => false,
-            "sliding_attention" if qwen => config.window_size().is_none(),
-            other => other != uniform,
-        };
-        if let Some(kind) = types.clone().find(known) {
-            let rule = "this architecture, with this `sliding_window`, has no such layers".into();
-            return Err(unsupported(path, "layer_types", format!("`{kind}`"), rule));
-        }
-        if config.layer_types.as_ref().is_some_and(|types| types.len() != config.num_hidden_layers) {
-            let found = format!("{} entries long", types.count());
-            return Err(unsupported(
-                path,
-                "layer_types",
-                found,
-                format!("there are {} layers", config.num_hidden_layers),
-            ));
-        }
+        let types = rope::TYPES;
+        let rope = Rope { layers: None, theta: "rope_theta", default_theta: 10_000.0, head_dim, types };
+        config.rotary = rope.read(raw, path)?;
+        let window = config.window_size().is_some();
+        let kinds = [!window || config.family != Family::Mistral, window];
+        rope::check_layer_types(config.layer_types.as_deref(), config.num_hidden_layers, kinds, path)?;
         Ok(config)
     }
 
@@ -151,7 +134,7 @@ impl LlamaConfig {
     }
 
     /// The window of one layer.
-    fn window(&self, layer: usize) -> Option<usize> {
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
         self.window_size().filter(|_| match (&self.layer_types, self.family) {
             (_, Family::Llama | Family::Mistral) => true,
             (Some(types), _) => types[layer] == "sliding_attention",
@@ -229,17 +212,8 @@ impl Llama {
 
     pub(crate) fn linears(&mut self) -> Vec<(String, &mut Linear)> {
         let layers = self.layers.iter_mut().enumerate();
-        layers.flat_map(|(i, layer)| numbered(i, layer.self_attn.linears(), layer.mlp.linears())).collect()
+        layers.flat_map(|(i, layer)| numbered("layers", i, layer.self_attn.linears(), layer.mlp.linears())).collect()
     }
-}
-
-/// The linear layers of layer `i` by their paths in the network.
-pub(crate) fn numbered<'a>(
-    i: usize,
-    attention: impl IntoIterator<Item = (&'static str, &'a mut Linear)>,
-    mlp: impl IntoIterator<Item = (&'static str, &'a mut Linear)>,
-) -> impl Iterator<Item = (String, &'a mut Linear)> {
-    attention.into_iter().chain(mlp).map(move |(name, linear)| (format!("layers.{i}.{name}"), linear))
 }
 
 /// Attention, then a gated feed-forward; each normalises its input and adds to it.

@@ -38,7 +38,8 @@ pub struct WrongShape {
     pub found: Vec<usize>,
 }
 
-/// How missing parameters begin: zeros for biases, ones for norms, else a normal distribution with mean 0.
+/// How missing parameters begin: zeros for biases, norms so that they scale by one, else a normal distribution with mean
+/// 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Init {
     /// A parameter's values depend on this and on its path alone.
@@ -83,7 +84,8 @@ pub fn check(entries: &[Entry], weights: &Weights, names: impl Fn(&str) -> Vec<S
             }
         }
     }
-    report.unexpected = weights.names().filter(|name| !used.contains(*name)).map(str::to_owned).collect();
+    let unexpected = weights.names().filter(|name| !used.contains(*name) && !is_buffer(name));
+    report.unexpected = unexpected.map(str::to_owned).collect();
     report.missing.sort();
     report.loaded.sort();
     report
@@ -118,8 +120,7 @@ pub fn initialise<M: Module>(module: M, init: &Init) -> M {
     struct Fresh<'a>(&'a Init);
     impl Mapper for Fresh<'_> {
         fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let values = self.0.values(path, param.lazy_shape().num_elements());
-            assign(param, values)
+            self.0.fill(path, param)
         }
     }
     map(module, &mut Fresh(init))
@@ -139,10 +140,7 @@ impl Mapper for Fill<'_> {
         }
         let loaded = &self.report.loaded;
         match loaded.binary_search_by(|(other, _)| other.as_str().cmp(path)) {
-            Err(_) => {
-                let values = self.init.values(path, param.lazy_shape().num_elements());
-                assign(param, values)
-            }
+            Err(_) => self.init.fill(path, param),
             Ok(found) => match self.weights.read(&loaded[found].1) {
                 Ok(values) => assign(param, values),
                 Err(error) => {
@@ -161,15 +159,23 @@ impl std::fmt::Display for WrongShape {
 }
 
 impl Init {
-    fn values(&self, path: &str, count: usize) -> Vec<f32> {
-        let norm =
-            path.rsplit('.').nth(1).is_some_and(|module| module.to_lowercase().replace('_', "").ends_with("norm"));
-        match path {
-            _ if path.ends_with(".bias") => vec![0.0; count],
-            _ if norm => vec![1.0; count],
-            _ => normal(self.seed, path, count, self.range),
+    fn fill<const D: usize>(&self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let module = path.rsplit('.').nth(1).unwrap_or_default().to_lowercase().replace('_', "");
+        let count = param.lazy_shape().num_elements();
+        if path.ends_with(".bias") {
+            assign(param, vec![0.0; count])
+        } else if module.ends_with("norm") || ["ln1", "ln2", "lnf"].contains(&module.as_str()) {
+            param.val(); // what its layer was made with
+            param
+        } else {
+            assign(param, normal(self.seed, path, count, self.range))
         }
     }
+}
+
+/// Masks and frequencies that old versions of Transformers saved, and that follow from the configuration.
+fn is_buffer(name: &str) -> bool {
+    [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", ".position_ids"].iter().any(|end| name.ends_with(end))
 }
 
 fn is_adapter(path: &str) -> bool {
@@ -177,8 +183,11 @@ fn is_adapter(path: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use burn::tensor::Device;
+    use temper_nn::lazy;
 
     #[test]
     fn candidates_cover_prefix_and_old_names() {
@@ -189,11 +198,15 @@ mod tests {
 
     #[test]
     fn missing_parameters_begin_by_their_kind() {
+        let device = Device::flex();
         let init = Init { seed: 1, range: 0.02 };
-        assert_eq!(init.values("a.dense.bias", 2), [0.0, 0.0]);
-        assert_eq!(init.values("a.LayerNorm.weight", 2), [1.0, 1.0]);
-        assert_eq!(init.values("a.sa_layer_norm.weight", 2), [1.0, 1.0]);
-        let weight = init.values("a.dense.weight", 1000);
+        let values =
+            |path: &str, param: Param<Tensor<1>>| init.fill(path, param).val().try_into_vec_as::<f32>().unwrap();
+        assert_eq!(values("a.dense.bias", lazy([2], 5.0, &device)), [0.0, 0.0]);
+        for norm in ["a.LayerNorm", "a.sa_layer_norm", "h.0.ln_1", "ln_f", "norm", "layers.0.input_layernorm"] {
+            assert_eq!(values(&format!("{norm}.weight"), lazy([2], 5.0, &device)), [5.0, 5.0]);
+        }
+        let weight = values("a.dense.weight", lazy([1000], 0.0, &device));
         assert!(weight.iter().any(|v| *v != 0.0) && weight.iter().all(|v| v.abs() < 0.1));
     }
 }

@@ -12,7 +12,7 @@ use crate::Error;
 use crate::config::{fields_of, unsupported};
 
 /// The types that are known.
-const TYPES: &str = "default, linear, llama3, yarn";
+pub(crate) const TYPES: &[&str] = &["default", "linear", "llama3", "yarn"];
 
 /// The fields of `rope_parameters` and `rope_scaling`.
 #[derive(Debug, Default, Deserialize)]
@@ -48,6 +48,8 @@ pub(crate) struct Rope<'a> {
     pub default_theta: f64,
     /// H.
     pub head_dim: usize,
+    /// The types that the architecture admits.
+    pub types: &'a [&'a str],
 }
 
 impl Rope<'_> {
@@ -82,24 +84,42 @@ impl Rope<'_> {
         };
         let exponents = (0..rotated).step_by(2).map(|i| i as f32 / rotated as f32);
         let plain: Vec<f32> = exponents.map(|exponent| 1.0 / (theta as f32).powf(exponent)).collect();
-        let (frequencies, factor) = match given.rope_type.as_deref().unwrap_or("default") {
-            "default" => (plain, 1.0),
-            "linear" => {
+        let kind = given.rope_type.as_deref().unwrap_or("default");
+        let (frequencies, factor) = match self.types.iter().find(|known| **known == kind).copied() {
+            Some("linear") => {
                 let factor = scaling.positive("factor", given.factor)?;
                 (plain.into_iter().map(|frequency| frequency / factor).collect(), 1.0)
             }
-            "llama3" => (scaling.llama3(plain)?, 1.0),
-            "yarn" => scaling.yarn(plain)?,
-            other => {
-                return Err(unsupported(
-                    path,
-                    field,
-                    format!("of type `{other}`"),
-                    format!("known types are: {TYPES}"),
-                ));
+            Some("llama3") => (scaling.llama3(plain)?, 1.0),
+            Some("yarn") => scaling.yarn(plain)?,
+            Some(_) => (plain, 1.0),
+            None => {
+                let rule = format!("known in this architecture are: {}", self.types.join(", "));
+                return Err(unsupported(path, field, format!("of type `{kind}`"), rule));
             }
         };
         Ok(Rotary { head_dim: self.head_dim, frequencies, factor })
+    }
+}
+
+/// Refuses `layer_types` that do not fit: one for each of `layers`, `full_attention` or `sliding_attention` where these are
+/// `possible`.
+pub(crate) fn check_layer_types(
+    types: Option<&[String]>,
+    layers: usize,
+    possible: [bool; 2],
+    path: &Path,
+) -> Result<(), Error> {
+    let Some(types) = types else { return Ok(()) };
+    let fail = |found: String, rule: String| Err(unsupported(path, "layer_types", found, rule));
+    let kinds = ["full_attention", "sliding_attention"].into_iter().zip(possible);
+    let known: Vec<_> = kinds.filter(|(_, possible)| *possible).map(|(kind, _)| kind).collect();
+    match types.iter().find(|kind| !known.contains(&kind.as_str())) {
+        Some(kind) => fail(format!("`{kind}`"), format!("with this `sliding_window` layers are: {}", known.join(", "))),
+        None if types.len() != layers => {
+            fail(format!("{} entries long", types.len()), format!("there are {layers} layers"))
+        }
+        None => Ok(()),
     }
 }
 
@@ -174,5 +194,92 @@ impl Scaling<'_> {
             frequency / factor * stretched + frequency * (1.0 - stretched)
         };
         Ok((plain.into_iter().enumerate().map(blend).collect(), attention))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{Config, Model};
+    use serde_json::json;
+
+    fn parse(model_type: &str, fields: Value) -> Result<Config, String> {
+        let mut raw = json!({
+            "model_type": model_type, "vocab_size": 8, "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64,
+        });
+        raw.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        Config::parse(raw, Path::new("config.json")).map_err(|error| error.to_string())
+    }
+
+    /// The rotations that a file asks for, at most two.
+    fn rotary(model_type: &str, fields: Value) -> Vec<Rotary> {
+        match parse(model_type, fields).unwrap().model {
+            Model::Llama(config) => vec![config.rotary],
+            Model::Phi3(config) => vec![config.rotary],
+            Model::Gemma3(config) => config.rotary.into(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn files_of_both_generations_say_the_same() {
+        let plain = rotary("llama", json!({}));
+        assert_eq!(plain[0].frequencies.len(), 4);
+        assert!(plain[0].frequencies.iter().zip([1.0, 0.1, 0.01, 0.001]).all(|(a, b)| (a - b).abs() < 1e-7));
+        let llama3 = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        });
+        let mut new = llama3.clone();
+        new["rope_theta"] = json!(500.0);
+        for (model, old, new) in [
+            ("llama", json!({"rope_theta": 500.0, "rope_scaling": llama3}), json!({"rope_parameters": new})),
+            (
+                "qwen2",
+                json!({"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+                json!({"rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0}}),
+            ),
+            (
+                "gemma3_text",
+                json!({"rope_theta": 500.0, "rope_local_base_freq": 50.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+                json!({"rope_parameters": {
+                    "full_attention": {"rope_theta": 500.0, "rope_type": "linear", "factor": 8.0},
+                    "sliding_attention": {"rope_theta": 50.0, "rope_type": "default"},
+                }}),
+            ),
+            (
+                "phi3",
+                json!({"rope_theta": 500.0, "rope_scaling": null, "partial_rotary_factor": 0.5}),
+                json!({"rope_parameters": {"rope_theta": 500.0, "rope_type": "default", "partial_rotary_factor": 0.5}}),
+            ),
+        ] {
+            let (old, new) = (rotary(model, old), rotary(model, new));
+            assert_eq!(old, new);
+            assert_ne!(old[0], plain[0]);
+        }
+    }
+
+    #[test]
+    fn gemma_has_two_thetas_by_default() {
+        let [full, sliding]: [Rotary; 2] = rotary("gemma3_text", json!({})).try_into().unwrap();
+        let theta = |rotary: &Rotary| rotary.frequencies[2].powi(-2);
+        assert!((theta(&full) / 1e6 - 1.0).abs() < 1e-4 && (theta(&sliding) / 1e4 - 1.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn scaling_that_is_not_known_is_refused_by_name() {
+        for (model, scaling, part) in [
+            ("llama", json!({"type": "dynamic", "factor": 2.0}), "of type `dynamic`"),
+            ("phi3", json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}), "of type `longrope`"),
+            ("phi3", json!({"type": "yarn", "factor": 2.0}), "of type `yarn`"),
+            ("mistral", json!({"rope_type": "linear"}), "without `factor`"),
+            ("qwen2", json!({"type": "default", "mrope_section": [1, 1, 2]}), "mrope_section"),
+            ("qwen3", json!({"rope_type": "default", "partial_rotary_factor": 0.2}), "1 of 8"),
+        ] {
+            let message = parse(model, json!({"rope_scaling": scaling})).unwrap_err();
+            assert!(message.contains("rope_scaling") && message.contains(part), "{message}");
+        }
     }
 }

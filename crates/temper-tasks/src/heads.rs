@@ -67,7 +67,7 @@ impl ClassificationHead {
             Model::Roberta(_) => Self::Roberta(RobertaClassification {
                 classifier: RobertaClassifier { dense: linear(width), out_proj: linear(outputs), dropout },
             }),
-            Model::Llama(_) => unreachable!("{ENCODERS}"),
+            _ => unreachable!("{ENCODERS}"),
         }
     }
 
@@ -108,7 +108,7 @@ pub fn new_modules(config: &Config) -> &'static [&'static str] {
     match config.model {
         Model::Bert(_) | Model::Roberta(_) => &["classifier"],
         Model::DistilBert(_) => &["pre_classifier", "classifier"],
-        Model::Llama(_) => &["lm_head"],
+        _ => &["lm_head"],
     }
 }
 
@@ -198,7 +198,7 @@ impl MaskedLmHead {
             Model::Roberta(_) => {
                 Self::Roberta(RobertaMaskedLm { lm_head: RobertaLmHead { dense, layer_norm: norm, bias } })
             }
-            Model::Llama(_) => unreachable!("{ENCODERS}"),
+            _ => unreachable!("{ENCODERS}"),
         }
     }
 

@@ -157,6 +157,7 @@ fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
     let matches: Vec<Match> = modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
     let targets = targets::target_modules(adapter, shipped.config.default_targets(), &matches);
     let mut peft = PeftConfig::new(adapter, &targets, &adapter.modules_to_save);
+    peft.fan_in_fan_out = shipped.config.fan_in_fan_out();
     peft.task_type = match shipped.plan.task {
         TaskPlan::SequenceClassification { .. } => Some("SEQ_CLS".into()),
         TaskPlan::CausalLm { .. } => Some("CAUSAL_LM".into()),
