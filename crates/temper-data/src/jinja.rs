@@ -35,12 +35,9 @@ pub(crate) fn environment(templates: &[(String, String)], now: NaiveDateTime) ->
     env.add_filter("tojson", tojson);
     env.add_filter("string", |value: &Value| python_str(value));
     env.add_filter(GENERATION_FILTER, |text: &str| format!("{}{text}{}", GENERATION[0], GENERATION[1]));
-    env.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
-    });
-    env.add_test("iterable", |value: &Value| {
-        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
-    });
+    // A text is a sequence, and so is what is not there.
+    env.add_test("sequence", |value: &Value| is_sequence(value.kind()));
+    env.add_test("iterable", |value: &Value| is_sequence(value.kind()) || value.kind() == ValueKind::Iterable);
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -62,6 +59,10 @@ pub(crate) fn environment(templates: &[(String, String)], now: NaiveDateTime) ->
         env.add_template_owned(name.clone(), source.into_owned())?;
     }
     Ok(env)
+}
+
+fn is_sequence(kind: ValueKind) -> bool {
+    matches!(kind, ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
 }
 
 /// Python's `str(value)`.

@@ -13,6 +13,12 @@ mod audit;
 mod batch;
 mod causal;
 mod causal_audit;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod causal_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod chat_tests;
 mod config;
 mod convert;
 mod delimited;

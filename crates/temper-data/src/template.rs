@@ -189,13 +189,6 @@ impl ChatTemplate {
         let for_tools = self.templates.iter().find(|(name, _)| tools.is_some() && name == TOOL_USE);
         &for_tools.unwrap_or(&self.templates[0]).0
     }
-
-    #[cfg(test)]
-    #[allow(clippy::unwrap_used)]
-    pub(crate) fn from_source(source: &str, variables: Map<String, Value>) -> Self {
-        let templates = vec![(DEFAULT.into(), source.into())];
-        Self::new(templates, "test".into(), variables, NaiveDate::MIN.into()).unwrap()
-    }
 }
 
 /// What Jinja says, in one line.

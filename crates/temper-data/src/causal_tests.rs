@@ -1,0 +1,503 @@
+//! Data of causal language models, through [`load`].
+
+use std::{collections::HashMap, fs, path::PathBuf};
+
+use crate::{chat_tests::Chat, *};
+
+/// A folder of files, and the tokenizer of the chat fixture.
+struct Folder {
+    chat: Chat,
+    directory: tempfile::TempDir,
+}
+
+const HI: &str = r#"{"messages":[{"role":"user","content":"What is 2+2?"},{"role":"assistant","content":"Four."}]}"#;
+
+impl Folder {
+    fn with(files: &[(&str, &str)]) -> Self {
+        let folder = Self { chat: Chat::new(), directory: tempfile::tempdir().unwrap() };
+        files.iter().for_each(|(name, content)| fs::write(folder.path(name), content).unwrap());
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn config(&self, name: &str) -> DataConfig {
+        let template = Some("chatml".into());
+        DataConfig { train: Files::one(name), eval_fraction: Some(0.0), template, packing: false, ..Default::default() }
+    }
+
+    fn load_with(&self, config: &DataConfig, max_length: usize) -> Result<Dataset> {
+        let target = Target::Causal { vocab_size: None };
+        load(config, self.directory.path(), target, &self.chat.tokenizer, max_length, 1)
+    }
+
+    fn load(&self, name: &str) -> Dataset {
+        self.load_with(&self.config(name), 256).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    fn failure(&self, name: &str) -> String {
+        match self.load_with(&self.config(name), 256) {
+            Ok(_) => panic!("{name} was read"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// The rows, what is learned of each between `⟦` and `⟧`.
+    fn shown(&self, examples: &Examples) -> Vec<String> {
+        let rows = preview(examples, &self.chat.tokenizer, usize::MAX).unwrap();
+        rows.iter().map(|row| row.display(false).to_string()).collect()
+    }
+}
+
+fn codes(data: &Dataset) -> Vec<(Severity, &str)> {
+    data.report.findings.iter().map(|finding| (finding.severity, finding.code)).collect()
+}
+
+fn message(data: &Dataset, code: &str) -> String {
+    data.report.findings.iter().find(|finding| finding.code == code).unwrap().message.clone()
+}
+
+#[test]
+fn every_format_says_the_same() {
+    let folder = Folder::with(&[
+        ("chat.jsonl", HI),
+        (
+            "sharegpt.jsonl",
+            r#"{"conversations":[{"from":"human","value":"What is 2+2?"},{"from":"gpt","value":"Four."}]}"#,
+        ),
+        (
+            "mixed.jsonl",
+            r#"{"id":7,"conversations":[{"role":"user","content":"What is 2+2?"},{"role":"assistant","content":"Four."}]}"#,
+        ),
+        ("alpaca.jsonl", r#"{"instruction":"What is 2+2?","input":"","output":"Four."}"#),
+        (
+            "pc.jsonl",
+            r#"{"prompt":[{"role":"user","content":"What is 2+2?"}],"completion":[{"role":"assistant","content":"Four."}]}"#,
+        ),
+        (
+            "text.csv",
+            "messages\n\"[{\"\"role\"\": \"\"user\"\", \"\"content\"\": \"\"What is 2+2?\"\"}, {\"\"role\"\": \"\"assistant\"\", \"\"content\"\": \"\"Four.\"\"}]\"\n",
+        ),
+        ("alpaca.tsv", "instruction\tinput\toutput\nWhat is 2+2?\t\tFour.\n"),
+        (
+            "null.jsonl",
+            r#"{"text":null,"messages":[{"role":"user","content":"What is 2+2?","tool_calls":null},{"role":"assistant","content":"Four."}]}"#,
+        ),
+    ]);
+    let expected = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n⟦Four.<|im_end|>⟧\n\n";
+    let names = [
+        "chat.jsonl",
+        "sharegpt.jsonl",
+        "mixed.jsonl",
+        "alpaca.jsonl",
+        "pc.jsonl",
+        "text.csv",
+        "alpaca.tsv",
+        "null.jsonl",
+    ];
+    for name in names {
+        let data = folder.load(name);
+        let line = if name.ends_with("sv") { 2 } else { 1 };
+        assert_eq!(folder.shown(&data.train), [format!("── {name} line {line} ──\n{expected}")]);
+        let parquet = folder.path(&format!("{name}.parquet"));
+        to_parquet(&[folder.path(name)], &parquet).unwrap();
+        let name = parquet.file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(folder.shown(&folder.load(&name).train), [format!("── {name} row 1 ──\n{expected}")]);
+    }
+}
+
+#[test]
+fn systems_tools_inputs_and_renamed_columns() {
+    let folder = Folder::with(&[
+        ("a.jsonl", r#"{"q":"Add.","input":"1 and 2","output":"3","sys":"Be brief."}"#),
+        (
+            "b.jsonl",
+            r#"{"dialogue":[{"who":"human","says":"Add."},{"who":"function_call","says":"{\"name\":\"add\",\"arguments\":{\"a\":1}}"},{"who":"observation","says":"3"},{"who":"gpt","says":"Three."}],"tools":"[{\"name\":\"add\"}]"}"#,
+        ),
+    ]);
+    let mut config = folder.config("a.jsonl");
+    config.columns = ChatColumns { instruction: Some("q".into()), system: Some("sys".into()), ..Default::default() };
+    let shown = folder.shown(&folder.load_with(&config, 256).unwrap().train);
+    assert_eq!(
+        shown[0].split_once('\n').unwrap().1,
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAdd.\n\n1 and 2<|im_end|>\n<|im_start|>assistant\n⟦3<|im_end|>⟧\n\n"
+    );
+    let mut config = folder.config("b.jsonl");
+    config.template = Some(format!("{}/fixtures/templates/qwen25.jinja", env!("CARGO_MANIFEST_DIR")));
+    config.columns = ChatColumns {
+        conversations: Some("dialogue".into()),
+        role: Some("who".into()),
+        content: Some("says".into()),
+        ..Default::default()
+    };
+    let data = folder.load_with(&config, 1024).unwrap();
+    let shown = folder.shown(&data.train);
+    assert!(shown[0].contains(r#"{"type": "function", "function": {"name": "add"}}"#), "{}", shown[0]);
+    assert!(
+        shown[0].contains("⟦<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call><|im_end|>⟧\n")
+    );
+    assert!(shown[0].contains("⟦Three.<|im_end|>⟧"));
+    assert_eq!(data.report.template.as_ref().unwrap().date, None);
+}
+
+#[test]
+fn mistakes_name_their_place() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("two.jsonl", r#"{"messages":[],"text":"a"}"#, &["line 1", "\"chat\", \"text\"", "data.format"]),
+        ("typo.jsonl", r#"{"mesages":[]}"#, &["line 1", "column `messages`", "did you mean \"mesages\"?"]),
+        ("half.jsonl", r#"{"prompt":"a","completed":"b"}"#, &["column `completion`", "did you mean \"completed\"?"]),
+        ("null.jsonl", r#"{"instruction":"a","output":null}"#, &["column `output`", "it is null"]),
+        ("none.csv", "a,b\n1,2\n", &["none.csv, line 2", "\"a\", \"b\"", "prompt and completion (prompt-completion)"]),
+        (
+            "role.jsonl",
+            &format!("{HI}\n\n{}", HI.replace("user", "usr")),
+            &["line 3", "column `messages`: message 1", "did you mean \"user\"?"],
+        ),
+        ("empty.jsonl", r#"{"messages":[]}"#, &["line 1", "it has no message"]),
+        (
+            "mixed.jsonl",
+            &format!("{HI}\n{{\"text\":\"a\"}}"),
+            &["line 2", "those of text, and those of the first row chat"],
+        ),
+        (
+            "pair.jsonl",
+            r#"{"prompt":"a","completion":[{"role":"assistant","content":"b"}]}"#,
+            &["two texts or two lists"],
+        ),
+        (
+            "systems.jsonl",
+            r#"{"system":"x","messages":[{"role":"system","content":"y"},{"role":"assistant","content":"z"}]}"#,
+            &["a system message already"],
+        ),
+        (
+            "tools.jsonl",
+            r#"{"tools":"add","messages":[{"role":"user","content":"y"}]}"#,
+            &["column `tools`", "no JSON"],
+        ),
+        ("mark.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"\u{FDD0}\"}]}", &["U+FDD0"]),
+        ("number.jsonl", r#"{"text":3}"#, &["column `text`: it is no text"]),
+    ];
+    let files: Vec<_> = cases.iter().map(|(name, content, _)| (*name, *content)).collect();
+    let folder = Folder::with(&files);
+    for (name, _, parts) in cases {
+        let message = folder.failure(name);
+        assert!(parts.iter().all(|part| message.contains(part)), "{name}: {message}");
+    }
+    let mut config = folder.config("two.jsonl");
+    config.format = Some(Format::Text);
+    assert_eq!(folder.load_with(&config, 256).unwrap().train.len(), 1);
+    config.format = Some(Format::Sharegpt);
+    let error = folder.load_with(&config, 256).err().unwrap().to_string();
+    assert!(error.contains("column `conversations`"), "{error}");
+    config.template = Some("chatmk".into());
+    let error = folder.load_with(&config, 256).err().unwrap().to_string();
+    assert!(error.contains("data.template") && error.contains("did you mean \"chatml\"?"), "{error}");
+    config.template = None;
+    config.format = Some(Format::Chat);
+    fs::write(folder.path("two.jsonl"), HI).unwrap();
+    let error = folder.load_with(&config, 256).err().unwrap().to_string();
+    assert!(error.contains("line 1") && error.contains("has no chat template"), "{error}");
+}
+
+#[test]
+fn texts_are_learned_whole_and_prompts_are_not() {
+    let folder = Folder::with(&[
+        ("text.jsonl", "{\"text\":\"OK\"}\n{\"text\":\"OK</s>\"}\n{\"text\":\"\"}"),
+        ("pc.jsonl", "{\"prompt\":\"What is\",\"completion\":\" 2+2?\"}\n{\"prompt\":\"\",\"completion\":\"OK\"}"),
+    ]);
+    let data = folder.load("text.jsonl");
+    let eos = folder.chat.tokenizer.eos_id().unwrap();
+    assert_eq!((data.train.ids(0), data.train.ids(2).as_ref()), (data.train.ids(1), &[eos][..]));
+    assert_eq!(folder.shown(&data.train)[0], "── text.jsonl line 1 ──\nOK⟦</s>⟧\n");
+    let batch = data.train.batch(&[2, 0], 9);
+    assert_eq!((batch.lengths.as_slice(), batch.segments), (&[1, 2][..], vec![vec![1], vec![2]]));
+    assert_eq!(batch.trained, [false, false, false, true]);
+    assert_eq!(batch.ids[1], 9);
+    assert_eq!(codes(&data), [(Severity::Warning, "duplicate-rows"), (Severity::Warning, "empty-rows")]);
+    let data = folder.load("pc.jsonl");
+    let shown = folder.shown(&data.train);
+    assert_eq!(shown[0], "── pc.jsonl line 1 ──\nWhat is⟦ 2+2?</s>⟧\n");
+    assert_eq!(shown[1], "── pc.jsonl line 2 ──\nOK⟦</s>⟧\n");
+    let mut config = folder.config("pc.jsonl");
+    config.train_on = TrainOn::All;
+    let train = folder.load_with(&config, 256).unwrap().train;
+    assert_eq!(train.trained(0), [1..train.length(0)]);
+}
+
+#[test]
+fn what_a_tokenizer_adds_is_added_once() {
+    // [CLS] and [SEP] frame a text; none of them is its end of text.
+    let folder =
+        Folder::with(&[("t.jsonl", r#"{"text":"the cat"}"#), ("p.jsonl", r#"{"prompt":"the","completion":" cat"}"#)]);
+    let tokenizer = crate::tokenizer::fixture(false);
+    for (name, runs) in [("t.jsonl", 1..4), ("p.jsonl", 2..4)] {
+        let target = Target::Causal { vocab_size: Some(1000) };
+        let data = load(&folder.config(name), folder.directory.path(), target, &tokenizer, 16, 1).unwrap();
+        assert_eq!(data.train.ids(0).as_ref(), [2, 5, 6, 3]);
+        assert_eq!(data.train.trained(0), [runs]);
+        assert_eq!(codes(&data), [(Severity::Warning, "no-end-token")]);
+    }
+}
+
+#[test]
+fn long_rows_are_refused_dropped_or_cut() {
+    let long = HI.replace("Four.", &"Four. ".repeat(40));
+    let asking = HI.replace("What", &"What ".repeat(40));
+    let silent = r#"{"messages":[{"role":"user","content":"Hm?"}]}"#;
+    let folder = Folder::with(&[
+        ("a.jsonl", &format!("{HI}\n{long}\n{asking}\n")),
+        ("silent.jsonl", &format!("{HI}\n{silent}")),
+    ]);
+    let load = |long_rows| folder.load_with(&DataConfig { long_rows, ..folder.config("a.jsonl") }, 48).unwrap();
+    let data = load(LongRows::Refuse);
+    assert_eq!(codes(&data), [(Severity::Error, "long-rows")]);
+    let said = message(&data, "long-rows");
+    assert!(said.contains("2 of 3 training rows are longer than 48 tokens: a.jsonl line 2 ("), "{said}");
+    assert!(said.contains("data.max_length = "), "{said}");
+    let data = load(LongRows::Drop);
+    assert_eq!(
+        (data.train.len(), data.report.train.rows, codes(&data)),
+        (1, 1, vec![(Severity::Warning, "long-rows")])
+    );
+    assert!(message(&data, "long-rows").contains("2 training rows are left out"));
+    let data = load(LongRows::Cut);
+    assert_eq!(codes(&data), [(Severity::Error, "cut-answers"), (Severity::Warning, "long-rows")]);
+    assert!(message(&data, "cut-answers").contains("1 of 3 training rows lose everything"));
+    assert_eq!((0..3).map(|row| data.train.length(row)).max(), Some(48));
+    let data = folder.load("silent.jsonl");
+    assert_eq!(codes(&data), [(Severity::Error, "nothing-to-learn")]);
+    assert!(
+        message(&data, "nothing-to-learn").contains("1 of 2 training rows have nothing to learn: silent.jsonl line 2")
+    );
+}
+
+#[test]
+fn muted_turns_and_the_last_turn() {
+    let talk = r#"{"messages":[{"role":"user","content":"OK"},{"role":"assistant","content":"Four.","weight":0},{"role":"user","content":"OK"},{"role":"assistant","content":"Six."}]}"#;
+    let folder = Folder::with(&[("a.jsonl", talk), ("b.jsonl", &talk.replace(",\"weight\":0", ""))]);
+    let learned = |name: &str, train_on| {
+        let shown =
+            folder.shown(&folder.load_with(&DataConfig { train_on, ..folder.config(name) }, 256).unwrap().train);
+        shown[0].split('⟦').skip(1).map(|part| part.split('⟧').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(learned("a.jsonl", TrainOn::Assistant), ["Six.<|im_end|>"]);
+    assert_eq!(learned("b.jsonl", TrainOn::Assistant), ["Four.<|im_end|>", "Six.<|im_end|>"]);
+    assert_eq!(learned("b.jsonl", TrainOn::Last), ["Six.<|im_end|>"]);
+    assert_eq!(learned("b.jsonl", TrainOn::All).len(), 1);
+}
+
+#[test]
+fn the_audit_finds_what_a_template_loses() {
+    let chat = |more: &str, roles: &[&str]| {
+        let of = |role: &&str| format!("{{\"role\":\"{role}\",\"content\":\"{role} says\"}}");
+        format!("{{{more}\"messages\":[{}]}}", roles.iter().map(of).collect::<Vec<_>>().join(","))
+    };
+    let folder = Folder::with(&[
+        ("system.jsonl", &chat("", &["system", "user", "assistant"])),
+        ("tool.jsonl", &chat("", &["user", "tool", "assistant"])),
+        ("tools.jsonl", &chat("\"tools\":[{\"name\":\"add\"}],", &["user", "assistant"])),
+        (
+            "deaf.jinja",
+            "{% for m in messages if m.role in ['user', 'assistant'] %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}",
+        ),
+        (
+            "endless.jinja",
+            "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        ),
+        (
+            "dated.jinja",
+            "{{ strftime_now('%Y') }}{% for m in messages %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}",
+        ),
+    ]);
+    let of = |name: &str, template: &str| {
+        let template_date = Some("2026-07-06".into());
+        let config = DataConfig { template: Some(template.into()), template_date, ..folder.config(name) };
+        folder.load_with(&config, 256).unwrap()
+    };
+    let data = of("system.jsonl", "deaf.jinja");
+    assert_eq!(codes(&data), [(Severity::Error, "lost-message")]);
+    assert!(message(&data, "lost-message").contains("what \"system\" says in 1 rows: system.jsonl line 1"));
+    assert!(message(&of("tool.jsonl", "deaf.jinja"), "lost-message").contains("\"tool\""));
+    assert_eq!(codes(&of("tools.jsonl", "deaf.jinja")), [(Severity::Error, "lost-tools")]);
+    assert_eq!(codes(&of("system.jsonl", "endless.jinja")), [(Severity::Warning, "endless-turns")]);
+    let data = of("system.jsonl", "dated.jinja");
+    assert_eq!(codes(&data), [(Severity::Info, "date-stamp")]);
+    assert_eq!(data.report.template.as_ref().unwrap().date.as_deref(), Some("2026-07-06"));
+    assert!(folder.shown(&data.train)[0].contains("2026<|im_start|>"));
+    assert_eq!(codes(&of("system.jsonl", "chatml")), []);
+}
+
+#[test]
+fn the_model_must_hold_every_token() {
+    let folder = Folder::with(&[("a.jsonl", HI)]);
+    let largest = folder.chat.tokenizer.largest_id().unwrap() as usize;
+    for (rows, findings) in [(largest, 1), (largest + 1, 0)] {
+        let target = Target::Causal { vocab_size: Some(rows) };
+        let data =
+            load(&folder.config("a.jsonl"), folder.directory.path(), target, &folder.chat.tokenizer, 256, 1).unwrap();
+        assert_eq!(data.report.errors().filter(|finding| finding.code == "vocabulary").count(), findings);
+    }
+}
+
+#[test]
+fn padding_with_the_end_of_text_takes_nothing_from_what_is_learned() {
+    let folder = Folder::with(&[("a.jsonl", "{\"text\":\"OK\"}\n{\"text\":\"OK OK OK\"}")]);
+    let eos = folder.chat.tokenizer.eos_id().unwrap();
+    let train = folder.load("a.jsonl").train;
+    let [own, same] = [folder.chat.tokenizer.pad_id(), eos].map(|pad| train.batch(&[0, 1], pad));
+    assert_ne!(own.ids, same.ids);
+    assert_eq!(own.trained, same.trained);
+    let last = same.lengths[0] as usize - 1;
+    assert_eq!((same.ids[last], same.trained[last], same.trained[last + 1]), (eos as i32, true, false));
+    let config = fs::read_to_string(folder.chat.tokenizer.directory().join("tokenizer_config.json")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    fs::copy(folder.chat.tokenizer.directory().join("tokenizer.json"), directory.path().join("tokenizer.json"))
+        .unwrap();
+    fs::write(directory.path().join("tokenizer_config.json"), config.replace("\"<pad>\"", "\"</s>\"")).unwrap();
+    let tokenizer = Tokenizer::from_dir(directory.path()).unwrap();
+    let target = Target::Causal { vocab_size: None };
+    let data = load(&folder.config("a.jsonl"), folder.directory.path(), target, &tokenizer, 64, 1).unwrap();
+    assert!(codes(&data).contains(&(Severity::Info, "pad-is-eos")));
+}
+
+/// Files of many rows of many lengths.
+fn many() -> Folder {
+    let chat = |i: usize| HI.replace("Four.", &format!("{i}{}", " Four.".repeat(i * 7919 % 23)));
+    let text = |i: usize| format!("{{\"text\":\"{i}{}\"}}", " OK".repeat(i * 31 % 150));
+    let lines = |line: &dyn Fn(usize) -> String| (0..200).map(|i| line(i) + "\n").collect::<String>();
+    Folder::with(&[("chat.jsonl", &lines(&chat)), ("text.jsonl", &lines(&text))])
+}
+
+#[test]
+fn packs_hold_every_row_once() {
+    let folder = many();
+    let load = |packing, seed| {
+        let config = DataConfig { packing, ..folder.config("chat.jsonl") };
+        load(&config, folder.directory.path(), Target::Causal { vocab_size: None }, &folder.chat.tokenizer, 128, seed)
+            .unwrap()
+    };
+    let (rows, packs) = (load(false, 1), load(true, 1));
+    let row_of: HashMap<u32, usize> = (0..rows.train.len()).map(|row| (rows.train.source(row).line, row)).collect();
+    let mut seen = Vec::new();
+    for pack in 0..packs.train.len() {
+        let (ids, trained) = (packs.train.ids(pack), packs.train.trained(pack));
+        assert!(ids.len() <= 128 && ids.len() == packs.train.length(pack));
+        let (mut start, mut expected) = (0, Vec::new());
+        for (source, length) in packs.train.sources(pack).iter().zip(packs.train.segments(pack)) {
+            let row = row_of[&source.line];
+            let end = start + length as usize;
+            assert_eq!(rows.train.ids(row).as_ref(), &ids[start..end]);
+            expected.extend(rows.train.trained(row).into_iter().map(|run| start + run.start..start + run.end));
+            start = end;
+            seen.push(row);
+        }
+        assert_eq!(trained, expected);
+        let batch = packs.train.batch(&[pack as u32], 0);
+        assert_eq!(batch.segments[0].iter().sum::<u32>(), batch.lengths[0]);
+        assert!(
+            batch.segments[0]
+                .iter()
+                .scan(0, |at, &n| Some(std::mem::replace(at, *at + n)))
+                .all(|at| !batch.trained[at as usize])
+        );
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..200).collect::<Vec<_>>());
+    let report = packs.report.train.packing.unwrap();
+    assert_eq!(
+        (report.packs, report.trained_tokens),
+        (packs.train.len(), rows.report.train.packing.unwrap().trained_tokens)
+    );
+    assert!(report.efficiency > 0.95, "{}", report.efficiency);
+    assert_eq!(report.efficiency, packs.report.train.tokens as f64 / (128 * packs.train.len()) as f64);
+    let parts =
+        |data: &Dataset| (0..data.train.len()).map(|pack| data.train.ids(pack).into_owned()).collect::<Vec<_>>();
+    assert_eq!(parts(&packs), parts(&load(true, 1)));
+    assert_ne!(parts(&packs), parts(&load(true, 2)));
+}
+
+#[test]
+fn long_texts_are_cut_into_pieces_and_nothing_is_lost() {
+    let folder = many();
+    for packing in [false, true] {
+        let data = folder.load_with(&DataConfig { packing, ..folder.config("text.jsonl") }, 32).unwrap();
+        let mut of_line: HashMap<u32, Vec<Vec<u32>>> = HashMap::new();
+        for row in 0..data.train.len() {
+            assert!(data.train.length(row) <= 32);
+            let ids = data.train.ids(row);
+            let mut start = 0;
+            for (source, length) in data.train.sources(row).iter().zip(data.train.segments(row)) {
+                of_line.entry(source.line).or_default().push(ids[start..start + length as usize].to_vec());
+                start += length as usize;
+            }
+            let targets: usize = data.train.trained(row).iter().map(ExactSizeIterator::len).sum();
+            assert_eq!(targets, ids.len() - data.train.segments(row).len());
+        }
+        assert_eq!(of_line.len(), 200);
+        for (line, mut pieces) in of_line {
+            let whole = {
+                let text = format!("{}{}", line - 1, " OK".repeat((line as usize - 1) * 31 % 150));
+                let mut ids = folder.chat.tokenizer.encode(&text, None, usize::MAX).unwrap().ids;
+                ids.extend(folder.chat.tokenizer.eos_id());
+                ids
+            };
+            // Packs are in no order; full pieces before the rest, and each piece is there once.
+            assert!(pieces.iter().filter(|piece| piece.len() < 32).count() <= 1);
+            let mut expected: Vec<Vec<u32>> = whole.chunks(32).map(<[u32]>::to_vec).collect();
+            pieces.sort();
+            expected.sort();
+            assert_eq!(pieces, expected, "{line}");
+        }
+        assert_eq!(data.report.train.truncated_rows, 0);
+    }
+}
+
+#[test]
+fn packs_keep_the_weights_of_their_files_apart() {
+    let folder = many();
+    let weighted =
+        |path: &str, weight| FileEntry::Table(FileTable { path: path.into(), weight, config: None, split: None });
+    let train = Files::Many(vec![weighted("text.jsonl", 1.0), weighted("text.jsonl", 2.0)]);
+    let data = folder.load_with(&DataConfig { train, packing: true, ..folder.config("text.jsonl") }, 64).unwrap();
+    let weights: Vec<f64> = (0..data.train.len()).map(|row| data.train.weight(row)).collect();
+    assert_eq!(weights.chunk_by(|a, b| a == b).map(|run| run[0]).collect::<Vec<_>>(), [1.0, 2.0]);
+    let order = Order::new(&data.train, 1, 4, Micro::Tokens(128), true);
+    let mut counts = vec![0; data.train.len()];
+    (0..order.steps_per_epoch())
+        .flat_map(|step| order.micro_batches(step).concat())
+        .for_each(|row| counts[row as usize] += 1);
+    assert!(counts.iter().zip(weights).all(|(&n, weight)| f64::from(n) == weight));
+}
+
+#[test]
+fn conversations_are_split_and_compared_as_texts_are() {
+    let folder = Folder::with(&[
+        ("t.jsonl", &format!("{HI}\n{}\n{}", HI.replace("What", "what"), HI.replace("2+2", "3+3"))),
+        ("e.jsonl", &HI.replace("3+3", "2+2")),
+    ]);
+    let config = DataConfig { eval: Some(Files::one("e.jsonl")), eval_fraction: None, ..folder.config("t.jsonl") };
+    let data = folder.load_with(&config, 256).unwrap();
+    assert_eq!(message(&data, "near-duplicate-rows").split(' ').next(), Some("1"));
+    assert!(message(&data, "leakage").contains("e.jsonl line 1 = t.jsonl line 1"));
+    let many = many();
+    let data = many
+        .load_with(&DataConfig { eval_fraction: Some(0.2), packing: true, ..many.config("chat.jsonl") }, 128)
+        .unwrap();
+    assert_eq!((data.report.train.rows, data.report.eval.rows), (160, 40));
+    assert!(data.eval.len() < 40 && data.report.eval.packing.unwrap().packs == data.eval.len());
+}
+
+#[test]
+fn previews_colour_what_is_learned() {
+    let folder = Folder::with(&[("a.jsonl", &HI.replace("Four.", "é猫"))]);
+    let data = folder.load("a.jsonl");
+    let rows = preview(&data.train, &folder.chat.tokenizer, 5).unwrap();
+    assert_eq!(rows[0].tokens.len(), data.train.length(0));
+    assert_eq!(rows[0].tokens.iter().map(|token| token.id).collect::<Vec<_>>(), data.train.ids(0).as_ref());
+    let learned: String =
+        rows[0].tokens.iter().filter(|token| token.trained).map(|token| token.text.as_str()).collect();
+    assert_eq!(learned, "é猫<|im_end|>");
+    assert!(rows[0].display(true).to_string().contains("\x1b[1;32mé猫<|im_end|>\x1b[0m"));
+}
