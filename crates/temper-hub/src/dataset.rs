@@ -64,6 +64,11 @@ impl DataFiles {
 
 type Patterns = Vec<(String, Vec<String>)>;
 
+type Splits = BTreeMap<String, Vec<TreeFile>>;
+
+/// What of the request is wrong, and why.
+type WrongPart = (&'static str, String);
+
 impl Hub {
     /// Chooses the data files of a dataset at a commit; fetches its card and nothing else.
     ///
@@ -89,7 +94,7 @@ impl Hub {
 fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataFiles> {
     let error = |part, reason| Error::DataFiles { repo: listing.pinned.repo.clone(), part, reason };
     let wrong = |reason: String| error("", reason);
-    let wrong_part = |(part, reason): (&'static str, String)| error(part, reason);
+    let wrong_part = |(part, reason): WrongPart| error(part, reason);
     let configs = card.get("configs").and_then(Value::as_array).filter(|configs| !configs.is_empty());
     let converted = listing.pinned.revision == "refs/convert/parquet";
     let (config, mut splits) = match (&request.path, configs) {
@@ -189,8 +194,8 @@ fn patterns_of(config: &Value) -> std::result::Result<Patterns, String> {
 }
 
 /// Splits by words in the names of directories and files.
-fn by_names(listing: &Listing) -> BTreeMap<String, Vec<TreeFile>> {
-    let mut splits: BTreeMap<String, Vec<TreeFile>> = BTreeMap::new();
+fn by_names(listing: &Listing) -> Splits {
+    let mut splits: Splits = BTreeMap::new();
     let data: Vec<_> = listing.files.iter().filter(|file| format_of(&file.path).is_some()).collect();
     for file in &data {
         if let Some(split) = split_of(&file.path) {
@@ -215,11 +220,8 @@ fn split_of(path: &str) -> Option<&'static str> {
 }
 
 /// `CONFIG/SPLIT/0000.parquet`; a `partial-` split holds only the first gigabytes and must be asked for by that name.
-fn by_directories(
-    listing: &Listing,
-    request: &DataRequest,
-) -> std::result::Result<(String, BTreeMap<String, Vec<TreeFile>>), (&'static str, String)> {
-    let mut configs: BTreeMap<String, BTreeMap<String, Vec<TreeFile>>> = BTreeMap::new();
+fn by_directories(listing: &Listing, request: &DataRequest) -> std::result::Result<(String, Splits), WrongPart> {
+    let mut configs: BTreeMap<String, Splits> = BTreeMap::new();
     for file in listing.files.iter().filter(|file| file.path.ends_with(".parquet")) {
         let [config, split, _] = file.path.split('/').collect::<Vec<_>>()[..] else { continue };
         configs.entry(config.into()).or_default().entry(split.into()).or_default().push(file.clone());
@@ -254,7 +256,7 @@ fn by_directories(
 }
 
 /// Keeps the files of the most common format that can be read.
-fn keep_one_format(splits: &mut BTreeMap<String, Vec<TreeFile>>) -> std::result::Result<(), String> {
+fn keep_one_format(splits: &mut Splits) -> std::result::Result<(), String> {
     let count = |format: &str| splits.values().flatten().filter(|file| format_of(&file.path) == Some(format)).count();
     // The first of equals: the preferred one.
     let formats = FORMATS.iter().rev().map(|(format, _)| *format);

@@ -25,6 +25,8 @@ pub enum Trouble {
     Delay(Duration),
     /// The connection is cut when this many bytes of the request's body were read; nothing is done.
     CutUpload(u64),
+    /// One byte of the request's body arrives wrong.
+    WrongUpload,
     /// The request is carried out; the answer has this status (504: the commit landed all the same).
     Landed(u16),
     /// The request is carried out; the connection is cut without an answer.
@@ -65,7 +67,7 @@ impl Trouble {
     fn moment(&self) -> Moment {
         match self {
             Self::Status(_) | Self::RateLimited { .. } | Self::TokenExpired => Moment::Arrival,
-            Self::Delay(_) | Self::CutUpload(_) => Moment::Arrival,
+            Self::Delay(_) | Self::CutUpload(_) | Self::WrongUpload => Moment::Arrival,
             Self::Landed(_) | Self::LandedThenCut | Self::Header(..) | Self::Edit(_) => Moment::Answer,
             Self::CutDownload(_) | Self::ShortBody(_) | Self::WrongBytes | Self::Page(_) | Self::Drip { .. } => {
                 Moment::Content
@@ -83,6 +85,7 @@ impl fmt::Debug for Trouble {
             Self::Delay(time) => write!(out, "Delay({time:?})"),
             Self::CutUpload(bytes) => write!(out, "CutUpload({bytes})"),
             Self::Landed(status) => write!(out, "Landed({status})"),
+            Self::WrongUpload => out.write_str("WrongUpload"),
             Self::LandedThenCut => out.write_str("LandedThenCut"),
             Self::CutDownload(bytes) => write!(out, "CutDownload({bytes})"),
             Self::ShortBody(bytes) => write!(out, "ShortBody({bytes})"),

@@ -70,8 +70,13 @@ async fn answer(hub: Arc<Hub>, side: Side, request: axum::extract::Request) -> R
         read(&seen, body, bytes).await;
         return cut(Bytes::new());
     }
-    let Some(body) = read(&seen, body, u64::MAX).await else { return cut(Bytes::new()) };
+    let Some(mut body) = read(&seen, body, u64::MAX).await else { return cut(Bytes::new()) };
     match trouble {
+        Some(Trouble::WrongUpload) => {
+            let (middle, mut bytes) = (body.len() / 2, body.to_vec());
+            bytes.iter_mut().skip(middle).take(1).for_each(|byte| *byte ^= 1);
+            body = bytes.into();
+        }
         Some(Trouble::Delay(time)) => tokio::time::sleep(time).await,
         Some(trouble) => return seen.send(refused(&trouble).into_reply(), None),
         None => {}

@@ -20,6 +20,7 @@ pub mod plan;
 pub mod progress;
 pub mod provenance;
 pub mod push;
+pub mod pushing;
 pub mod recipe;
 pub mod report;
 pub mod reporters;

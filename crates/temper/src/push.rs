@@ -1,35 +1,25 @@
-//! Pushing to the hub: asked for before a run, beside it, at its end, and later by `temper push`.
+//! Pushing to the hub: whether it is allowed, which files, and the push of a run that has ended.
 //!
 //! A push is one commit of files that are named one by one; a failed one never loses or fails what was trained.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::Value;
-use temper_data::Tokenizer;
-use temper_engine::{Event, Stop, read_trained};
 use temper_hub::{
-    Decision, Hub, Push, PushFile, Pushed, Pusher, Reference, RepoId, TOKENIZER_FILES, Target, Terms, license_of,
+    Decision, Hub, Push, PushFile, Pushed, Reference, RepoId, TOKENIZER_FILES, Target, Terms, license_of,
 };
-use temper_models::Config;
-use temper_peft::parameters::Values;
 
-use crate::export::{self, Shipped};
 use crate::failure::{Context, Failure, Kind};
 use crate::fetch::{Source, failure, hub};
-use crate::finish::{Pages, Rows};
 use crate::plan::Plan;
 use crate::progress::Transfer;
-use crate::provenance::{Provenance, Trained};
-use crate::recipe::{ExportConfig, PushWhat, PushWhen, Recipe};
+use crate::provenance::Provenance;
+use crate::recipe::{ExportConfig, PushWhat, Recipe};
 use crate::resolve::point;
-use crate::run_dir::{RunDir, write_json};
+use crate::run_dir::write_json;
 
 /// What an export may hold beside its tokenizer and its shards, by name: nothing else leaves the machine.
 const SHIPPED: [&str; 8] = [
@@ -45,9 +35,6 @@ const SHIPPED: [&str; 8] = [
 
 /// The list of the files of weights that are in several.
 const INDEX: &str = "model.safetensors.index.json";
-
-/// How long a push has to end once somebody asked to stop.
-const GRACE: Duration = Duration::from_secs(2);
 
 /// The files of a checkpoint.
 const CHECKPOINT: [&str; 3] = ["state.json", "trainable.safetensors", "optimizer.safetensors"];
@@ -109,7 +96,13 @@ pub fn send(hub: &Hub, push: &Push) -> Result<Pushed, Failure> {
 }
 
 /// A push of `files` to where `export` says.
-fn push(export: &ExportConfig, run: &str, step: u64, message: String, files: Vec<PushFile>) -> Result<Push, Failure> {
+pub fn push(
+    export: &ExportConfig,
+    run: &str,
+    step: u64,
+    message: String,
+    files: Vec<PushFile>,
+) -> Result<Push, Failure> {
     Ok(Push {
         target: target(export)?,
         message,
@@ -124,7 +117,7 @@ fn push(export: &ExportConfig, run: &str, step: u64, message: String, files: Vec
 
 /// The files of the export in `from`, those that name the base of an adapter by its place on this machine in a copy below
 /// `copies` that names it by its place on the hub.
-fn shipped(from: &Path, copies: &Path, export: &ExportConfig) -> Result<Vec<PushFile>, Failure> {
+pub fn shipped(from: &Path, copies: &Path, export: &ExportConfig) -> Result<Vec<PushFile>, Failure> {
     let refuse = |message: &str| Err(Failure::new(Kind::Data, format!("error: {}: {message}", from.display())));
     let shards = shards(from)?;
     let names = SHIPPED.iter().chain(&TOKENIZER_FILES).copied().chain(shards.iter().map(String::as_str));
@@ -177,7 +170,8 @@ fn shards(from: &Path) -> Result<BTreeSet<String>, Failure> {
     }
 }
 
-fn checkpoint_files(dir: &Path) -> Vec<PushFile> {
+/// The files of the checkpoint in `dir`, below `last-checkpoint/`.
+pub fn checkpoint_files(dir: &Path) -> Vec<PushFile> {
     let file = |name: &&str| PushFile { path: format!("last-checkpoint/{name}"), local: dir.join(name) };
     CHECKPOINT.iter().map(file).filter(|file| file.local.is_file()).collect()
 }
@@ -193,7 +187,8 @@ fn newest_checkpoint(run: &Path) -> Option<(u64, PathBuf)> {
 
 /// That a run may push, found out before it begins.
 pub struct Permission {
-    hub: Hub,
+    /// The hub.
+    pub hub: Hub,
     /// What follows from the licences of what the run is made from.
     pub licence: Decision,
 }
@@ -260,151 +255,5 @@ pub fn licence(
     match hidden.filter(|_| !export.private) {
         Some(message) => Err(Failure::new(Kind::Recipe, format!("error: {message}"))),
         None => Ok(decision),
-    }
-}
-
-/// The pushes of a run.
-pub struct Pushing<'a> {
-    plan: &'a Plan,
-    run: &'a RunDir,
-    hub: Hub,
-    stop: &'a Stop,
-    beside: Option<Pusher>,
-    best: Option<u64>,
-}
-
-/// What the pushes beside training are made from, on their own thread.
-struct Beside {
-    plan: Plan,
-    config: Config,
-    tokenizer: Arc<Tokenizer>,
-    recipe: Recipe,
-    licence: Decision,
-    rows: Rows,
-    ships_head: bool,
-    run: PathBuf,
-}
-
-impl Beside {
-    /// Makes an export of the checkpoint that `push` has, in `dir`, and says what of both is sent.
-    fn prepare(&self, push: Push, dir: &Path) -> Result<Push, Failure> {
-        let Self { plan, config, tokenizer, recipe, licence, .. } = self;
-        let trained = Trained { step: push.step, finished: false };
-        let made = Shipped { plan, config, tokenizer, recipe, licence: Some(licence), trained };
-        let front = Pages::read(&made, None, &self.rows, &self.run)?.front(false);
-        let values =
-            read_trained(&dir.join("last-checkpoint")).context(Kind::Other, "failed to read the checkpoint")?;
-        let decoded =
-            |data: burn::tensor::TensorData| Values { shape: data.shape().to_vec(), data: data.iter().collect() };
-        let values = values.into_iter().map(|(path, data)| (path, decoded(data))).collect();
-        export::export_trained(values, self.ships_head, &made, &front, &dir.join("export"))?;
-        let checkpoint = push.files.into_iter().filter(|_| plan.export.push_checkpoint);
-        let mut files = shipped(&dir.join("export"), &dir.join("copies"), &plan.export)?;
-        files.extend(checkpoint);
-        Ok(Push { files, ..push })
-    }
-}
-
-impl<'a> Pushing<'a> {
-    /// Starts the thread that pushes beside training, if something is to be pushed there.
-    ///
-    /// # Errors
-    /// When left-overs of an earlier run cannot be cleared.
-    pub fn start(
-        permission: &Permission,
-        made: &Shipped<'a>,
-        rows: &Rows,
-        ships_head: bool,
-        run: &'a RunDir,
-        stop: &'a Stop,
-    ) -> Result<Self, Failure> {
-        let (plan, hub) = (made.plan, permission.hub.clone());
-        let start = || {
-            let beside = Beside {
-                plan: plan.clone(),
-                config: made.config.clone(),
-                tokenizer: made.tokenizer.clone(),
-                recipe: made.recipe.clone(),
-                licence: permission.licence.clone(),
-                rows: rows.clone(),
-                ships_head,
-                run: run.path().into(),
-            };
-            let prepare =
-                move |push: Push, dir: &Path| beside.prepare(push, dir).map_err(|failure| failure.to_string());
-            Pusher::start(&hub, run.path(), prepare)
-        };
-        let beside = (plan.export.push_when != PushWhen::End).then(start).transpose().map_err(failure)?;
-        Ok(Self { plan, run, hub, stop, beside, best: None })
-    }
-
-    /// Takes note of an event: a checkpoint may be due to be pushed. What goes wrong is logged, and training goes on.
-    pub fn observe(&mut self, event: &Event) {
-        match event {
-            Event::Evaluated { step, best: true, .. } => self.best = Some(*step),
-            Event::Saved { step, path, .. } => {
-                let due = self.plan.export.push_when == PushWhen::EverySave || self.best == Some(*step);
-                if let (Some(pusher), true) = (&self.beside, due)
-                    && let Err(failure) = self.offer(pusher, *step, path)
-                {
-                    tracing::warn!(%failure, step, "failed to push a checkpoint; training goes on");
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn offer(&self, pusher: &Pusher, step: u64, checkpoint: &Path) -> Result<(), Failure> {
-        let (export, files) = (&self.plan.export, checkpoint_files(checkpoint));
-        let message = format!("Training in progress, step {step}");
-        let push = push(export, &self.plan.fingerprint, step, message, files)?;
-        pusher.offer(push).map(drop).map_err(failure)
-    }
-
-    /// Waits for what is under way and pushes the result, as long as nobody asks to stop.
-    ///
-    /// # Errors
-    /// When the last push fails or is given up; everything is on this machine, and `temper push` sends what is missing.
-    pub fn finish(self) -> Result<Pushed, Failure> {
-        let Self { plan, run, hub, stop, beside, .. } = self;
-        for outcome in beside.map(|beside| beside.finish(|| stop.is_requested())).unwrap_or_default() {
-            if let Err(error) = outcome.result {
-                tracing::warn!(step = outcome.step, "failed to {error}");
-            }
-        }
-        let (dir, export, id) = (run.path().to_owned(), plan.export.clone(), plan.fingerprint.clone());
-        let pushed = until_stopped(&hub, stop, move |hub| push_run(hub, &dir, &export, &id, false));
-        pushed.map_err(|failure| {
-            let dir = run.path().display();
-            let message =
-                format!("{failure}\n  = help: the run is whole in {dir}; `temper push {dir}` sends what is missing");
-            Failure::new(failure.kind, message)
-        })
-    }
-}
-
-/// Pushes on a thread of its own, and gives that up once somebody asks to stop: a hub may be silent for longer than a
-/// person, or a scheduler that ends the process, will wait.
-fn until_stopped(
-    hub: &Hub,
-    stop: &Stop,
-    push: impl FnOnce(&Hub) -> Result<Pushed, Failure> + Send + 'static,
-) -> Result<Pushed, Failure> {
-    let given_up = Arc::new(AtomicBool::new(false));
-    let hub = hub.abandonable(given_up.clone());
-    let thread = thread::spawn(move || push(&hub));
-    let mut end = None;
-    while !thread.is_finished() && end.is_none_or(|end| Instant::now() < end) {
-        if end.is_none() && stop.is_requested() {
-            given_up.store(true, Ordering::Relaxed);
-            end = Some(Instant::now() + GRACE);
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    let stopped = || Failure::new(Kind::Interrupted, "stopped before everything was pushed");
-    match thread.is_finished().then(|| thread.join()) {
-        Some(Ok(Err(_))) | None if end.is_some() => Err(stopped()),
-        Some(Ok(pushed)) => pushed,
-        Some(Err(_)) | None => Err(Failure::new(Kind::Other, "error: the push ended in a panic")),
     }
 }

@@ -11,7 +11,10 @@ use crate::{
     push_faults::kill_a_push_at,
 };
 
-const CHUNKS: &str = "/v1/xorbs/*";
+/// Chunks are sent in blocks, each with a grant, an upload and a commit; then the shard says which file they are.
+const GRANTS: &str = "/v1/xorb-grants/*";
+const BLOCKS: &str = "*/xorb-uploads/*";
+const COMMITS: &str = "/v1/xorb-commits/*";
 const SHARDS: &str = "*/shards";
 
 fn bench() -> Bench {
@@ -30,17 +33,20 @@ fn landed_once(bench: &Bench) {
 
 #[test]
 fn an_upload_that_is_cut_or_refused_is_sent_again() {
-    let cut = || Trouble::CutUpload(100);
     for (path, trouble) in [
-        (CHUNKS, cut()),
-        (CHUNKS, Trouble::Status(503)),
-        (CHUNKS, Trouble::LandedThenCut),
-        (SHARDS, cut()),
+        (GRANTS, Trouble::Status(503)),
+        (BLOCKS, Trouble::CutUpload(100)),
+        (BLOCKS, Trouble::Status(503)),
+        (BLOCKS, Trouble::LandedThenCut),
+        (BLOCKS, Trouble::WrongUpload),
+        (COMMITS, Trouble::Landed(502)),
+        (SHARDS, Trouble::CutUpload(100)),
         (SHARDS, Trouble::Status(500)),
         (SHARDS, Trouble::Landed(502)),
+        (SHARDS, Trouble::LandedThenCut),
     ] {
         let bench = bench();
-        bench.server.fault(Fault::new("POST", path, trouble.clone()).on(Side::Storage));
+        bench.server.fault(Fault::new("*", path, trouble.clone()).on(Side::Storage));
         let push = push_of(&bench, "me/x", 1, &model_files(&weights()));
         bench.hub().push(&push, &|_| {}).unwrap_or_else(|error| panic!("{path}, {trouble:?}: {error}"));
         landed_once(&bench);
@@ -50,7 +56,7 @@ fn an_upload_that_is_cut_or_refused_is_sent_again() {
 #[test]
 fn a_storage_that_goes_on_failing_is_an_error_and_a_later_push_completes() {
     for (path, trouble, words) in [
-        (CHUNKS, Trouble::Status(503), ["through Xet storage", "HF_HUB_DISABLE_XET"]),
+        ("/v1/xorb*", Trouble::Status(503), ["through Xet storage", "HF_HUB_DISABLE_XET"]),
         (SHARDS, Trouble::Status(400), ["through Xet storage", "HF_HUB_DISABLE_XET"]),
         ("*/xet-write-token/*", Trouble::Status(403), ["upload files to", "refuses"]),
     ] {
@@ -68,7 +74,7 @@ fn a_storage_that_goes_on_failing_is_an_error_and_a_later_push_completes() {
 #[test]
 fn a_token_of_the_storage_that_expires_is_renewed() {
     let bench = bench();
-    bench.server.fault(Fault::new("POST", CHUNKS, Trouble::TokenExpired).on(Side::Storage));
+    bench.server.fault(Fault::new("POST", GRANTS, Trouble::TokenExpired).on(Side::Storage));
     let push = push_of(&bench, "me/x", 1, &model_files(&weights()));
     // Renewed, or refused in words: never a commit without its files.
     if let Err(error) = bench.hub().push(&push, &|_| {}) {
@@ -81,7 +87,7 @@ fn a_token_of_the_storage_that_expires_is_renewed() {
 
 #[test]
 fn killed_while_pushing_over_xet() {
-    for path in ["/xet-write-token/", "/v1/xorbs/", "/shards"] {
+    for path in ["/xet-write-token/", "/xorb-uploads/", "/shards"] {
         let bench = bench();
         let push = push_of(&bench, "me/x", 1, &model_files(&weights()));
         bench.server.fault(Fault::new("*", &format!("*{path}*"), Trouble::Delay(Duration::from_millis(400))));
