@@ -126,9 +126,12 @@ impl Config {
         MODEL_TYPES.iter().find(|(name, _)| *name == self.model_type()).map_or("", |(_, prefix)| prefix)
     }
 
-    /// The stem of the classes that Transformers has for it, as in `BertForMaskedLM`.
-    pub fn class_stem(&self) -> &'static str {
-        self.sizes().class
+    /// The class that Transformers has for it with that head, as in `BertForMaskedLM`.
+    pub fn class(&self, head: &str) -> String {
+        match (self.sizes().class, head) {
+            ("GPT2", "ForCausalLM") => "GPT2LMHeadModel".into(),
+            (stem, head) => format!("{stem}{head}"),
+        }
     }
 
     /// Whether tokens see only what is before them.
@@ -154,7 +157,8 @@ impl Config {
     pub fn embeddings(&self) -> &'static str {
         match self.model {
             Model::Bert(_) | Model::DistilBert(_) | Model::Roberta(_) => "embeddings.word_embeddings.weight",
-            Model::Llama(_) => "embed_tokens.weight",
+            Model::Gpt2(_) => "wte.weight",
+            Model::Gemma3(_) | Model::Llama(_) | Model::Phi3(_) => "embed_tokens.weight",
         }
     }
 

@@ -177,7 +177,7 @@ fn take_head(config: &mut Config, adapter: &AdapterFile) {
     if adapter.config.task_type.as_deref() != Some("SEQ_CLS") {
         return;
     }
-    config.raw["architectures"] = json!([format!("{}ForSequenceClassification", config.class_stem())]);
+    config.raw["architectures"] = json!([config.class("ForSequenceClassification")]);
     let output = |name: &str| name.ends_with("classifier.weight") || name.ends_with("classifier.out_proj.weight");
     let head = adapter.tensors.iter().find(|(name, _)| output(name) && !name.contains("pre_classifier"));
     if let Some(labels) = head.map(|(_, values)| values.shape[0]).filter(|labels| *labels != config.labels().len()) {

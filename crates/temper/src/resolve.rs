@@ -146,7 +146,7 @@ impl LazyModel {
             let prefixed = |path: String| format!("{}.{path}", config.prefix());
             let linears = model.backbone_mut().linears().into_iter().map(|(path, _)| prefixed(path)).collect();
             LazyModel {
-                class: format!("{}{}", config.class_stem(), T::CLASS),
+                class: config.class(T::CLASS),
                 entries,
                 linears,
                 targets: config.default_targets().to_vec(),
