@@ -87,7 +87,10 @@ impl World {
         let mut child = self.training(overrides).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let begun = Instant::now();
         while !self.hub.requests().iter().any(|request| request.path.contains(path)) {
-            assert!(begun.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "no {path}");
+            if begun.elapsed() > Duration::from_secs(60) || child.try_wait().unwrap().is_some() {
+                child.kill().unwrap();
+                panic!("no {path}: {}", text(&child.wait_with_output().unwrap().stderr));
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
         let begun = Instant::now();
@@ -266,7 +269,7 @@ fn weights_in_several_files_are_pushed() {
     assert!(out.status.success(), "{}", text(&out.stderr));
     let (run, whole) = (world.run(), world.pushed("model.safetensors"));
     in_shards(&run.join("merged/model.safetensors"));
-    let (push, to) = (run.display().to_string(), "me/shards");
+    let (push, to) = (run.display().to_string(), TO);
     assert!(world.temper(&["push", &push, "--to", to]).status.success());
     for name in ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     {
@@ -274,6 +277,10 @@ fn weights_in_several_files_are_pushed() {
         assert_eq!(there, fs::read(run.join("merged").join(name)).unwrap(), "{name}");
         assert!(there.len() < whole.len());
     }
+    assert!(
+        world.hub.read(Kind::Model, to, "main", "model.safetensors").is_err(),
+        "the old weights would be found first"
+    );
     // What was pushed is what can be pulled and used.
     let out = world.temper(&["hub", "download", to]);
     let dir = text(&out.stdout).trim().to_owned();

@@ -28,10 +28,13 @@ const SHIPPED: [&str; 8] = [
     "temper.json",
     "config.json",
     "generation_config.json",
-    "model.safetensors",
+    SINGLE,
     "adapter_config.json",
     "adapter_model.safetensors",
 ];
+
+/// Weights in one file.
+const SINGLE: &str = "model.safetensors";
 
 /// The list of the files of weights that are in several.
 const INDEX: &str = "model.safetensors.index.json";
@@ -103,13 +106,18 @@ pub fn push(
     message: String,
     files: Vec<PushFile>,
 ) -> Result<Push, Failure> {
+    // Whoever finds weights in one file does not look for several, nor the other way round: one of the two is old.
+    let has = |name: &str| files.iter().any(|file| file.path == name);
+    let old = [(INDEX, SINGLE), (SINGLE, INDEX)].into_iter().find(|(new, _)| has(new)).map(|(_, old)| old);
+    let checkpoint = export.push_checkpoint.then_some("last-checkpoint/");
+    let replace = old.into_iter().chain(checkpoint).map(str::to_owned).collect();
     Ok(Push {
         target: target(export)?,
         message,
         run: run.into(),
         step,
         files,
-        replace: export.push_checkpoint.then(|| "last-checkpoint/".into()).into_iter().collect(),
+        replace,
         tags: Vec::new(),
         journal: None,
     })
@@ -127,7 +135,7 @@ pub fn shipped(from: &Path, copies: &Path, export: &ExportConfig) -> Result<Vec<
     if let Some(lost) = shards.iter().find(|name| !has(name)) {
         return refuse(&format!("{INDEX} names {lost}, which is not there"));
     }
-    if !has("adapter_model.safetensors") && !has("model.safetensors") && shards.is_empty() {
+    if !has("adapter_model.safetensors") && !has(SINGLE) && shards.is_empty() {
         return refuse("there are no weights to push: has the run finished?");
     }
     if !has("README.md") {

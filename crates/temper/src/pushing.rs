@@ -48,10 +48,10 @@ struct Beside {
 }
 
 impl Beside {
-    /// Makes an export of the checkpoint that `push` has, in `dir`, and says what of both is sent.
-    fn prepare(&self, push: Push, dir: &Path) -> Result<Push, Failure> {
+    /// Makes an export of the checkpoint that `offered` has, in `dir`, and says what of both is sent.
+    fn prepare(&self, offered: Push, dir: &Path) -> Result<Push, Failure> {
         let Self { plan, config, tokenizer, recipe, licence, .. } = self;
-        let trained = Trained { step: push.step, finished: false };
+        let trained = Trained { step: offered.step, finished: false };
         let made = Shipped { plan, config, tokenizer, recipe, licence: Some(licence), trained };
         let front = Pages::read(&made, None, &self.rows, &self.run)?.front(false);
         let values =
@@ -60,10 +60,10 @@ impl Beside {
             |data: burn::tensor::TensorData| Values { shape: data.shape().to_vec(), data: data.iter().collect() };
         let values = values.into_iter().map(|(path, data)| (path, decoded(data))).collect();
         export::export_trained(values, self.ships_head, &made, &front, &dir.join("export"))?;
-        let checkpoint = push.files.into_iter().filter(|_| plan.export.push_checkpoint);
+        let checkpoint = offered.files.into_iter().filter(|_| plan.export.push_checkpoint);
         let mut files = shipped(&dir.join("export"), &dir.join("copies"), &plan.export)?;
         files.extend(checkpoint);
-        Ok(Push { files, ..push })
+        push(&plan.export, &offered.run, offered.step, offered.message, files)
     }
 }
 

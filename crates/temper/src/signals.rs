@@ -1,5 +1,5 @@
 //! SIGINT, SIGTERM and SIGHUP ask the loop to stop after the step at hand; a second one ends the process at once. Before the
-//! handler is installed, while the plan is made, the first one does.
+//! handler is installed, while the plan is made and weights are fetched, the first one does.
 
 use temper_engine::Stop;
 

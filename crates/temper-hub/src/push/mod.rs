@@ -55,7 +55,7 @@ pub struct Push {
     pub step: u64,
     /// The files, all of them named: no directory is walked.
     pub files: Vec<PushFile>,
-    /// Directories (`last-checkpoint/`) whose other files are deleted by the same commit.
+    /// Directories (`last-checkpoint/`) whose other files are deleted by the same commit, and files that are.
     pub replace: Vec<String>,
     /// Tags to put on the commit.
     pub tags: Vec<String>,
@@ -213,12 +213,12 @@ impl Hub {
         Ok(missing)
     }
 
-    /// Files below the replaced directories that the push does not have.
+    /// Replaced files and files below replaced directories that the push does not have.
     fn stale(&self, push: &Push, head: Option<&Commit>) -> Result<Vec<String>> {
         let (Some(head), false) = (head, push.replace.is_empty()) else { return Ok(Vec::new()) };
         let listed = self.list(&push.at(head))?;
-        let replaced =
-            |path: &str| push.replace.iter().any(|dir| path.starts_with(&format!("{}/", dir.trim_end_matches('/'))));
+        let below = |path: &str, dir: &str| path.starts_with(&format!("{}/", dir.trim_end_matches('/')));
+        let replaced = |path: &str| push.replace.iter().any(|old| path == old || below(path, old));
         let new = |path: &str| push.files.iter().any(|file| file.path == path);
         let paths = listed.files.into_iter().map(|file| file.path);
         Ok(paths.filter(|path| replaced(path) && !new(path)).collect())
@@ -236,7 +236,7 @@ impl Push {
             return Err(self.wrong("the commit message and the run's id are one line each"));
         }
         if self.replace.iter().any(|dir| crate::names::hostile_path(dir.trim_end_matches('/')).is_some()) {
-            return Err(self.wrong("a directory to replace is not one of the repository"));
+            return Err(self.wrong("what is to be replaced is not of the repository"));
         }
         self.tags.iter().try_for_each(|tag| crate::names::check_revision("tag", tag))
     }
