@@ -18,7 +18,7 @@ impl Embedding {
         Self { weight: lazy([count, size], 0.0, device) }
     }
 
-    /// Looks up every id.
+    /// Looks up every id. Every id has a gradient; Transformers withholds it from the one that is padding.
     ///
     /// # Shapes
     ///

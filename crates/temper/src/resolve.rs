@@ -137,6 +137,8 @@ struct LazyModel {
     entries: Vec<Entry>,
     linears: Vec<String>,
     targets: Vec<&'static str>,
+    /// Whether weights are stored `[in, out]`.
+    fan_in_fan_out: bool,
 }
 
 impl LazyModel {
@@ -150,6 +152,7 @@ impl LazyModel {
                 entries,
                 linears,
                 targets: config.default_targets().to_vec(),
+                fan_in_fan_out: config.fan_in_fan_out(),
             }
         }
         let device = Device::flex();

@@ -127,7 +127,8 @@ fn groups(
         .filter_map(|found| {
             let weight = format!("{}.weight", found.path);
             let shape = &lazy.entries[paths.iter().position(|path| *path == weight)?].shape;
-            Some(found.parameters([shape[0], shape[1]], adapter.method == Method::Dora))
+            let outputs_inputs = if lazy.fan_in_fan_out { [shape[1], shape[0]] } else { [shape[0], shape[1]] };
+            Some(found.parameters(outputs_inputs, adapter.method == Method::Dora))
         })
         .sum();
     let mut groups = vec![group("backbone", "backbone."), group("head", "head.")];
