@@ -134,12 +134,6 @@ impl Config {
         }
     }
 
-    /// The class that Transformers has for a decoder with a language-model head, as in `LlamaForCausalLM`.
-    pub fn causal_lm_class(&self) -> String {
-        let head = if self.model_type() == "gpt2" { "LMHeadModel" } else { "ForCausalLM" };
-        format!("{}{head}", self.class_stem())
-    }
-
     /// Whether tokens see only what is before them.
     pub fn is_decoder(&self) -> bool {
         match self.model {

@@ -117,7 +117,7 @@ fn rows_that_have_ended_can_be_dropped() {
 #[test]
 fn the_class_is_the_one_that_transformers_wrote() {
     for fixture in decoders() {
-        assert_eq!(fixture.config.raw["architectures"][0], fixture.config.causal_lm_class());
+        assert_eq!(fixture.config.raw["architectures"][0], fixture.config.class("ForCausalLM"));
     }
 }
 
