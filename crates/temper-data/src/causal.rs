@@ -1,6 +1,11 @@
 //! From a row to the tokens of a causal language model, and which of them are learned.
 
-use std::{ops::Range, path::Path};
+use std::{
+    iter::once,
+    ops::Range,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use crate::{
     config::{DataConfig, TrainOn},
@@ -20,6 +25,8 @@ pub(crate) struct Causal<'a> {
     /// None where the tokenizer has none, or none that can be read; the error is for the first row that needs one.
     template: Result<ChatTemplate, String>,
     date: String,
+    /// Whether any row needed the template.
+    rendered: AtomicBool,
     train_on: TrainOn,
     max_length: usize,
 }
@@ -66,12 +73,12 @@ impl<'a> Causal<'a> {
     ) -> Result<Self> {
         let date = config.template_date.clone().unwrap_or_else(ChatTemplate::today);
         let template = template(config, base_dir, tokenizer, &date)?;
-        Ok(Self { tokenizer, template, date, train_on: config.train_on, max_length })
+        Ok(Self { tokenizer, template, date, rendered: AtomicBool::new(false), train_on: config.train_on, max_length })
     }
 
-    /// The template that conversations were rendered with.
+    /// The template that conversations were rendered with; none where there was no conversation.
     pub(crate) fn template_report(&self) -> Option<TemplateReport> {
-        let template = self.template.as_ref().ok()?;
+        let template = self.template.as_ref().ok().filter(|_| self.rendered.load(Ordering::Relaxed))?;
         let date = template.is_dated().then(|| self.date.clone());
         Some(TemplateReport { origin: template.origin().display().to_string(), date })
     }
@@ -89,7 +96,7 @@ impl<'a> Causal<'a> {
     fn text(&self, text: &str) -> Result<Tokenised, String> {
         let mut ids = self.tokenizer.encode(text, None, usize::MAX).map_err(|e| e.to_string())?.ids;
         self.end(&mut ids);
-        let (trained, full_length) = (vec![0..ids.len() as u32], ids.len());
+        let (trained, full_length) = (once(0..ids.len() as u32).collect(), ids.len());
         Ok(Tokenised { ids, trained, full_length, hash: RowHash::new(text, None), seen: Seen::default() })
     }
 
@@ -103,13 +110,14 @@ impl<'a> Causal<'a> {
         self.end(&mut ids);
         let mut hash = RowHash::new(prompt, Some(completion));
         hash.blank = completion.trim().is_empty();
-        let trained = vec![start as u32..ids.len() as u32];
+        let trained = once(start as u32..ids.len() as u32).collect();
         Ok(self.cut(ids, trained, hash, Seen::default()))
     }
 
     fn chat(&self, sample: &Sample) -> Result<Tokenised, String> {
         let Sample::Chat { messages, tools, first } = sample else { return Err("it is no conversation".into()) };
         let template = self.template.as_ref().map_err(Clone::clone)?;
+        self.rendered.store(true, Ordering::Relaxed);
         let conversation =
             Conversation { template, tokenizer: self.tokenizer, messages, tools: tools.as_ref(), first: *first };
         let turns = conversation.turns(self.train_on)?;

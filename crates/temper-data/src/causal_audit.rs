@@ -71,40 +71,22 @@ impl CausalAudit {
                 self.audit.add(Severity::Error, "lost-message", message);
             }
         }
-        let told: [(&dyn Fn(&Seen) -> bool, Severity, &'static str, &str); 4] = [
-            (
-                &|seen| seen.toolless,
-                Severity::Error,
-                "lost-tools",
-                "have tools that the chat template does not show; name another one (data.template)",
-            ),
-            (
-                &|seen| seen.rewritten > 0,
-                Severity::Warning,
-                "rewritten-turns",
-                "have turns of the assistant that the chat template shows otherwise once others follow, as where earlier \
-                 thinking is left out; these turns are not learned",
-            ),
-            (
-                &|seen| seen.misprompted > 0,
-                Severity::Warning,
-                "generation-prompt",
-                "have turns that do not begin as the generation prompt ends: the model will be asked otherwise than it \
-                 learned",
-            ),
-            (
-                &|seen| seen.endless,
-                Severity::Warning,
-                "endless-turns",
-                "have turns behind which no special token is learned: the model may not learn to stop",
-            ),
-        ];
-        for (is, severity, code, what) in told {
+        let mut told = |is: &dyn Fn(&Seen) -> bool, severity, code, what: &str| {
             let cases = rows(is);
             if cases.count > 0 {
                 self.audit.add(severity, code, format!("{} rows {what}: {}", cases.count, cases.shown()));
             }
-        }
+        };
+        let what = "have tools that the chat template does not show; name another one (data.template)";
+        told(&|seen| seen.toolless, Severity::Error, "lost-tools", what);
+        let what = "have turns of the assistant that the chat template shows otherwise once others follow, as where earlier \
+                    thinking is left out; these turns are not learned";
+        told(&|seen| seen.rewritten > 0, Severity::Warning, "rewritten-turns", what);
+        let what = "have turns that do not begin as the generation prompt ends: the model will be asked otherwise than it \
+                    learned";
+        told(&|seen| seen.misprompted > 0, Severity::Warning, "generation-prompt", what);
+        let what = "have turns behind which no special token is learned: the model may not learn to stop";
+        told(&|seen| seen.endless, Severity::Warning, "endless-turns", what);
     }
 
     /// Rows that are too long, and rows without anything to learn.

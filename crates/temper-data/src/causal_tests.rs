@@ -215,7 +215,7 @@ fn texts_are_learned_whole_and_prompts_are_not() {
     assert_eq!((batch.lengths.as_slice(), batch.segments), (&[1, 2][..], vec![vec![1], vec![2]]));
     assert_eq!(batch.trained, [false, false, false, true]);
     assert_eq!(batch.ids[1], 9);
-    assert_eq!(codes(&data), [(Severity::Warning, "duplicate-rows"), (Severity::Warning, "empty-rows")]);
+    assert_eq!(codes(&data), [(Severity::Warning, "empty-rows")]);
     let data = folder.load("pc.jsonl");
     let shown = folder.shown(&data.train);
     assert_eq!(shown[0], "── pc.jsonl line 1 ──\nWhat is⟦ 2+2?</s>⟧\n");

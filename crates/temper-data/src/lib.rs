@@ -14,10 +14,10 @@ mod batch;
 mod causal;
 mod causal_audit;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 mod causal_tests;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 mod chat_tests;
 mod config;
 mod convert;

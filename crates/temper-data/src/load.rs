@@ -4,14 +4,15 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     audit::{self, Split},
-    causal::Causal,
+    causal::{Causal, Seen},
     causal_audit::CausalAudit,
     config::{DataConfig, LongRows},
     error::{Error, Result},
-    examples::Examples,
-    labels::{LabelKind, Labels},
+    examples::{Examples, Store},
+    hash::RowHash,
+    labels::{Column, LabelKind, Labels},
     layout::Layout,
-    reader::Reader,
+    reader::{Reader, Rows},
     report::{DataReport, SplitReport},
     source::{Columns, Labelled},
     split,
@@ -63,13 +64,15 @@ pub fn load(
         let message = format!("{max_length} leaves no room for text beside {added} special tokens");
         return Err(Error::Config { field: "max_length", message });
     }
-    let (kind, causal) = match &target {
-        Target::Labels(kind) => (kind.clone(), None),
-        Target::Causal { .. } => (LabelKind::None, Some(Causal::new(config, base_dir, tokenizer, max_length)?)),
+    let (kind, vocab_size, causal) = match target {
+        Target::Labels(kind) => (kind, None, None),
+        Target::Causal { vocab_size } => {
+            (LabelKind::None, vocab_size, Some(Causal::new(config, base_dir, tokenizer, max_length)?))
+        }
     };
     let mut labels = Labels::new(kind, &config.label)?;
     let columns = match causal {
-        Some(_) => Columns::Causal(Layout::new(config)),
+        Some(_) => Columns::Causal(Box::new(Layout::new(config))),
         None => {
             let (text, pair) = (config.text.clone(), config.text_pair.clone());
             Columns::Labelled(Labelled { text, pair, label: labels.source(&config.label) })
@@ -82,22 +85,9 @@ pub fn load(
     label_columns.extend(eval.as_mut().map(|eval| &mut eval.store.labels));
     let names: Arc<[String]> = labels.finish(&mut label_columns).into();
 
-    let (train_rows, mut eval_rows) = split::by_content(&train.hashes, &train.store.labels, fraction, seed);
-    let mut observed = std::mem::take(&mut train.observed);
-    let store = Arc::new(train.store);
-    let (mut eval_store, mut eval_hashes) = (store.clone(), &train.hashes);
-    if let Some(eval) = &mut eval {
-        observed.extend(std::mem::take(&mut eval.observed));
-        eval_rows = (0..eval.hashes.len() as u32).collect();
-    }
-    let eval = eval.map(|eval| (Arc::new(eval.store), eval.hashes));
-    if let Some((store, hashes)) = &eval {
-        (eval_store, eval_hashes) = (store.clone(), hashes);
-    }
     let dropping = causal.is_some() && config.long_rows == LongRows::Drop;
-    let train = Split::new("training", store, train_rows, &train.hashes, &names, dropping);
-    let eval = Split::new("evaluation", eval_store, eval_rows, eval_hashes, &names, dropping);
-
+    let ([train, eval], observed) =
+        sides(train, eval, &names, dropping, |hashes, labels| split::by_content(hashes, labels, fraction, seed));
     let mut report = DataReport {
         max_length,
         train: SplitReport::new(&train.examples, tokenizer.unknown_id()),
@@ -107,21 +97,44 @@ pub fn load(
     };
     let eval_wanted = config.eval.is_some() || fraction > 0.0;
     report.findings = audit::findings(&report, &train, &eval, eval_wanted);
-    if let (Some(causal), Target::Causal { vocab_size }) = (&causal, target) {
-        report.template = causal.template_report();
-        let mut audit = CausalAudit::new(std::mem::take(&mut report.findings), config, max_length);
-        audit.tokenizer(tokenizer, vocab_size);
-        audit.template(&observed, report.template.as_ref());
-        [&train, &eval].into_iter().for_each(|split| audit.rows(split));
-        report.findings = audit.findings();
-    }
-    let (mut train, mut eval) = (train.examples, eval.examples);
-    if causal.is_some() {
-        train = if config.packing { train.packed(max_length, seed) } else { train.in_pieces(max_length) };
-        // Not packed: each row is measured and answered by itself.
-        eval = eval.in_pieces(max_length);
-        report.train.pack(&train, max_length);
-        report.eval.pack(&eval, max_length);
-    }
+    let Some(causal) = causal else {
+        return Ok(Dataset { train: train.examples, eval: eval.examples, report });
+    };
+    report.template = causal.template_report();
+    let mut audit = CausalAudit::new(report.findings, config, max_length);
+    audit.tokenizer(tokenizer, vocab_size);
+    audit.template(&observed, report.template.as_ref());
+    [&train, &eval].into_iter().for_each(|split| audit.rows(split));
+    report.findings = audit.findings();
+    let (train, eval) = (train.examples, eval.examples);
+    let train = if config.packing { train.packed(max_length, seed) } else { train.in_pieces(max_length) };
+    // Not packed: each row is measured and answered by itself.
+    let eval = eval.in_pieces(max_length);
+    report.train.pack(&train, max_length);
+    report.eval.pack(&eval, max_length);
     Ok(Dataset { train, eval, report })
+}
+
+/// What is trained on and what is evaluated on, as files say or else as `split` does, and what was seen of their rows.
+fn sides(
+    mut train: Rows,
+    eval: Option<Rows>,
+    names: &Arc<[String]>,
+    dropping: bool,
+    split: impl FnOnce(&[RowHash], &Column) -> (Vec<u32>, Vec<u32>),
+) -> ([Split; 2], Vec<(String, Seen)>) {
+    let (train_rows, eval_rows) = split(&train.hashes, &train.store.labels);
+    let mut observed = std::mem::take(&mut train.observed);
+    let store = Arc::new(train.store);
+    let side = |name, store: &Arc<Store>, rows, hashes: &[RowHash]| {
+        Split::new(name, store.clone(), rows, hashes, names, dropping)
+    };
+    let eval = match eval {
+        None => side("evaluation", &store, eval_rows, &train.hashes),
+        Some(eval) => {
+            observed.extend(eval.observed);
+            side("evaluation", &Arc::new(eval.store), (0..eval.hashes.len() as u32).collect(), &eval.hashes)
+        }
+    };
+    ([side("training", &store, train_rows, &train.hashes), eval], observed)
 }

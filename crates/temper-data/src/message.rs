@@ -104,6 +104,7 @@ impl Message {
         let mut message = Map::from_iter([("role".into(), Value::from(role))]);
         match content.map(plain).transpose()? {
             Some(call) if said_by == "function_call" => {
+                message.insert("content".into(), "".into());
                 message.insert("tool_calls".into(), called(&call)?);
             }
             Some(content) => {
@@ -241,7 +242,7 @@ mod tests {
             ),
             (
                 json!({"from": "function_call", "value": "{\"name\": \"add\", \"arguments\": {\"a\": 1}}"}),
-                json!({"role": "assistant", "tool_calls": [call]}),
+                json!({"role": "assistant", "content": "", "tool_calls": [call]}),
             ),
             (
                 json!({"role": "assistant", "content": null, "tool_calls": [

@@ -61,9 +61,8 @@ impl Reader<'_> {
         base_dir: &Path,
         labels: &mut Labels,
     ) -> Result<Rows> {
-        let mut store = Store::default();
-        store.labels = labels.column();
-        store.trained = self.causal.map(|_| Trained::default());
+        let trained = self.causal.map(|_| Trained::default());
+        let store = Store { labels: labels.column(), trained, ..Store::default() };
         let rows = Rows { store, hashes: Vec::new(), observed: Vec::new() };
         let mut collected = Collected { writer: TokenWriter::new(), rows };
         for (source, weight) in sources(field, files, base_dir)? {

@@ -13,7 +13,7 @@ pub struct DataReport {
     pub train: SplitReport,
     /// The evaluation rows.
     pub eval: SplitReport,
-    /// The chat template, where conversations can be rendered.
+    /// The chat template, where there are conversations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplateReport>,
     /// What looks wrong, worst first.

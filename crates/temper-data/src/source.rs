@@ -73,7 +73,7 @@ pub(crate) enum Columns {
     /// Every one of them.
     Labelled(Labelled),
     /// Those that a row has.
-    Causal(Layout),
+    Causal(Box<Layout>),
 }
 
 /// The columns of texts with labels.

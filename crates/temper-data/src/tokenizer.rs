@@ -47,6 +47,9 @@ pub struct Tokenizer {
     eos: Option<u32>,
 }
 
+/// The bytes of a text that each of its tokens stands for: from, to.
+pub(crate) type Offsets = Vec<(usize, usize)>;
+
 /// One row in tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
@@ -151,7 +154,7 @@ impl Tokenizer {
     }
 
     /// Tokens of a text without added special tokens, and the bytes of the text that each stands for.
-    pub(crate) fn encode_spans(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    pub(crate) fn encode_spans(&self, text: &str) -> Result<(Vec<u32>, Offsets)> {
         let encoding = self
             .inner
             .encode(text, false)
