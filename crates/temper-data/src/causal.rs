@@ -166,7 +166,9 @@ fn template(
 ) -> Result<Result<ChatTemplate, String>> {
     match ChatTemplate::of(config, base_dir, tokenizer).and_then(|template| template.on(date)) {
         Ok(template) => Ok(Ok(template)),
-        Err(error) if config.template.is_some() || matches!(error, Error::Config { field: "template_date", .. }) => Err(error),
+        Err(error) if config.template.is_some() || matches!(error, Error::Config { field: "template_date", .. }) => {
+            Err(error)
+        }
         Err(error) => Ok(Err(error.to_string())),
     }
 }

@@ -9,9 +9,9 @@ use temper_models::{Backbone, Config, Init, Weights, candidates};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters;
 use temper_peft::targets::{Match, Trainable};
+use temper_tasks::causal_lm::Terms;
 use temper_tasks::distillation::Teacher;
 use temper_tasks::sequence_classification::Objectives;
-use temper_tasks::causal_lm::Terms;
 use temper_tasks::{
     CausalLm, Generation, Judge, Sampling, SequenceClassifier, Task, checkpoint_names, hugging_face_name,
 };

@@ -84,7 +84,7 @@ enum Verb {
     /// Look around on the hub, fetch from it, log in to it.
     #[command(subcommand)]
     Hub(hub::HubVerb),
-    /// Send data to the hub.
+    /// Look at data as the model will see them, or send them to the hub.
     #[command(subcommand)]
     Data(data::DataVerb),
     /// Say what of the environment decides where files come from and go to.
@@ -277,7 +277,8 @@ impl EvalArgs {
         }
         let (examples, scores) = if opened.config.is_decoder() {
             if !self.label.is_empty() || self.columns.text_pair.is_some() {
-                let message = "error: a language model reads neither labels nor pairs: leave out --label and --text-pair";
+                let message =
+                    "error: a language model reads neither labels nor pairs: leave out --label and --text-pair";
                 return Err(Failure::new(Kind::Recipe, message));
             }
             let model = LanguageModel::new(opened, &device::inference())?;

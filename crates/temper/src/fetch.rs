@@ -110,19 +110,22 @@ impl Fetched {
 /// # Errors
 /// What the hub refuses, and whatever keeps files from coming whole; pointing into the recipe.
 pub fn fetch(recipe: &mut Recipe, fresh: bool) -> Result<(), Failure> {
+    let known = if fresh { Known::default() } else { Known::of(&recipe.run_dir()) };
+    if recipe.data.template_date.is_none() {
+        recipe.data.template_date = known.data.config.template_date;
+    }
     let models = models(recipe);
     let eval = recipe.data.eval.iter().flat_map(Files::entries);
     let names_hub = !models.is_empty() || recipe.data.train.entries().into_iter().chain(eval).any(|file| on_hub(&file));
     if !names_hub && recipe.export.push_to.is_none() {
         return Ok(());
     }
-    let known = if fresh { Vec::new() } else { known_sources(&recipe.run_dir()) };
     let hub = hub()?;
     recipe.fetched.endpoint = hub.settings().unusual_endpoint().map(str::to_owned);
     if !names_hub {
         return Ok(());
     }
-    let mut fetcher = Fetcher { recipe, hub, known, fetched: recipe.fetched.clone() };
+    let mut fetcher = Fetcher { recipe, hub, known: known.sources, fetched: recipe.fetched.clone() };
     for (key, name) in models {
         let dir = fetcher.model(key, &name)?;
         fetcher.fetched.places.insert(name, dir);
@@ -224,18 +227,37 @@ fn on_hub(file: &FileTable) -> bool {
     file.path.starts_with("hf://")
 }
 
-/// The commits that the run in `dir` pinned, if it has trained: one that was refused may be refused for what has changed.
-fn known_sources(dir: &Path) -> Vec<Source> {
-    if !fs::read_dir(dir.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Vec::new();
+/// What an earlier start of a run decided, which the run keeps.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Known {
+    /// The commits.
+    sources: Vec<Source>,
+    data: KnownData,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct KnownData {
+    config: KnownConfig,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct KnownConfig {
+    /// The day that the chat template wrote into the rows.
+    template_date: Option<String>,
+}
+
+impl Known {
+    /// Of the run in `dir`, if it has trained: one that was refused may be refused for what has changed.
+    fn of(dir: &Path) -> Self {
+        if !fs::read_dir(dir.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Self::default();
+        }
+        let text = fs::read_to_string(dir.join("plan.json")).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
     }
-    #[derive(Deserialize)]
-    struct Plan {
-        #[serde(default)]
-        sources: Vec<Source>,
-    }
-    let text = fs::read_to_string(dir.join("plan.json")).unwrap_or_default();
-    serde_json::from_str::<Plan>(&text).map(|plan| plan.sources).unwrap_or_default()
 }
 
 struct Fetcher<'a> {

@@ -54,8 +54,15 @@ impl Trained {
             Problem::MultiLabel => LabelKind::Multi(Some(labels.clone())),
             Problem::Regression => LabelKind::Score,
         };
-        let dataset = temper_data::load(data, Path::new(""), Target::Labels(kind), &self.opened.tokenizer, self.opened.max_length, 0)
-            .context(Kind::Data, "failed to read the data")?;
+        let dataset = temper_data::load(
+            data,
+            Path::new(""),
+            Target::Labels(kind),
+            &self.opened.tokenizer,
+            self.opened.max_length,
+            0,
+        )
+        .context(Kind::Data, "failed to read the data")?;
         if dataset.train.is_empty() {
             return Err(Failure::new(Kind::Data, "error: there are no rows to measure on"));
         }
@@ -80,8 +87,9 @@ impl Trained {
     fn logits(&self, model: &SequenceClassifier, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<f32>>, Failure> {
         let mut all = Vec::with_capacity(texts.len());
         for texts in texts.chunks(ROWS) {
-            let encode =
-                |(text, pair): &(String, Option<String>)| self.opened.tokenizer.encode(text, pair.as_deref(), self.opened.max_length);
+            let encode = |(text, pair): &(String, Option<String>)| {
+                self.opened.tokenizer.encode(text, pair.as_deref(), self.opened.max_length)
+            };
             let encoded: Result<Vec<_>, _> = texts.iter().map(encode).collect();
             let encoded = encoded.context(Kind::Data, "failed to read a text")?;
             all.extend(model.predict_batch(&TokenBatch::from_encoded(&encoded, self.opened.tokenizer.pad_id())));

@@ -57,7 +57,8 @@ impl LanguageModel {
     pub fn new(opened: Opened, device: &Device) -> Result<Self, Failure> {
         let (config, shown) = (&opened.config, opened.dir.display());
         if !config.is_decoder() {
-            let message = format!("error: {shown} holds an encoder (`{}`), which generates no text", config.model_type());
+            let message =
+                format!("error: {shown} holds an encoder (`{}`), which generates no text", config.model_type());
             return Err(Failure::new(Kind::Data, message));
         }
         let Answers { metrics, answer, max_new_tokens } =
@@ -89,7 +90,10 @@ impl LanguageModel {
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, Failure> {
         let ids = self.opened.tokenizer.encode_prompt(text).context(Kind::Data, "failed to read the prompt")?;
         if ids.is_empty() {
-            return Err(Failure::new(Kind::Data, "error: the prompt is empty, and the model has no token to begin with"));
+            return Err(Failure::new(
+                Kind::Data,
+                "error: the prompt is empty, and the model has no token to begin with",
+            ));
         }
         self.fits(ids)
     }
@@ -125,7 +129,8 @@ impl LanguageModel {
         };
         let mut streams: Vec<Stream> =
             prompts.iter().map(|prompt| Stream::new(prompt, &asked.stop, &self.opened.tokenizer)).collect();
-        let generated = self.model.generate(prompts, &how, &mut |row, id| streams[row].push(id, |text| on_text(row, text)));
+        let generated =
+            self.model.generate(prompts, &how, &mut |row, id| streams[row].push(id, |text| on_text(row, text)));
         let generated = generated.context(Kind::Data, "failed to generate")?;
         let finished = streams.into_iter().zip(generated).enumerate().map(|(row, (mut stream, generated))| {
             stream.finish(|text| on_text(row, text));
@@ -138,9 +143,15 @@ impl LanguageModel {
     pub fn examples(&self, data: &DataConfig) -> Result<Examples, Failure> {
         let opened = &self.opened;
         let target = Target::Causal { vocab_size: Some(opened.config.vocab_size()) };
-        let dataset =
-            temper_data::load(&DataConfig { packing: false, ..data.clone() }, Path::new(""), target, &opened.tokenizer, opened.max_length, 0)
-                .context(Kind::Data, "failed to read the data")?;
+        let dataset = temper_data::load(
+            &DataConfig { packing: false, ..data.clone() },
+            Path::new(""),
+            target,
+            &opened.tokenizer,
+            opened.max_length,
+            0,
+        )
+        .context(Kind::Data, "failed to read the data")?;
         if dataset.train.is_empty() {
             return Err(Failure::new(Kind::Data, "error: there are no rows to measure on"));
         }

@@ -368,7 +368,9 @@ impl Plan {
             row("best by", best_by.name().into()),
         ];
         let optional = [("label smoothing", *label_smoothing), ("z-loss", *z_loss)];
-        rows.extend(optional.iter().filter(|(_, value)| *value > 0.0).map(|(name, value)| row(name, value.to_string())));
+        rows.extend(
+            optional.iter().filter(|(_, value)| *value > 0.0).map(|(name, value)| row(name, value.to_string())),
+        );
         rows
     }
 

@@ -96,11 +96,9 @@ impl Provenance {
     pub fn of(plan: &Plan, trained: Trained, card: Card) -> Self {
         let DataConfig { text, text_pair, label, format, columns, train_on, .. } = plan.data.config.clone();
         let answers = match &plan.task {
-            TaskPlan::CausalLm { metrics, answer, max_new_tokens, .. } => Some(Answers {
-                metrics: metrics.clone(),
-                answer: answer.clone(),
-                max_new_tokens: *max_new_tokens,
-            }),
+            TaskPlan::CausalLm { metrics, answer, max_new_tokens, .. } => {
+                Some(Answers { metrics: metrics.clone(), answer: answer.clone(), max_new_tokens: *max_new_tokens })
+            }
             _ => None,
         };
         let objective = match &plan.task {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
-use temper_data::{Dataset, Files, LabelColumns, LabelKind, Micro, Target, Tokenizer};
+use temper_data::{DataConfig, Dataset, Files, LabelColumns, LabelKind, Micro, Target, Tokenizer};
 use temper_engine::{Every, EveryName, Schedule};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
@@ -23,8 +23,8 @@ use crate::plan::{AdapterPlan, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan
 use crate::provenance::Provenance;
 use crate::recipe::{Recipe, plain};
 use adapter::{check_weights, resolve_adapter};
-pub use task::{TeacherInputs, stop_ids};
 use task::resolve_task;
+pub use task::{TeacherInputs, stop_ids};
 
 /// What the plan was made from, ready to be built from.
 pub struct Inputs {
@@ -78,8 +78,11 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         unused_tensors: checked.map(|report| report.unexpected).unwrap_or_default(),
         max_positions: config.max_positions(),
     };
+    // A run that goes on another day sees the same rows.
+    let dated = dataset.report.template.as_ref().and_then(|template| template.date.clone());
+    let template_date = recipe.data.template_date.clone().or(dated);
     let data = DataPlan {
-        config: recipe.data.clone(),
+        config: DataConfig { template_date, ..recipe.data.clone() },
         files: recipe.fetched.pin(data_files(recipe))?,
         max_length,
         report: dataset.report.clone(),
@@ -218,12 +221,7 @@ fn max_length(recipe: &Recipe, config: &Config) -> Result<usize, Failure> {
     }
 }
 
-fn read_data(
-    recipe: &Recipe,
-    config: &Config,
-    tokenizer: &Tokenizer,
-    max_length: usize,
-) -> Result<Dataset, Failure> {
+fn read_data(recipe: &Recipe, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Dataset, Failure> {
     let target = match &recipe.task {
         TaskConfig::CausalLm(_) => Target::Causal { vocab_size: Some(config.vocab_size()) },
         TaskConfig::SequenceClassification(task) => match task.problem {
@@ -234,9 +232,8 @@ fn read_data(
         TaskConfig::MaskedLm(_) | TaskConfig::Distillation(_) => Target::Labels(LabelKind::None),
     };
     let dir = recipe.beside("");
-    let dataset =
-        temper_data::load(recipe.local_data(), &dir, target, tokenizer, max_length, recipe.train.seed)
-            .map_err(|error| data_failure(recipe, error))?;
+    let dataset = temper_data::load(recipe.local_data(), &dir, target, tokenizer, max_length, recipe.train.seed)
+        .map_err(|error| data_failure(recipe, error))?;
     let errors: Vec<&str> = dataset.report.errors().map(|finding| finding.message.as_str()).collect();
     if errors.is_empty() { Ok(dataset) } else { Err(point(recipe, Kind::Data, "data.train", errors.join("; "))) }
 }
@@ -309,7 +306,9 @@ fn estimate(config: &Config, task: &TaskPlan, dataset: &Dataset, adapter: &Adapt
     let logits = match task {
         TaskPlan::SequenceClassification { labels, .. } => rows * labels.len() as u64,
         TaskPlan::Distillation { width, .. } => rows * length * *width as u64,
-        TaskPlan::CausalLm { .. } => (rows * length * config.vocab_size() as u64).min(temper_tasks::causal_lm::LOGITS as u64),
+        TaskPlan::CausalLm { .. } => {
+            (rows * length * config.vocab_size() as u64).min(temper_tasks::causal_lm::LOGITS as u64)
+        }
         TaskPlan::MaskedLm { mask_probability, .. } => {
             (rows as f64 * length as f64 * mask_probability) as u64 * config.vocab_size() as u64
         }

@@ -102,7 +102,7 @@ impl RunDir {
         for name in ["checkpoints", "tensorboard", "export", "merged", ".push"] {
             remove(fs::remove_dir_all(self.join(name)), &self.join(name))?;
         }
-        for name in ["events.jsonl", "plan.json", "recipe.toml", "report.html", "train.log"] {
+        for name in ["events.jsonl", "plan.json", "recipe.toml", "report.html", "samples.jsonl", "train.log"] {
             remove(fs::remove_file(self.join(name)), &self.join(name))?;
         }
         Ok(())

@@ -82,10 +82,8 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop) -> Result<Finished, Fai
             corridor.walk(build::classifier(&inputs.config, &plan.task, &device), pad_id, inputs)
         }
         TaskPlan::CausalLm { .. } => {
-            let (model, judge) = (
-                build::language_model(&inputs.config, &plan.task, &device),
-                build::judge(&inputs.config, &plan.task),
-            );
+            let (model, judge) =
+                (build::language_model(&inputs.config, &plan.task, &device), build::judge(&inputs.config, &plan.task));
             let causal = Causal { pad_id, tokenizer: inputs.tokenizer.clone(), judge };
             corridor.walk(model, causal, inputs)
         }

@@ -58,15 +58,12 @@ fn losses(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -
         })
     };
     let sums: BTreeMap<String, Sum> = files.into_iter().map(|(file, rows)| (file, measure(rows))).collect();
-    let all = sums.values().fold(Sum::default(), |all, sum| Sum {
-        loss: all.loss + sum.loss,
-        targets: all.targets + sum.targets,
-    });
+    let all = sums
+        .values()
+        .fold(Sum::default(), |all, sum| Sum { loss: all.loss + sum.loss, targets: all.targets + sum.targets });
     let loss = all.loss / all.targets;
-    let mut scores = Scores::from([
-        (Metric::Loss.name().to_owned(), loss),
-        (Metric::Perplexity.name().to_owned(), loss.exp()),
-    ]);
+    let mut scores =
+        Scores::from([(Metric::Loss.name().to_owned(), loss), (Metric::Perplexity.name().to_owned(), loss.exp())]);
     if sums.len() > 1 {
         scores.extend(sums.into_iter().map(|(file, sum)| (format!("loss_{file}"), sum.loss / sum.targets)));
     }

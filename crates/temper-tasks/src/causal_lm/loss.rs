@@ -190,8 +190,7 @@ mod tests {
         for terms in [Terms::default(), smooth, z, Terms { softcap: Some(1.5), ..Terms::default() }, everything] {
             let expected = all(|hidden, weight| reference(hidden, weight, &targets, &terms));
             for logits in [1, 3 * VOCABULARY, 1000] {
-                let found =
-                    all(|hidden, weight| linear_cross_entropy_by(hidden, weight, &targets, &terms, logits));
+                let found = all(|hidden, weight| linear_cross_entropy_by(hidden, weight, &targets, &terms, logits));
                 for (expected, found) in expected.iter().zip(&found) {
                     let difference = expected.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                     assert!(difference < 2e-5, "{terms:?}, {logits} logits at once: {difference}");
@@ -212,7 +211,8 @@ mod tests {
         assert!(hidden.grad(&gradients).is_some() && weight.grad(&gradients).is_none());
         let plain = linear_cross_entropy(hidden.inner(), weight.inner(), &targets, &terms);
         assert_eq!(plain.into_scalar::<f32>(), loss.inner().into_scalar::<f32>());
-        let none = linear_cross_entropy(matrix("h", 1, 3, &device).narrow(0, 0, 1), matrix("w", 2, 3, &device), &[], &terms);
+        let none =
+            linear_cross_entropy(matrix("h", 1, 3, &device).narrow(0, 0, 1), matrix("w", 2, 3, &device), &[], &terms);
         assert_eq!(none.into_scalar::<f32>(), 0.0);
     }
 
@@ -220,7 +220,8 @@ mod tests {
     fn huge_logits_stay_finite() {
         let device = Device::flex();
         let hidden = matrix("hidden", 2, MODEL, &device).mul_scalar(1e4);
-        let loss = linear_cross_entropy(hidden, matrix("weight", VOCABULARY, MODEL, &device), &[1, 2], &Terms::default());
+        let loss =
+            linear_cross_entropy(hidden, matrix("weight", VOCABULARY, MODEL, &device), &[1, 2], &Terms::default());
         assert!(loss.into_scalar::<f32>().is_finite());
     }
 }

@@ -57,7 +57,8 @@ impl Sampling {
             }
         }
         // Of equal scores the first, as argmax does.
-        let best = scores.iter().copied().fold((0, f64::NEG_INFINITY), |best, new| if new.1 > best.1 { new } else { best });
+        let best =
+            scores.iter().copied().fold((0, f64::NEG_INFINITY), |best, new| if new.1 > best.1 { new } else { best });
         if self.temperature == 0.0 {
             return best.0;
         }

@@ -1,21 +1,27 @@
-//! `temper data push`: files as a data set of the hub, in Parquet, with a card.
+//! `temper data`: rows as the model will see them; files as a data set of the hub, in Parquet, with a card.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 use temper_hub::{DataCard, DataSplit, Push, PushFile, RepoId, Target, render_data};
 
 use super::writeln;
 use crate::failure::{Context, Failure, Kind};
-use crate::fetch::{failure, hub};
+use crate::fetch::{failure, fetch, hub};
+use crate::plan::TaskPlan;
 use crate::push::send;
+use crate::resolve::resolve;
 use crate::run_dir::write_atomically;
 use crate::units;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DataVerb {
+    /// Show rows of a recipe as tokens, with those that are learned marked.
+    Preview(PreviewArgs),
     /// Push files as a data set: Parquet and a card, in one commit.
     Push(DataPushArgs),
 }
@@ -56,8 +62,55 @@ pub(super) struct DataPushArgs {
 
 impl DataVerb {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Self::Push(args) = self;
-        args.run()
+        match self {
+            Self::Preview(args) => args.run(),
+            Self::Push(args) => args.run(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PreviewArgs {
+    #[command(flatten)]
+    recipe: super::RecipeArgs,
+    /// How many rows.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    rows: usize,
+    /// Evaluation rows in place of training rows.
+    #[arg(long)]
+    eval: bool,
+    /// Print JSON: for each row its ids, pieces of text, and whether each is learned.
+    #[arg(long)]
+    json: bool,
+}
+
+impl PreviewArgs {
+    fn run(self) -> Result<(), Failure> {
+        let mut recipe = self.recipe.load()?;
+        fetch(&mut recipe, false)?;
+        let (plan, inputs) = resolve(&recipe)?;
+        if !matches!(plan.task, TaskPlan::CausalLm { .. }) {
+            let message =
+                "error: only `kind = \"causal-lm\"` learns tokens; the rows of other tasks are learned by their labels";
+            return Err(Failure::new(Kind::Recipe, message));
+        }
+        let rows = if self.eval { &inputs.dataset.eval } else { &inputs.dataset.train };
+        let rows = temper_data::preview(rows, &inputs.tokenizer, self.rows);
+        let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        for row in rows.context(Kind::Data, "failed to decode the rows")? {
+            let tokens = || row.tokens.iter();
+            let json = || {
+                json!({
+                    "sources": row.sources,
+                    "ids": tokens().map(|token| token.id).collect::<Vec<_>>(),
+                    "text": tokens().map(|token| token.text.as_str()).collect::<Vec<_>>(),
+                    "learned": tokens().map(|token| token.trained).collect::<Vec<_>>(),
+                })
+            };
+            let shown = if self.json { json().to_string() } else { row.display(colour).to_string() };
+            writeln(shown.trim_end_matches('\n'))?;
+        }
+        Ok(())
     }
 }
 

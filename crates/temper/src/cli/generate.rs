@@ -85,7 +85,8 @@ impl SamplingArgs {
         }
         let draws = [("top-k", top_k != 0), ("top-p", top_p != 1.0), ("min-p", min_p != 0.0), ("seed", seed != 0)];
         if let Some((name, _)) = draws.into_iter().find(|(_, given)| *given && temperature == 0.0) {
-            let message = format!("error: --{name} has no effect because the likeliest token is taken; set --temperature");
+            let message =
+                format!("error: --{name} has no effect because the likeliest token is taken; set --temperature");
             return Err(Failure::new(Kind::Recipe, message));
         }
         if stop.iter().any(String::is_empty) {

@@ -33,7 +33,9 @@ pub struct TeacherInputs {
 pub(super) fn check_architecture(recipe: &Recipe, config: &Config) -> Result<(), Failure> {
     let causal = matches!(recipe.task, TaskConfig::CausalLm(_));
     let message = match (causal, config.is_decoder()) {
-        (true, false) => "is an encoder, and sees what it would have to predict; `kind = \"causal-lm\"` needs a decoder",
+        (true, false) => {
+            "is an encoder, and sees what it would have to predict; `kind = \"causal-lm\"` needs a decoder"
+        }
         (false, true) => "is a decoder; temper teaches it `kind = \"causal-lm\"` alone",
         _ => return Ok(()),
     };
@@ -97,7 +99,8 @@ fn causal_lm(
         return Err(point(recipe, Kind::Recipe, "task.untie", message));
     }
     if task.untie && !full && saved("lm_head").is_none() {
-        let message = "an output layer that is untied and does not train stays a copy: write `modules_to_save = [\"lm_head\"]`";
+        let message =
+            "an output layer that is untied and does not train stays a copy: write `modules_to_save = [\"lm_head\"]`";
         return Err(point(recipe, Kind::Recipe, "task.untie", message));
     }
     let tied = config.tied() && !task.untie;
@@ -124,7 +127,8 @@ fn causal_lm(
 
 /// What ends an answer: the model's own ends, and the special tokens with which the trained parts of the data end.
 fn end_ids(recipe: &Recipe, config: &Config, dataset: &Dataset, tokenizer: &Tokenizer) -> Vec<u32> {
-    let mut ids: BTreeSet<u32> = super::base_dir(recipe).map(|base| stop_ids(config, tokenizer, &base)).unwrap_or_default();
+    let mut ids: BTreeSet<u32> =
+        super::base_dir(recipe).map(|base| stop_ids(config, tokenizer, &base)).unwrap_or_default();
     ids.extend(tokenizer.eos_id());
     let (rows, special) = (&dataset.train, tokenizer.special_ids());
     for row in 0..rows.len().min(64) {
@@ -137,7 +141,8 @@ fn end_ids(recipe: &Recipe, config: &Config, dataset: &Dataset, tokenizer: &Toke
 /// The tokens with which a model in `dir` stops, as Transformers reads them: those of generation_config.json, or else of
 /// config.json, and the tokenizer's.
 pub fn stop_ids(config: &Config, tokenizer: &Tokenizer, dir: &Path) -> BTreeSet<u32> {
-    let read = || serde_json::from_str::<Value>(&std::fs::read_to_string(dir.join("generation_config.json")).ok()?).ok();
+    let read =
+        || serde_json::from_str::<Value>(&std::fs::read_to_string(dir.join("generation_config.json")).ok()?).ok();
     let listed: Vec<u32> = match read().map(|settings| settings["eos_token_id"].clone()) {
         Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
         Some(id) => id.as_u64().map(|id| id as u32).into_iter().collect(),
