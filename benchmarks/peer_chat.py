@@ -88,7 +88,8 @@ def main():
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=ARGS.rank, lora_alpha=ARGS.alpha, target_modules="all-linear")
         peft.get_peft_model(base, config).save_pretrained(ARGS.draw)
         return
-    tokenizer = transformers.AutoTokenizer.from_pretrained(ARGS.model)
+    # The class that reads tokenizer.json as it is: GPT2Tokenizer of Transformers 5 would rebuild its pre-tokenizer.
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(ARGS.model)
     if ARGS.adapter:
         answer(peft.PeftModel.from_pretrained(base, ARGS.adapter), tokenizer)
         return

@@ -40,6 +40,8 @@ pub(crate) struct Tokenised {
     pub full_length: usize,
     pub hash: RowHash,
     pub seen: Seen,
+    /// The tokens of completions that would be wrong.
+    pub others: Vec<Vec<u32>>,
 }
 
 /// What a row made the template do.
@@ -87,7 +89,13 @@ impl<'a> Causal<'a> {
     pub(crate) fn encode(&self, sample: &Sample) -> Result<Tokenised, String> {
         match sample {
             Sample::Text(text) => self.text(text),
-            Sample::Completion { prompt, completion } => self.completion(prompt, completion),
+            Sample::Completion { prompt, completion, others } => {
+                let row = self.completion(prompt, completion)?;
+                let others = others
+                    .iter()
+                    .map(|other| self.continuation(prompt, other).map(|(ids, start)| ids[start..].to_vec()));
+                Ok(Tokenised { others: others.collect::<Result<_, _>>()?, ..row })
+            }
             Sample::Chat { .. } => self.chat(sample),
         }
     }
@@ -97,21 +105,35 @@ impl<'a> Causal<'a> {
         let mut ids = self.tokenizer.encode(text, None, usize::MAX).map_err(|e| e.to_string())?.ids;
         self.end(&mut ids);
         let (trained, full_length) = (once(0..ids.len() as u32).collect(), ids.len());
-        Ok(Tokenised { ids, trained, full_length, hash: RowHash::new(text, None), seen: Seen::default() })
+        Ok(Tokenised {
+            ids,
+            trained,
+            full_length,
+            hash: RowHash::new(text, None),
+            seen: Seen::default(),
+            others: Vec::new(),
+        })
     }
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Tokenised, String> {
-        let (tokens, offsets) =
-            self.tokenizer.encode_spans(&format!("{prompt}{completion}")).map_err(|e| e.to_string())?;
-        let [before, behind] = self.tokenizer.around();
-        let asked = offsets.iter().take_while(|(from, _)| *from < prompt.len()).count();
-        let start = if self.train_on == TrainOn::All { 0 } else { before.len() + asked };
-        let mut ids = [before, tokens, behind].concat();
+        let (mut ids, start) = self.continuation(prompt, completion)?;
+        let start = if self.train_on == TrainOn::All { 0 } else { start };
+        let [_, behind] = self.tokenizer.around();
+        ids.extend(behind);
         self.end(&mut ids);
         let mut hash = RowHash::new(prompt, Some(completion));
         hash.blank = completion.trim().is_empty();
         let trained = once(start as u32..ids.len() as u32).collect();
         Ok(self.cut(ids, trained, hash, Seen::default()))
+    }
+
+    /// The tokens of a prompt with what follows, and where that begins.
+    fn continuation(&self, prompt: &str, completion: &str) -> Result<(Vec<u32>, usize), String> {
+        let (tokens, offsets) =
+            self.tokenizer.encode_spans(&format!("{prompt}{completion}")).map_err(|e| e.to_string())?;
+        let [before, _] = self.tokenizer.around();
+        let start = before.len() + offsets.iter().take_while(|(from, _)| *from < prompt.len()).count();
+        Ok(([before, tokens].concat(), start))
     }
 
     fn chat(&self, sample: &Sample) -> Result<Tokenised, String> {
@@ -153,7 +175,7 @@ impl<'a> Causal<'a> {
         let end = ids.len() as u32;
         trained.iter_mut().for_each(|run| *run = run.start.min(end)..run.end.min(end));
         trained.retain(|run| !run.is_empty());
-        Tokenised { ids, trained, full_length, hash, seen }
+        Tokenised { ids, trained, full_length, hash, seen, others: Vec::new() }
     }
 }
 

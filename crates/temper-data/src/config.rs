@@ -137,6 +137,9 @@ pub struct ChatColumns {
     pub prompt: Option<String>,
     /// Default `completion`.
     pub completion: Option<String>,
+    /// Column of the completions, a list of texts, of which `completion` is the right one: for `choice_accuracy`. Default
+    /// `choices`.
+    pub choices: Option<String>,
     /// Key of a message that says who speaks. Default `role`, and `from` where there is none.
     pub role: Option<String>,
     /// Key of a message that says what. Default `content`, and `value` where there is none.

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     fmt,
     ops::Range,
     path::{Path, PathBuf},
@@ -46,6 +47,8 @@ pub(crate) struct Store {
     pub labels: Column,
     /// For causal language models.
     pub trained: Option<Trained>,
+    /// Tokens of the wrong completions of the rows that have choices.
+    pub others: HashMap<u32, Vec<Vec<u32>>>,
     pub files: Vec<FileRows>,
 }
 
@@ -192,6 +195,12 @@ impl Examples {
     #[must_use]
     pub fn lost(&self, row: usize) -> usize {
         self.parts(row).map(|part| self.store.lost[part.row as usize] as usize).sum()
+    }
+
+    /// The tokens of the completions of a row that would be wrong; none where it has no choices.
+    #[must_use]
+    pub fn others(&self, row: usize) -> &[Vec<u32>] {
+        self.store.others.get(&(self.at(row) as u32)).map_or(&[], Vec::as_slice)
     }
 
     /// Label of a row.

@@ -13,8 +13,8 @@ use crate::{
 pub(crate) enum Sample {
     /// A conversation; messages before `first` are not learned.
     Chat { messages: Vec<Message>, tools: Option<Value>, first: usize },
-    /// A text and what goes on from it.
-    Completion { prompt: String, completion: String },
+    /// A text and what goes on from it; `others` would be wrong.
+    Completion { prompt: String, completion: String, others: Vec<String> },
     /// A text.
     Text(String),
 }
@@ -40,6 +40,7 @@ enum Slot {
     Tools,
     System,
     Input,
+    Choices,
 }
 
 /// What each format cannot do without.
@@ -74,6 +75,7 @@ impl Layout {
             name(&columns.tools, "tools"),
             name(&columns.system, "system"),
             name(&columns.input, "input"),
+            name(&columns.choices, "choices"),
         ];
         Self { format: config.format, columns: columns.clone(), names }
     }
@@ -185,7 +187,8 @@ impl Layout {
             }
             Format::PromptCompletion => match (take(Slot::Prompt), take(Slot::Completion)) {
                 (Some(Value::String(prompt)), Some(Value::String(completion))) => {
-                    Ok(Sample::Completion { prompt, completion })
+                    let others = take(Slot::Choices).map_or(Ok(Vec::new()), |choices| others(choices, &completion));
+                    Ok(Sample::Completion { prompt, completion, others: others.map_err(|e| at(Slot::Choices, e))? })
                 }
                 (prompt @ Some(Value::Array(_)), completion @ Some(Value::Array(_))) => {
                     let mut messages = with_system(list(Slot::Prompt, prompt)?, system?)?;
@@ -196,6 +199,23 @@ impl Layout {
                 _ => Err(at(Slot::Prompt, "it and the completion must be two texts or two lists of messages".into())),
             },
         }
+    }
+}
+
+/// The choices but for the right one, which must be among them.
+fn others(choices: Value, right: &str) -> Result<Vec<String>, String> {
+    let texts: Option<Vec<String>> = match choices {
+        Value::Array(choices) => choices.iter().map(|choice| choice.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    };
+    let mut texts = texts.ok_or("it is no list of texts")?;
+    let found = texts.iter().position(|text| text == right);
+    texts.remove(found.ok_or_else(|| {
+        format!("the completion \"{right}\" is none of {}", listed(texts.iter().map(String::as_str)))
+    })?);
+    match texts.is_empty() {
+        true => Err("there is nothing to choose between".into()),
+        false => Ok(texts),
     }
 }
 

@@ -43,7 +43,7 @@ struct Row {
     first: usize,
     lost: usize,
     hash: RowHash,
-    causal: Option<(Vec<std::ops::Range<u32>>, Seen)>,
+    causal: Option<(Vec<std::ops::Range<u32>>, Vec<Vec<u32>>, Seen)>,
 }
 
 /// Rows of one list of files, as they come in.
@@ -105,7 +105,7 @@ impl Reader<'_> {
                 let sample = layout.sample(*format, cells.clone()).map_err(fail)?;
                 let row = causal.encode(&sample).map_err(fail)?;
                 let (first, lost) = (row.ids.len(), row.full_length - row.ids.len());
-                Ok(Row { ids: row.ids, first, lost, hash: row.hash, causal: Some((row.trained, row.seen)) })
+                Ok(Row { ids: row.ids, first, lost, hash: row.hash, causal: Some((row.trained, row.others, row.seen)) })
             }
             (Body::Texts(text, pair), ..) => {
                 let encoded = self
@@ -132,8 +132,11 @@ impl Collected {
         store.lost.push(row.lost as u32);
         store.lines.push(u32::try_from(place.line).unwrap_or(u32::MAX));
         hashes.push(row.hash);
-        if let (Some((runs, seen)), Some(trained)) = (row.causal, &mut store.trained) {
+        if let (Some((runs, others, seen)), Some(trained)) = (row.causal, &mut store.trained) {
             trained.push(runs);
+            if !others.is_empty() {
+                store.others.insert(store.lines.len() as u32 - 1, others);
+            }
             if !seen.is_nothing() {
                 observed.push((place.to_string(), seen));
             }

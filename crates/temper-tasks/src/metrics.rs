@@ -42,6 +42,9 @@ pub enum Metric {
     Perplexity,
     /// Share of the generated answers that are the expected ones, white space around them aside.
     ExactMatch,
+    /// Share of the rows with choices whose completion is likelier than the other choices, by the sum of its tokens'
+    /// log-probabilities, end token left out (`acc` of the lm-evaluation-harness).
+    ChoiceAccuracy,
     /// Share of the generated answers whose match of `answer` in [task] is that of the expected ones.
     RegexMatch,
 }
@@ -65,6 +68,7 @@ impl Metric {
             Self::Mae => "mae",
             Self::Perplexity => "perplexity",
             Self::ExactMatch => "exact_match",
+            Self::ChoiceAccuracy => "choice_accuracy",
             Self::RegexMatch => "regex_match",
         }
     }

@@ -87,12 +87,7 @@ impl CausalLm {
         let length = ids.len() / rows;
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, length]), &output.device());
         let states = self.backbone.extend(ids, cache)?.narrow(1, length - 1, 1).reshape([rows, model]);
-        let logits = matmul(states, output.transpose());
-        let logits = match self.terms.softcap {
-            None => logits,
-            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
-        };
-        let logits: Vec<f32> = logits.into_data().iter().collect();
+        let logits: Vec<f32> = self.capped(matmul(states, output.transpose())).into_data().iter().collect();
         Ok(logits.chunks(vocabulary).map(<[f32]>::to_vec).collect())
     }
 }

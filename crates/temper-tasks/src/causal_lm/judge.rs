@@ -6,14 +6,14 @@ use regex::Regex;
 use temper_data::Examples;
 use temper_nn::Pass;
 
-use super::{Causal, CausalLm, Generated, Generation};
+use super::{Causal, CausalLm, Generated, Generation, choice};
 use crate::metrics::{Metric, Scores};
 use crate::{Evaluation, Sample, Task, by_length};
 
 /// What is measured by generating: the model answers the last trained part of each row, greedily.
 #[derive(Debug, Clone)]
 pub struct Judge {
-    /// `exact_match` and `regex_match`, or neither.
+    /// Any of `exact_match`, `regex_match` and `choice_accuracy`.
     pub metrics: Vec<Metric>,
     /// What of an answer `regex_match` compares.
     pub answer: Option<Regex>,
@@ -33,10 +33,16 @@ struct Sum {
 pub(super) fn evaluate(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -> Evaluation {
     let mut scores = losses(model, causal, examples, rows);
     let judge = &causal.judge;
-    let asked = if judge.metrics.is_empty() { judge.samples.min(examples.len()) } else { examples.len() };
+    let generates = |metric: &Metric| matches!(metric, Metric::ExactMatch | Metric::RegexMatch);
+    let all = judge.metrics.iter().any(generates);
+    let asked = if all { examples.len() } else { judge.samples.min(examples.len()) };
     let questions: Vec<Question> = (0..asked).filter_map(|row| Question::of(examples, row)).collect();
     let samples = answers(model, causal, &questions, rows);
-    for &metric in &judge.metrics {
+    if judge.metrics.contains(&Metric::ChoiceAccuracy) {
+        let share = choice::accuracy(model, examples, &judge.generation.end_ids, causal.pad_id);
+        scores.extend(share.map(|share| (Metric::ChoiceAccuracy.name().to_owned(), share)));
+    }
+    for &metric in judge.metrics.iter().filter(|metric| generates(metric)) {
         let right = samples.iter().filter(|sample| judge.accepts(metric, sample)).count();
         scores.insert(metric.name().to_owned(), right as f64 / samples.len() as f64);
     }

@@ -5,6 +5,7 @@
 //!
 //! Shapes: B batch, S sequence, D model, T targets, V vocabulary.
 
+mod choice;
 mod generate;
 mod judge;
 mod loss;
@@ -42,7 +43,7 @@ pub struct CausalLmConfig {
     /// Needs `method = "full"`, or `"lm_head"` in `modules_to_save`. Default false.
     pub untie: bool,
     /// What to measure beside loss and perplexity: `exact_match` and `regex_match` let the model answer the last trained part of
-    /// each evaluation row. Default: nothing.
+    /// each evaluation row; `choice_accuracy` asks which of the `choices` of a row it finds likeliest. Default: nothing.
     pub metrics: Vec<Metric>,
     /// `regex_match`: what of an answer counts, a regular expression whose first group (or whole match) is compared; of several
     /// matches the last. GSM8K: `"#### (-?[0-9.,]+)"`. Default: none.
@@ -137,6 +138,14 @@ impl CausalLm {
     /// The weight of the output layer `[V, D]`.
     fn output(&self) -> Tensor<2> {
         self.head.lm_head.as_ref().map_or_else(|| self.backbone.word_embeddings(), |head| head.weight.val())
+    }
+
+    /// c·tanh(z/c), where the architecture caps its logits.
+    fn capped(&self, logits: Tensor<2>) -> Tensor<2> {
+        match self.terms.softcap {
+            None => logits,
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+        }
     }
 
     fn loss_in(&self, batch: &CausalBatch, pass: &Pass) -> Loss {

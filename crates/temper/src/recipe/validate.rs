@@ -116,11 +116,11 @@ fn causal_lm(rules: &mut Rules<'_>, task: &CausalLmConfig) {
     rules.must("task.max_new_tokens", task.max_new_tokens >= 1, "at least 1");
     for (i, metric) in task.metrics.iter().enumerate() {
         let message = match metric {
-            Metric::ExactMatch | Metric::RegexMatch => continue,
+            Metric::ChoiceAccuracy | Metric::ExactMatch | Metric::RegexMatch => continue,
             Metric::Loss | Metric::Perplexity => format!("`{}` is always measured", metric.name()),
             _ => format!("a language model is not measured by `{}`", metric.name()),
         };
-        rules.wrong(&format!("task.metrics.{i}"), &message, "write `exact_match` or `regex_match`");
+        rules.wrong(&format!("task.metrics.{i}"), &message, "write `exact_match`, `regex_match` or `choice_accuracy`");
     }
     if task.metrics.is_empty() && task.samples == 0 {
         rules.idle(&["task.max_new_tokens"], "nothing is generated: no metric asks for it, and `samples` is 0", "");

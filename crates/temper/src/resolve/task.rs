@@ -111,6 +111,13 @@ fn causal_lm(
         );
         return Err(point(recipe, Kind::Recipe, &format!("adapter.modules_to_save.{i}"), message));
     }
+    let eval = &dataset.eval;
+    if let Some(i) = task.metrics.iter().position(|metric| *metric == Metric::ChoiceAccuracy)
+        && !(0..eval.len()).any(|row| !eval.others(row).is_empty())
+    {
+        let message = "`choice_accuracy` needs evaluation rows with `prompt`, `completion` and a list of `choices`";
+        return Err(point(recipe, Kind::Data, &format!("task.metrics.{i}"), message));
+    }
     let possible = [&[Metric::Loss, Metric::Perplexity], task.metrics.as_slice()].concat();
     Ok(TaskPlan::CausalLm {
         tied,
