@@ -281,7 +281,7 @@ impl EvalArgs {
                     "error: a language model reads neither labels nor pairs: leave out --label and --text-pair";
                 return Err(Failure::new(Kind::Recipe, message));
             }
-            let model = LanguageModel::new(opened, &device::inference())?;
+            let model = LanguageModel::new(opened, None, &device::inference())?;
             let examples = model.examples(&data)?;
             let scores = model.evaluate(&examples).scores;
             (examples, scores)
@@ -352,7 +352,7 @@ impl MergeArgs {
         }
         let (difference, what) = if opened.config.is_decoder() {
             let texts: Vec<String> = probe.iter().map(|(text, _)| text.clone()).collect();
-            (LanguageModel::new(opened, &device::inference())?.merge(&out, &texts)?, "states")
+            (LanguageModel::new(opened, None, &device::inference())?.merge(&out, &texts)?, "states")
         } else {
             (Trained::new(opened, &device::inference())?.merge(&out, &probe)?, "logits")
         };

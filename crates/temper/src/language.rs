@@ -50,11 +50,12 @@ pub struct Answer {
 }
 
 impl LanguageModel {
-    /// Makes a model of what was opened.
+    /// Makes a model of what was opened. `template` is a file or a name, see [`ChatTemplate::open`]; by default the
+    /// tokenizer's own.
     ///
     /// # Errors
-    /// When it is an encoder, or a tensor is missing.
-    pub fn new(opened: Opened, device: &Device) -> Result<Self, Failure> {
+    /// When it is an encoder, or a tensor is missing, or there is no such template.
+    pub fn new(opened: Opened, template: Option<&str>, device: &Device) -> Result<Self, Failure> {
         let (config, shown) = (&opened.config, opened.dir.display());
         if !config.is_decoder() {
             let message =
@@ -77,7 +78,10 @@ impl LanguageModel {
             best_by: Metric::Loss,
         };
         let model = opened.restore(build::language_model(config, &task, device), &task)?;
-        let template = ChatTemplate::open(opened.tokenizer.directory(), None).map_err(|error| error.to_string());
+        let template = match (ChatTemplate::open(opened.tokenizer.directory(), template), template) {
+            (Err(error), Some(_)) => return Err(Failure::new(Kind::Recipe, format!("error: {error}"))),
+            (found, _) => found.map_err(|error| error.to_string()),
+        };
         Ok(Self { opened, task, model, template })
     }
 

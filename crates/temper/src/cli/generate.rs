@@ -30,6 +30,9 @@ pub(super) struct GenerateArgs {
     /// What the template is told first.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
+    /// The chat template: a file, `chatml`, `plain`, or a name that the tokenizer knows. Default: the model's own.
+    #[arg(long, value_name = "TEMPLATE", requires = "chat")]
+    template: Option<String>,
     /// Prompts at a time.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
@@ -44,6 +47,9 @@ pub(super) struct ChatArgs {
     /// What the model is told first.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// The chat template: a file, `chatml`, `plain`, or a name that the tokenizer knows. Default: the model's own.
+    #[arg(long, value_name = "TEMPLATE")]
+    template: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -99,7 +105,7 @@ impl SamplingArgs {
 impl GenerateArgs {
     pub(super) fn run(self) -> Result<(), Failure> {
         let asked = self.sampling.asked()?;
-        let model = LanguageModel::new(Opened::open(&self.model)?, &device::inference())?;
+        let model = LanguageModel::new(Opened::open(&self.model)?, self.template.as_deref(), &device::inference())?;
         let tokens = |prompt: &String| match self.chat {
             true => model.conversation(&turns(self.system.as_deref(), prompt)),
             false => model.prompt(prompt),
@@ -132,7 +138,7 @@ impl GenerateArgs {
 impl ChatArgs {
     pub(super) fn run(self) -> Result<(), Failure> {
         let asked = self.sampling.asked()?;
-        let model = LanguageModel::new(Opened::open(&self.model)?, &device::inference())?;
+        let model = LanguageModel::new(Opened::open(&self.model)?, self.template.as_deref(), &device::inference())?;
         let mut messages: Vec<Message> = self.system.iter().map(|text| Message::new("system", text)).collect();
         let terminal = std::io::stdin().is_terminal();
         loop {
