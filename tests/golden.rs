@@ -13,8 +13,8 @@ pub fn same(name: &str, found: &str) {
 
 #[test]
 fn help() {
-    let verbs: [&[&str]; 3] = [&["--help"], &["train", "--help"], &["predict", "--help"]];
-    let texts = verbs.map(|arguments| text(&temper(arguments).stdout));
+    let verbs: [&[&str]; 6] = [&[], &["train"], &["predict"], &["generate"], &["chat"], &["data", "preview"]];
+    let texts = verbs.map(|verb| text(&temper(&[verb, &["--help"]].concat()).stdout));
     same("help.txt", &texts.join("\n"));
 }
 

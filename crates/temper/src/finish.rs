@@ -104,6 +104,7 @@ fn report_data(shipped: &Shipped<'_>, measured: Measured<'_>, rows: &Rows, run: 
         parameters: plan.adapter.total() as u64,
         confusion: measured.and_then(|(measured, eval)| confusion(plan, measured, eval)),
         errors: measured.map(|(measured, eval)| worst(shipped, measured, eval)).unwrap_or_default(),
+        samples: measured.map(|(measured, _)| measured.samples.clone()).unwrap_or_default(),
         peak_memory: memory::peak(),
         device: format!("{}, {} threads, {}", plan.device.name, plan.device.threads, plan.device.precision),
         versions: versions(),
