@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use crate::corridor::{kill_after, losses};
+use crate::golden::{portable, same};
 use crate::{command, temper, text};
 
 /// What the model learns to say.
@@ -299,6 +300,15 @@ fn a_preview_marks_what_the_assistant_says() {
     }
     let text = said(&[&arguments[..], &["--eval", "--rows", "1"]].concat());
     assert!(text.contains("blue") && !text.contains("\u{1b}"), "{text}");
+}
+
+#[test]
+fn a_plan_says_what_is_learned_and_how_it_is_packed() {
+    let dir = place("plan");
+    write_house(&dir);
+    let recipe = dir.join("full.toml");
+    let plan = said(&["plan", "--recipe", recipe.to_str().unwrap(), "--set", "device.threads=2"]);
+    same("plan_causal.txt", &portable(&plan.replace(dir.to_str().unwrap(), "DIR")));
 }
 
 #[test]
