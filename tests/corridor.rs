@@ -30,13 +30,31 @@ fn run(dir: &Path, overrides: &[&str]) {
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
-fn losses(dir: &Path) -> Vec<(u64, f64)> {
+/// The loss of each step.
+pub fn losses(dir: &Path) -> Vec<(u64, f64)> {
     let events = fs::read_to_string(dir.join("events.jsonl")).unwrap();
     let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     events
         .filter(|e| e["event"] == "step")
         .map(|e| (e["step"].as_u64().unwrap(), e["loss"].as_f64().unwrap()))
         .collect()
+}
+
+/// Kills a run in `dir` once it has saved that step, if it has not ended by then.
+pub fn kill_after(mut run: Child, dir: &Path, step: u64) {
+    let started = Instant::now();
+    let saved = || {
+        let entries = fs::read_dir(dir.join("checkpoints")).into_iter().flatten().flatten();
+        entries.filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()).max()
+    };
+    while saved().unwrap_or(0) < step && started.elapsed() < Duration::from_secs(120) {
+        if run.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
 }
 
 fn adapter(dir: &Path) -> Vec<u8> {
@@ -91,20 +109,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
     run(whole.path(), &[]);
 
     for at_least in [2, 5, 8] {
-        let mut child = start(killed.path(), &["train.save_every=1"]);
-        let started = Instant::now();
-        let saved = || {
-            let entries = fs::read_dir(killed.path().join("checkpoints")).into_iter().flatten().flatten();
-            entries.filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()).max()
-        };
-        while saved().unwrap_or(0) < at_least && started.elapsed() < Duration::from_secs(120) {
-            if child.try_wait().unwrap().is_some() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_after(start(killed.path(), &["train.save_every=1"]), killed.path(), at_least);
     }
     run(killed.path(), &["train.save_every=1"]);
     assert_eq!(losses(whole.path()), losses(killed.path()));

@@ -3,6 +3,7 @@
 
 mod bad_files;
 mod bad_recipes;
+mod causal;
 mod corridor;
 mod golden;
 mod house;

@@ -16,10 +16,14 @@ use temper_models::{Backbone, Config, Init, Weights, candidates, initialise, loa
 use temper_nn::Pass;
 use temper_peft::file::to_f32;
 use temper_peft::parameters::{self, Visitor};
+use temper_tasks::causal_lm::{CausalBatch, Terms};
 use temper_tasks::distillation::Teacher;
 use temper_tasks::masked_lm::MaskedBatch;
 use temper_tasks::sequence_classification::{ClassificationBatch, Objectives};
-use temper_tasks::{Distillation, MaskedLm, Problem, SequenceClassifier, Task, checkpoint_names, hugging_face_name};
+use temper_tasks::{
+    CausalLm, Distillation, Generated, Generation, MaskedLm, Problem, Sampling, SequenceClassifier, Task,
+    checkpoint_names, hugging_face_name,
+};
 
 /// Largest difference relative to the largest value, in f32.
 const LOGITS: f64 = 1e-4;
@@ -49,6 +53,18 @@ struct Case {
     #[serde(default)]
     tokens: Vec<i32>,
     #[serde(default)]
+    trained: Vec<Vec<bool>>,
+    #[serde(default)]
+    z_loss: f64,
+    #[serde(default)]
+    prompts: Vec<Vec<u32>>,
+    #[serde(default)]
+    greedy: Vec<Vec<u32>>,
+    #[serde(default)]
+    penalised: Vec<Vec<u32>>,
+    #[serde(default)]
+    penalty: f64,
+    #[serde(default)]
     teacher: String,
     #[serde(default)]
     teacher_ids: Vec<i32>,
@@ -76,8 +92,32 @@ impl Case {
             ids: self.ids.concat(),
             type_ids: self.type_ids.concat(),
             lengths: self.lengths.clone(),
-            ..TokenBatch::default()
+            segments: self.lengths.iter().map(|&length| vec![length]).collect(),
+            trained: self.trained.concat(),
         }
+    }
+
+    /// The rows of the batch side by side in one.
+    fn packed(&self) -> TokenBatch {
+        fn join<T: Clone>(rows: &[Vec<T>], lengths: &[u32]) -> Vec<T> {
+            rows.iter().zip(lengths).flat_map(|(row, &length)| row[..length as usize].to_vec()).collect()
+        }
+        let ids = join(&self.ids, &self.lengths);
+        TokenBatch {
+            rows: vec![0],
+            batch: 1,
+            seq: ids.len(),
+            type_ids: vec![0; ids.len()],
+            lengths: vec![ids.len() as u32],
+            segments: vec![self.lengths.clone()],
+            trained: join(&self.trained, &self.lengths),
+            ids,
+        }
+    }
+
+    fn causal_lm(&self, device: &Device) -> CausalLm {
+        let terms = Terms { label_smoothing: self.label_smoothing.into(), z_loss: self.z_loss, softcap: None };
+        self.load(CausalLm::new(&self.config(), self.config().tied(), terms, device))
     }
 
     fn problem(&self) -> Problem {
@@ -226,5 +266,53 @@ fn distillation_equals_torch() {
         let model = case.load(Distillation::new(&case.config(), config.hidden_size(), Some(teacher), &device));
         let (loss, gradient) = case.compare(&model, &case.batch());
         println!("{:40} loss {loss:.1e} gradients {gradient:.1e}", case.model);
+    }
+}
+
+#[test]
+fn causal_lm_equals_transformers_padded_and_packed() {
+    let device = Device::flex().autodiff();
+    let cases = cases(&["causal-lm"]);
+    assert_eq!(cases.iter().map(|case| case.config().tied()).collect::<Vec<_>>(), [true, true, false, false]);
+    for case in cases {
+        let model = case.causal_lm(&device);
+        for (what, tokens) in [("padded", case.batch()), ("packed", case.packed())] {
+            let (loss, gradient) = case.compare(&model, &CausalBatch::new(tokens));
+            println!("{:16} {:16} {what} loss {loss:.1e} gradients {gradient:.1e}", case.model, case.name);
+        }
+    }
+}
+
+#[test]
+fn generation_equals_transformers() {
+    for case in cases(&["causal-lm"]) {
+        let model = case.causal_lm(&Device::flex());
+        let generate = |how: &Generation| model.generate(&case.prompts, how, &mut |_, _| true).unwrap();
+        let ids = |how: &Generation| generate(how).into_iter().map(|answer| answer.ids).collect::<Vec<_>>();
+        let sampling = Sampling::default();
+        let greedy = Generation { max_new_tokens: 12, end_ids: vec![], sampling, max_positions: 32 };
+        assert_eq!(ids(&greedy), case.greedy, "{}", case.model);
+        let sampling = Sampling { repetition_penalty: case.penalty, ..Sampling::default() };
+        assert_eq!(ids(&Generation { sampling, ..greedy.clone() }), case.penalised, "{}", case.model);
+
+        // Rows end by a token, by the network's size, or by whoever listens, each without disturbing the others.
+        let end = case.greedy[1][4];
+        let found = generate(&Generation { end_ids: vec![end], ..greedy.clone() });
+        let cut = |ids: &Vec<u32>| {
+            let at = ids.iter().position(|&id| id == end);
+            Generated { ids: ids[..at.unwrap_or(ids.len())].to_vec(), ended: at.is_some() }
+        };
+        assert_eq!(found, case.greedy.iter().map(cut).collect::<Vec<_>>());
+        let found = ids(&Generation { max_positions: 8, ..greedy.clone() });
+        let room = case.greedy.iter().zip(&case.prompts).map(|(ids, prompt)| ids[..8 - prompt.len()].to_vec());
+        assert_eq!(found, room.collect::<Vec<_>>());
+        let mut heard = vec![Vec::new(); 3];
+        let mut listen = |row: usize, id: u32| {
+            heard[row].push(id);
+            heard[row].len() < 2 + 3 * row
+        };
+        let found = model.generate(&case.prompts, &greedy, &mut listen).unwrap();
+        assert_eq!(found.iter().map(|answer| answer.ids.len()).collect::<Vec<_>>(), [2, 5, 8]);
+        assert!(found.iter().zip(&heard).zip(&case.greedy).all(|((a, b), c)| a.ids == *b && c.starts_with(b)));
     }
 }

@@ -104,6 +104,7 @@ fn report_data(shipped: &Shipped<'_>, measured: Measured<'_>, rows: &Rows, run: 
         parameters: plan.adapter.total() as u64,
         confusion: measured.and_then(|(measured, eval)| confusion(plan, measured, eval)),
         errors: measured.map(|(measured, eval)| worst(shipped, measured, eval)).unwrap_or_default(),
+        samples: measured.map(|(measured, _)| measured.samples.clone()).unwrap_or_default(),
         peak_memory: memory::peak(),
         device: format!("{}, {} threads, {}", plan.device.name, plan.device.threads, plan.device.precision),
         versions: versions(),
@@ -337,6 +338,17 @@ fn card_metrics(scores: &metrics::Scores) -> Vec<Metric> {
     scores.iter().filter(|(_, value)| value.is_finite()).map(metric).collect()
 }
 
+impl From<&TaskPlan> for Pipeline {
+    fn from(task: &TaskPlan) -> Self {
+        match task {
+            TaskPlan::SequenceClassification { .. } => Self::TextClassification,
+            TaskPlan::CausalLm { .. } => Self::TextGeneration,
+            TaskPlan::MaskedLm { .. } => Self::FillMask,
+            TaskPlan::Distillation { .. } => Self::FeatureExtraction,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -349,16 +361,5 @@ mod tests {
             "base = \"encoder\"\ntrain = ['a.jsonl', \"hf://datasets/data/a.jsonl\"]\nruns\n# data.train=a.jsonl";
         assert_eq!(without_directories(text, &paths), bare);
         assert_eq!(without_directories("x = \"../examples/encoder/x\"", &paths), "x = \"x\"");
-    }
-}
-
-impl From<&TaskPlan> for Pipeline {
-    fn from(task: &TaskPlan) -> Self {
-        match task {
-            TaskPlan::SequenceClassification { .. } => Self::TextClassification,
-            TaskPlan::CausalLm { .. } => Self::TextGeneration,
-            TaskPlan::MaskedLm { .. } => Self::FillMask,
-            TaskPlan::Distillation { .. } => Self::FeatureExtraction,
-        }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use temper_data::{ChatTemplate, DataConfig, Examples, Message, Target, Tokenizer};
+use temper_data::{ChatTemplate, DataConfig, Examples, Finding, Message, Severity, Target, Tokenizer};
 use temper_nn::Pass;
 use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Sampling, Task};
 
@@ -80,7 +80,10 @@ impl LanguageModel {
         let model = opened.restore(build::language_model(config, &task, device), &task)?;
         let template = match (ChatTemplate::open(opened.tokenizer.directory(), template), template) {
             (Err(error), Some(_)) => return Err(Failure::new(Kind::Recipe, format!("error: {error}"))),
-            (found, _) => found.map_err(|error| error.to_string()),
+            (found, _) => {
+                let variables = opened.columns().template_variables;
+                found.map(|template| template.with_variables(&variables)).map_err(|error| error.to_string())
+            }
         };
         Ok(Self { opened, task, model, template })
     }
@@ -159,11 +162,17 @@ impl LanguageModel {
         if dataset.train.is_empty() {
             return Err(Failure::new(Kind::Data, "error: there are no rows to measure on"));
         }
-        let untrained = dataset.report.errors().find(|finding| finding.code == "nothing-learned");
-        match untrained {
-            Some(finding) => Err(Failure::new(Kind::Data, format!("error: {}", finding.message))),
-            None => Ok(dataset.train),
+        // Rows that training would refuse are no measure; only of long ones the beginning is.
+        for Finding { severity, code, message } in &dataset.report.findings {
+            match severity {
+                Severity::Error if *code != "long-rows" => {
+                    return Err(Failure::new(Kind::Data, format!("error: {message}")));
+                }
+                Severity::Error | Severity::Warning => tracing::warn!("{message}"),
+                Severity::Info => {}
+            }
         }
+        Ok(dataset.train)
     }
 
     /// Measures the model on rows.

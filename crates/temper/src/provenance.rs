@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
-use temper_data::{ChatColumns, DataConfig, Format, LabelColumns, TrainOn};
+use serde_json::{Map, Value};
+use temper_data::{ChatColumns, DataConfig, Format, LabelColumns, LongRows, TrainOn};
 use temper_hub::{Card, scrub_values};
 use temper_tasks::Metric;
 
@@ -22,7 +23,7 @@ const NAME: &str = "temper.json";
 pub struct Provenance {
     /// The version of temper that wrote it.
     pub temper: String,
-    /// The columns of the rows.
+    /// How the rows are read.
     pub columns: Columns,
     /// How a classifier was taught.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,7 +50,7 @@ pub struct Trained {
     pub finished: bool,
 }
 
-/// The columns of the rows.
+/// How the rows are read: their columns, and what a chat template makes of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Columns {
     text: String,
@@ -59,8 +60,14 @@ pub struct Columns {
     format: Option<Format>,
     #[serde(default)]
     columns: ChatColumns,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    template_variables: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    template_date: Option<String>,
     #[serde(default)]
     train_on: TrainOn,
+    #[serde(default)]
+    long_rows: LongRows,
 }
 
 /// How a language model's answers are judged.
@@ -94,7 +101,7 @@ pub struct Objective {
 impl Provenance {
     /// Of what `plan` trains.
     pub fn of(plan: &Plan, trained: Trained, card: Card) -> Self {
-        let DataConfig { text, text_pair, label, format, columns, train_on, .. } = plan.data.config.clone();
+        let data = plan.data.config.clone();
         let answers = match &plan.task {
             TaskPlan::CausalLm { metrics, answer, max_new_tokens, .. } => {
                 Some(Answers { metrics: metrics.clone(), answer: answer.clone(), max_new_tokens: *max_new_tokens })
@@ -114,7 +121,17 @@ impl Provenance {
         let name = |file: &PinnedFile| PinnedFile { path: base_name(&file.path).into(), ..file.clone() };
         Self {
             temper: env!("CARGO_PKG_VERSION").into(),
-            columns: Columns { text, text_pair, label, format, columns, train_on },
+            columns: Columns {
+                text: data.text,
+                text_pair: data.text_pair,
+                label: data.label,
+                format: data.format,
+                columns: data.columns,
+                template_variables: data.template_variables,
+                template_date: data.template_date,
+                train_on: data.train_on,
+                long_rows: data.long_rows,
+            },
             objective,
             answers,
             base: weights.map(name).collect(),
@@ -166,8 +183,19 @@ impl Provenance {
 
     /// The `[data]` table with the columns of training.
     pub fn data(&self) -> DataConfig {
-        let Columns { text, text_pair, label, format, columns, train_on } = self.columns.clone();
-        DataConfig { text, text_pair, label, format, columns, train_on, ..DataConfig::default() }
+        let columns = self.columns.clone();
+        DataConfig {
+            text: columns.text,
+            text_pair: columns.text_pair,
+            label: columns.label,
+            format: columns.format,
+            columns: columns.columns,
+            template_variables: columns.template_variables,
+            template_date: columns.template_date,
+            train_on: columns.train_on,
+            long_rows: columns.long_rows,
+            ..DataConfig::default()
+        }
     }
 
     /// Refuses weights that are not those that the adapter was trained on: the sum of the two would be noise that looks

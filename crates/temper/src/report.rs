@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use temper_engine::Event;
+use temper_tasks::Sample;
 
 use crate::events::Record;
 use crate::progress::reason_words;
@@ -51,6 +52,8 @@ pub struct ReportData {
     pub confusion: Option<Confusion>,
     /// The errors of which the model was surest, worst first.
     pub errors: Vec<WorstError>,
+    /// What the model of the best checkpoint says to evaluation rows.
+    pub samples: Vec<Sample>,
     /// Seconds of training, evaluations included.
     pub seconds: f64,
     /// Tokens trained on, padding not counted.

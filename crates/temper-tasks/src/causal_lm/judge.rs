@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use regex::Regex;
 use temper_data::Examples;
-use temper_nn::Pass;
 
 use super::{Causal, CausalLm, Generated, Generation, choice};
 use crate::metrics::{Metric, Scores};
@@ -59,7 +58,7 @@ fn losses(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -
     }
     let measure = |order: Vec<u32>| {
         by_length(examples, order, rows).into_iter().fold(Sum::default(), |sum, rows| {
-            let loss = model.loss_in(&CausalLm::collate(causal, examples, &rows, 0), &Pass::eval());
+            let loss = model.cross_entropy(&CausalLm::collate(causal, examples, &rows, 0));
             Sum { loss: sum.loss + loss.sum.into_scalar::<f64>(), targets: sum.targets + loss.targets }
         })
     };

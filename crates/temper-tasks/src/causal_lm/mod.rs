@@ -34,10 +34,11 @@ pub use sampling::Sampling;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CausalLmConfig {
-    /// Label smoothing in [0, 1): this share of the target is spread evenly over the vocabulary. Default 0.
+    /// Label smoothing in [0, 1): this share of the target is spread evenly over the vocabulary. Evaluations measure the
+    /// loss without it. Default 0.
     pub label_smoothing: f64,
     /// Weight of the z-loss, the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311);
-    /// 1e-4 keeps logits from drifting in long runs. Default 0.
+    /// 1e-4 keeps logits from drifting in long runs. Evaluations measure the loss without it. Default 0.
     pub z_loss: f64,
     /// Give the output layer weights of its own, where the base shares them with the token embeddings; they begin as a copy.
     /// Needs `method = "full"`, or `"lm_head"` in `modules_to_save`. Default false.
@@ -148,7 +149,12 @@ impl CausalLm {
         }
     }
 
-    fn loss_in(&self, batch: &CausalBatch, pass: &Pass) -> Loss {
+    /// The cross-entropy of what is learned, without the terms that only training has: what perplexity is made of.
+    fn cross_entropy(&self, batch: &CausalBatch) -> Loss {
+        self.loss_in(batch, &Pass::eval(), &Terms { softcap: self.terms.softcap, ..Terms::default() })
+    }
+
+    fn loss_in(&self, batch: &CausalBatch, pass: &Pass, terms: &Terms) -> Loss {
         let output = self.output();
         let device = output.device();
         let targets = batch.targets.len() as f64;
@@ -157,7 +163,7 @@ impl CausalLm {
         }
         let states = self.backbone.forward(&input(&batch.tokens, &device), pass).flatten::<2>(0, 1);
         let positions = Tensor::<1, Int>::from_data(TensorData::from(batch.positions.as_slice()), &device);
-        let sum = linear_cross_entropy(states.select(0, positions), output, &batch.targets, &self.terms);
+        let sum = linear_cross_entropy(states.select(0, positions), output, &batch.targets, terms);
         Loss { sum, targets }
     }
 }
@@ -166,7 +172,7 @@ impl Objective for CausalLm {
     type Batch = CausalBatch;
 
     fn loss(&self, batch: &Self::Batch, seed: u64) -> Loss {
-        self.loss_in(batch, &Pass::train(seed))
+        self.loss_in(batch, &Pass::train(seed), &self.terms)
     }
 
     fn rows(batch: &Self::Batch) -> Vec<u32> {

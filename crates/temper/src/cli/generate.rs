@@ -114,7 +114,8 @@ impl GenerateArgs {
             let began = Instant::now();
             let answers = model.generate(&[tokens(prompt)?], &asked, &mut |_, text| say(text))?;
             say("\n");
-            return Ok(report(&answers, began));
+            report(&answers, began);
+            return Ok(());
         }
         let lines: Box<dyn Iterator<Item = std::io::Result<String>>> = match &self.file {
             Some(path) => Box::new(open(path)?.lines()),
@@ -131,7 +132,8 @@ impl GenerateArgs {
             }
             all.extend(answers);
         }
-        Ok(report(&all, began))
+        report(&all, began);
+        Ok(())
     }
 }
 

@@ -118,7 +118,7 @@ impl Plan {
             ));
             if let Some(packing) = &split.packing {
                 let [trained, all] = [packing.trained_tokens, split.tokens].map(grouped);
-                let rows_of = if self.data.config.packing { "packs" } else { "rows" };
+                let rows_of = if self.data.config.packing && name == "train" { "packs" } else { "rows" };
                 let full = 100.0 * packing.efficiency;
                 rows.push((
                     "  learned".into(),

@@ -84,7 +84,7 @@ impl<'a> Walk<'a> {
                 self.value(property, value, &path);
             } else if schema["additionalProperties"].is_object() {
                 self.value(&schema["additionalProperties"], value, &path);
-            } else {
+            } else if schema["additionalProperties"] != true {
                 let absent = known.iter().copied().filter(|name| !table.contains_key(*name));
                 let nearest = hints::nearest(name, absent).or_else(|| hints::nearest(name, known.iter().copied()));
                 meant.extend(nearest);

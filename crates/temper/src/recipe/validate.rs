@@ -133,7 +133,10 @@ fn causal_lm(rules: &mut Rules<'_>, task: &CausalLmConfig) {
         (Some(_), false) => rules.idle(&["task.answer"], "`regex_match` is not among the metrics", "task.metrics"),
         (Some(answer), true) => {
             if let Err(error) = Regex::new(answer) {
-                rules.wrong("task.answer", &format!("`answer` in [task] is no regular expression: {error}"), "");
+                // The last line says what; those before draw the place, which the diagnostic does too.
+                let error = error.to_string();
+                let what = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                rules.wrong("task.answer", &format!("`answer` in [task] is no regular expression: {what}"), "");
             }
         }
         (None, false) => {}

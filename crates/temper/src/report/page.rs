@@ -10,6 +10,7 @@ pub fn render(data: &ReportData) -> String {
         section("Curves", &curves::figures(data)),
         section("Confusion", &data.confusion.as_ref().map(tables::confusion).unwrap_or_default()),
         section("Surest errors", &tables::errors(&data.errors)),
+        section("What it says", &tables::samples(&data.samples)),
         section("Data", &data.data.iter().map(tables::split).collect::<String>()),
         section("Plan", &tables::plan(data)),
         section("Recipe", &tables::recipe(&data.recipe)),
@@ -111,6 +112,7 @@ mod tests {
         Baseline, Confusion, EvaluationPoint, Section, Split, StepPoint, WorstError, render_svg_curves,
     };
     use std::collections::BTreeMap;
+    use temper_tasks::Sample;
 
     const EVIL: &str = "<img src=x onerror=\"alert('&')\">";
 
@@ -150,6 +152,7 @@ mod tests {
             baseline: Some(Baseline { name: evil(), value: 0.5 }),
             confusion: Some(Confusion { labels: vec![evil()], counts: vec![vec![1]] }),
             errors: vec![WorstError { text: evil(), label: evil(), predicted: evil(), probability: 0.5 }],
+            samples: vec![Sample { prompt: evil(), expected: evil(), answer: evil() }],
             peak_memory: Some(1),
             device: evil(),
             versions: vec![(evil(), evil())],

@@ -1,4 +1,6 @@
-//! The tables of the page: confusion, errors, data, plan and recipe.
+//! The tables of the page: confusion, errors, answers, data, plan and recipe.
+
+use temper_tasks::Sample;
 
 use super::charts;
 use super::page::escape;
@@ -101,6 +103,22 @@ pub fn errors(errors: &[WorstError]) -> String {
     let rows: String = errors.iter().map(row).collect();
     format!(
         "<div class=\"card scroll\"><table class=\"errors\"><thead><tr><th>text</th><th>true</th><th>predicted</th><th>probability</th></tr></thead>\n\
+         <tbody>{rows}</tbody></table></div>"
+    )
+}
+
+/// What was asked, what the data say, what the model says.
+pub fn samples(samples: &[Sample]) -> String {
+    if samples.is_empty() {
+        return String::new();
+    }
+    let row = |Sample { prompt, expected, answer }: &Sample| {
+        let cells = [prompt, expected, answer].map(|text| format!("<td class=\"text\">{}</td>", excerpt(text)));
+        format!("<tr>{}</tr>\n", cells.concat())
+    };
+    let rows: String = samples.iter().map(row).collect();
+    format!(
+        "<div class=\"card scroll\"><table class=\"errors\"><thead><tr><th>prompt</th><th>expected</th><th>answer</th></tr></thead>\n\
          <tbody>{rows}</tbody></table></div>"
     )
 }
@@ -255,6 +273,15 @@ mod tests {
         assert!(html.starts_with("<details>"));
         assert_eq!(html.matches('ä').count(), 200);
         assert_eq!(html.matches("&lt;").count(), 200);
+    }
+
+    #[test]
+    fn answers_stand_beside_what_was_expected() {
+        let [prompt, expected, answer] = ["2 + 2?", "4", "<5>"].map(str::to_owned);
+        let html = samples(&[Sample { prompt, expected, answer }]);
+        let cell = |text: &str| format!("<td class=\"text\">{text}</td>");
+        assert!(html.contains(&[cell("2 + 2?"), cell("4"), cell("&lt;5&gt;")].concat()), "{html}");
+        assert_eq!(samples(&[]), "");
     }
 
     #[test]
