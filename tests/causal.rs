@@ -477,3 +477,21 @@ fn prompts_that_cannot_be_answered_are_refused() {
         assert!(said.contains(words) && found == *code, "{arguments:?}: {found} {said}");
     }
 }
+
+#[test]
+fn the_carried_decoder_learns_from_the_carried_conversations() {
+    let dir = place("carried");
+    let run = dir.join("run");
+    let recipe = crate::root().join("recipes/chat.toml");
+    let set = ["train.max_steps=12", "train.log_every=4", "eval.every=\"never\"", "task.metrics=[]", "task.samples=0"];
+    let mut arguments = vec!["train", "--recipe", recipe.to_str().unwrap(), "--fresh"];
+    let place_of_run = format!("run.dir={}", json!(run));
+    let without_epochs = ["--set", &place_of_run];
+    arguments.extend(set.iter().flat_map(|value| ["--set", value]).chain(without_epochs));
+    let output = temper(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let losses = losses(&run);
+    assert!(losses.last().unwrap().1 < 0.7 * losses[0].1, "{losses:?}");
+    let output = temper(&["generate", run.to_str().unwrap(), "Turn on the light.", "--chat", "--max-new-tokens", "8"]);
+    assert!(output.status.success() && !text(&output.stdout).trim().is_empty(), "{}", text(&output.stderr));
+}
