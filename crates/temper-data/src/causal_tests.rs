@@ -486,7 +486,9 @@ fn conversations_are_split_and_compared_as_texts_are() {
         .load_with(&DataConfig { eval_fraction: Some(0.2), packing: true, ..many.config("chat.jsonl") }, 128)
         .unwrap();
     assert_eq!((data.report.train.rows, data.report.eval.rows), (160, 40));
-    assert!(data.eval.len() < 40 && data.report.eval.packing.unwrap().packs == data.eval.len());
+    // Evaluation rows are measured and answered one by one.
+    assert!(data.train.len() < 160 && data.report.train.packing.unwrap().packs == data.train.len());
+    assert!(data.eval.len() == 40 && (0..40).all(|row| data.eval.segments(row).len() == 1));
 }
 
 #[test]
