@@ -483,7 +483,7 @@ fn the_carried_decoder_learns_from_the_carried_conversations() {
     let dir = place("carried");
     let run = dir.join("run");
     let recipe = crate::root().join("recipes/chat.toml");
-    let set = ["train.max_steps=12", "train.log_every=4", "eval.every=\"never\"", "task.metrics=[]", "task.samples=0"];
+    let set = ["train.max_steps=12", "train.log_every=4", "eval.every=\"never\"", "task.metrics=[]", "task.samples=1"];
     let mut arguments = vec!["train", "--recipe", recipe.to_str().unwrap(), "--fresh"];
     let place_of_run = format!("run.dir={}", json!(run));
     let without_epochs = ["--set", &place_of_run];
