@@ -1,6 +1,6 @@
 //! Files to rows in tokens: a thread parses, the others tokenise.
 
-use std::{path::Path, sync::mpsc};
+use std::{ops::Range, path::Path, sync::mpsc};
 
 use rayon::prelude::*;
 
@@ -43,7 +43,15 @@ struct Row {
     first: usize,
     lost: usize,
     hash: RowHash,
-    causal: Option<(Vec<std::ops::Range<u32>>, Vec<Vec<u32>>, Seen)>,
+    causal: Option<Learned>,
+}
+
+/// What a causal language model learns of a row.
+struct Learned {
+    runs: Vec<Range<u32>>,
+    /// Tokens of completions that would be wrong.
+    others: Vec<Vec<u32>>,
+    seen: Seen,
 }
 
 /// Rows of one list of files, as they come in.
@@ -105,7 +113,8 @@ impl Reader<'_> {
                 let sample = layout.sample(*format, cells.clone()).map_err(fail)?;
                 let row = causal.encode(&sample).map_err(fail)?;
                 let (first, lost) = (row.ids.len(), row.full_length - row.ids.len());
-                Ok(Row { ids: row.ids, first, lost, hash: row.hash, causal: Some((row.trained, row.others, row.seen)) })
+                let learned = Learned { runs: row.trained, others: row.others, seen: row.seen };
+                Ok(Row { ids: row.ids, first, lost, hash: row.hash, causal: Some(learned) })
             }
             (Body::Texts(text, pair), ..) => {
                 let encoded = self
@@ -132,7 +141,7 @@ impl Collected {
         store.lost.push(row.lost as u32);
         store.lines.push(u32::try_from(place.line).unwrap_or(u32::MAX));
         hashes.push(row.hash);
-        if let (Some((runs, others, seen)), Some(trained)) = (row.causal, &mut store.trained) {
+        if let (Some(Learned { runs, others, seen }), Some(trained)) = (row.causal, &mut store.trained) {
             trained.push(runs);
             if !others.is_empty() {
                 store.others.insert(store.lines.len() as u32 - 1, others);

@@ -53,9 +53,9 @@ fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Candidate], pad_id: u
     let batch = TokenBatch::from_encoded(&encoded, pad_id);
     let (mut positions, mut targets) = (Vec::new(), Vec::new());
     for (row, Candidate { ids, start }) in candidates.iter().enumerate() {
-        for at in (*start).max(1)..ids.len() {
+        for (at, &id) in ids.iter().enumerate().skip((*start).max(1)) {
             positions.push((row * batch.seq + at - 1) as i32);
-            targets.push(ids[at] as i32);
+            targets.push(id as i32);
         }
     }
     let device = output.device();
