@@ -15,7 +15,7 @@ pub struct TrainConfig {
     pub max_steps: Option<u64>,
     /// Wall-clock limit, such as `"90s"`, `"15m"` or `"2h30m"`: at the limit the run saves, evaluates and ends well.
     pub max_wall: Option<String>,
-    /// Rows per optimizer step, over all devices and accumulation. Default 32.
+    /// Rows per optimizer step (packs, where rows are packed), over all devices and accumulation. Default 32.
     pub global_batch: usize,
     /// Rows per forward pass. Default: `global_batch`. Lowering it saves memory; the result is the same.
     pub micro_batch: Option<usize>,

@@ -168,6 +168,8 @@ impl Plan {
         let train = &self.train;
         let row = |name: &str, value: String| (name.to_owned(), value);
         let epochs = train.steps as f64 / train.steps_per_epoch as f64;
+        let packed = matches!(self.task, TaskPlan::CausalLm { .. }) && self.data.config.packing;
+        let unit = if packed { "packs" } else { "rows" };
         let micro = match train.micro() {
             Micro::Rows(rows) => format!("{} × {rows}", train.config.global_batch.div_ceil(rows)),
             Micro::Tokens(tokens) => format!("at most {} tokens at a time", grouped(tokens as u64)),
@@ -180,7 +182,7 @@ impl Plan {
         let schedule = format!("{:?}", train.schedule.kind).to_lowercase();
         vec![
             row("steps", format!("{} ({epochs:.2} epochs of {})", train.steps, train.steps_per_epoch)),
-            row("batch", format!("{} rows ({micro})", train.config.global_batch)),
+            row("batch", format!("{} {unit} ({micro})", train.config.global_batch)),
             row("optimizer", format!("{optim}, gradient norm at most {}", train.config.max_grad_norm)),
             row("learning rate", format!("{}, {schedule}, {} steps of warmup", train.config.lr, train.warmup_steps)),
             row("evaluation", eval),

@@ -1,0 +1,65 @@
+//! Rules about causal language models: `[task]` with `kind = "causal-lm"`, and the keys of `[data]` that only it reads.
+
+use regex::Regex;
+use temper_data::Format;
+use temper_tasks::{CausalLmConfig, Metric, TaskConfig};
+
+use crate::recipe::Recipe;
+use crate::recipe::rules::Rules;
+
+pub(super) fn task(rules: &mut Rules<'_>, task: &CausalLmConfig) {
+    rules.must("task.label_smoothing", (0.0..1.0).contains(&task.label_smoothing), "in [0, 1)");
+    rules.must("task.z_loss", task.z_loss >= 0.0 && task.z_loss.is_finite(), "at least 0");
+    rules.must("task.max_new_tokens", task.max_new_tokens >= 1, "at least 1");
+    for (i, metric) in task.metrics.iter().enumerate() {
+        let message = match metric {
+            Metric::ChoiceAccuracy | Metric::ExactMatch | Metric::RegexMatch => continue,
+            Metric::Loss | Metric::Perplexity => format!("`{}` is always measured", metric.name()),
+            _ => format!("a language model is not measured by `{}`", metric.name()),
+        };
+        rules.wrong(&format!("task.metrics.{i}"), &message, "write `exact_match`, `regex_match` or `choice_accuracy`");
+    }
+    if task.metrics.is_empty() && task.samples == 0 {
+        rules.idle(&["task.max_new_tokens"], "nothing is generated: no metric asks for it, and `samples` is 0", "");
+    }
+    match (&task.answer, task.metrics.contains(&Metric::RegexMatch)) {
+        (None, true) => {
+            let message = "`regex_match` needs `answer` in [task], which says what of an answer counts";
+            rules.wrong("task.metrics", message, "write `answer = '#### (-?[0-9.,]+)'`, say");
+        }
+        (Some(_), false) => rules.idle(&["task.answer"], "`regex_match` is not among the metrics", "task.metrics"),
+        (Some(answer), true) => {
+            if let Err(error) = Regex::new(answer) {
+                // The last line says what; those before draw the place, which the diagnostic does too.
+                let error = error.to_string();
+                let what = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                rules.wrong("task.answer", &format!("`answer` in [task] is no regular expression: {what}"), "");
+            }
+        }
+        (None, false) => {}
+    }
+}
+
+/// The keys of `[data]` that say how a causal language model reads its rows.
+pub(super) fn data(rules: &mut Rules<'_>, recipe: &Recipe) {
+    const CAUSAL: [&str; 8] = [
+        "data.format",
+        "data.columns",
+        "data.template",
+        "data.template_variables",
+        "data.template_date",
+        "data.train_on",
+        "data.long_rows",
+        "data.packing",
+    ];
+    if !matches!(recipe.task, TaskConfig::CausalLm(_)) {
+        rules.idle(&CAUSAL, "only `kind = \"causal-lm\"` reads conversations", "task.kind");
+        return;
+    }
+    const CHAT: [&str; 3] = ["data.template", "data.template_variables", "data.template_date"];
+    if recipe.data.format == Some(Format::Text) {
+        rules.idle(&CHAT, "texts have no turns", "data.format");
+        rules.idle(&["data.train_on", "data.long_rows"], "texts are learned whole, in pieces", "data.format");
+    }
+    rules.not_empty("data.template");
+}
