@@ -10,6 +10,7 @@ use std::{
 use crate::{
     config::{DataConfig, TrainOn},
     error::{Error, Result},
+    examples::Choice,
     hash::RowHash,
     layout::Sample,
     message::Message,
@@ -40,8 +41,8 @@ pub(crate) struct Tokenised {
     pub full_length: usize,
     pub hash: RowHash,
     pub seen: Seen,
-    /// The tokens of completions that would be wrong.
-    pub others: Vec<Vec<u32>>,
+    /// The completions to choose between, the right one first.
+    pub choices: Vec<Choice>,
 }
 
 /// What a row made the template do.
@@ -91,10 +92,9 @@ impl<'a> Causal<'a> {
             Sample::Text(text) => self.text(text),
             Sample::Completion { prompt, completion, others } => {
                 let row = self.completion(prompt, completion)?;
-                let others = others
-                    .iter()
-                    .map(|other| self.continuation(prompt, other).map(|(ids, start)| ids[start..].to_vec()));
-                Ok(Tokenised { others: others.collect::<Result<_, _>>()?, ..row })
+                let all = others.iter().chain((!others.is_empty()).then_some(completion));
+                let choices = all.rev().map(|text| self.choice(prompt, text)).collect::<Result<_, _>>()?;
+                Ok(Tokenised { choices, ..row })
             }
             Sample::Chat { .. } => self.chat(sample),
         }
@@ -111,29 +111,45 @@ impl<'a> Causal<'a> {
             full_length,
             hash: RowHash::new(text, None),
             seen: Seen::default(),
-            others: Vec::new(),
+            choices: Vec::new(),
         })
     }
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Tokenised, String> {
-        let (mut ids, start) = self.continuation(prompt, completion)?;
+        let (Choice { mut ids, start }, torn) = self.continuation(prompt, completion)?;
         let start = if self.train_on == TrainOn::All { 0 } else { start };
         let [_, behind] = self.tokenizer.around();
         ids.extend(behind);
         self.end(&mut ids);
         let mut hash = RowHash::new(prompt, Some(completion));
         hash.blank = completion.trim().is_empty();
-        let trained = once(start as u32..ids.len() as u32).collect();
-        Ok(self.cut(ids, trained, hash, Seen::default()))
+        let trained = vec![start as u32..ids.len() as u32];
+        Ok(self.cut(ids, trained, hash, Seen { misprompted: u32::from(torn), ..Seen::default() }))
     }
 
-    /// The tokens of a prompt with what follows, and where that begins.
-    fn continuation(&self, prompt: &str, completion: &str) -> Result<(Vec<u32>, usize), String> {
+    /// The tokens of a prompt with what follows, where that begins, and whether in the middle of a token: such a token is a
+    /// part of what follows, or the model would be told the answer.
+    fn continuation(&self, prompt: &str, completion: &str) -> Result<(Choice, bool), String> {
         let (tokens, offsets) =
             self.tokenizer.encode_spans(&format!("{prompt}{completion}")).map_err(|e| e.to_string())?;
         let [before, _] = self.tokenizer.around();
-        let start = before.len() + offsets.iter().take_while(|(from, _)| *from < prompt.len()).count();
-        Ok(([before, tokens].concat(), start))
+        let asked = offsets.partition_point(|(_, to)| *to <= prompt.len());
+        let torn = offsets.get(asked).is_some_and(|(from, _)| *from < prompt.len());
+        let start = before.len() + asked;
+        Ok((Choice { ids: [before, tokens].concat(), start }, torn))
+    }
+
+    /// A completion to choose.
+    fn choice(&self, prompt: &str, completion: &str) -> Result<Choice, String> {
+        let (choice, _) = self.continuation(prompt, completion)?;
+        let (length, most) = (choice.ids.len(), self.max_length);
+        match length {
+            _ if length > most => {
+                Err(format!("with \"{completion}\" it has {length} tokens, and data.max_length is {most}"))
+            }
+            _ if length <= choice.start => Err(format!("the choice \"{completion}\" has no token of its own")),
+            _ => Ok(choice),
+        }
     }
 
     fn chat(&self, sample: &Sample) -> Result<Tokenised, String> {
@@ -147,6 +163,7 @@ impl<'a> Causal<'a> {
         let (ids, offsets) = self.tokenizer.encode_spans(&turns.text).map_err(|e| e.to_string())?;
         let trained: Vec<Range<u32>> =
             turns.spans.iter().map(|span| within(&offsets, span)).filter(|run| !run.is_empty()).collect();
+        let torn = turns.spans.iter().filter(|span| torn(&offsets, span.start)).count() as u32;
         let mut hash = RowHash::new(&turns.text, None);
         let silent = |m: &&Message| m.content().is_none_or(|said| said.trim().is_empty()) && !m.has_calls();
         let answers: Vec<&Message> = messages.iter().filter(|message| message.is_assistant()).collect();
@@ -156,7 +173,7 @@ impl<'a> Causal<'a> {
             && trained.iter().any(|run| !self.tokenizer.is_special(ids[run.end as usize - 1]));
         let seen = Seen {
             rewritten: turns.rewritten,
-            misprompted: turns.misprompted,
+            misprompted: turns.misprompted + torn,
             lost: lost.into_iter().map(|i| messages[i].role().to_owned()).collect(),
             toolless,
             endless,
@@ -175,7 +192,7 @@ impl<'a> Causal<'a> {
         let end = ids.len() as u32;
         trained.iter_mut().for_each(|run| *run = run.start.min(end)..run.end.min(end));
         trained.retain(|run| !run.is_empty());
-        Tokenised { ids, trained, full_length, hash, seen, others: Vec::new() }
+        Tokenised { ids, trained, full_length, hash, seen, choices: Vec::new() }
     }
 }
 
@@ -195,9 +212,16 @@ fn template(
     }
 }
 
-/// Tokens that lie wholly within `span`; those of a text come in order.
+/// Whether a token holds what is before and behind `at`.
+fn torn(offsets: &[(usize, usize)], at: usize) -> bool {
+    let first = offsets.partition_point(|(_, to)| *to <= at);
+    offsets.get(first).is_some_and(|(from, _)| *from < at)
+}
+
+/// Tokens that begin or lie within `span` and end there; those of a text come in order. A token in whose middle the span
+/// begins is one of them: taken for context, it would tell the model the answer.
 fn within(offsets: &[(usize, usize)], span: &Range<usize>) -> Range<u32> {
-    let start = offsets.partition_point(|(from, _)| *from < span.start);
+    let start = offsets.partition_point(|(_, to)| *to <= span.start);
     let end = offsets.partition_point(|(_, to)| *to <= span.end);
     start as u32..end.max(start) as u32
 }

@@ -503,3 +503,25 @@ fn previews_colour_what_is_learned() {
     assert_eq!(learned, "é猫<|im_end|>");
     assert!(rows[0].display(true).to_string().contains("\x1b[1;32mé猫<|im_end|>\x1b[0m"));
 }
+
+#[test]
+fn a_token_in_whose_middle_the_answer_begins_is_learned_and_said() {
+    let row = r#"{"prompt": "Is it so? ", "completion": "yes"}"#;
+    let folder = Folder::with(&[("a.jsonl", row)]);
+    let data = folder.load("a.jsonl");
+    let ids = data.train.ids(0);
+    let learned: Vec<u32> = data.train.trained(0).into_iter().flatten().map(|at| ids[at]).collect();
+    let text = folder.chat.tokenizer.decode(&learned).unwrap();
+    assert!(text.trim().starts_with("yes"), "{text}");
+}
+
+#[test]
+fn choices_are_whole_and_the_right_one_is_first() {
+    let row = |choices: &str| format!(r#"{{"prompt": "1+1=", "completion": " 2", "choices": {choices}}}"#);
+    let folder = Folder::with(&[("a.jsonl", &row(r#"[" 3", " 2", " five"]"#)), ("b.jsonl", &row(r#"[" 2", " 2"]"#))]);
+    let data = folder.load("a.jsonl");
+    let said = |choice: &crate::Choice| folder.chat.tokenizer.decode(&choice.ids[choice.start..]).unwrap();
+    let said: Vec<String> = data.train.choices(0).iter().map(|choice| said(choice).trim().to_owned()).collect();
+    assert_eq!(said, ["2", "five", "3"]);
+    assert!(folder.load_with(&folder.config("b.jsonl"), 64).err().unwrap().to_string().contains("again"));
+}

@@ -47,8 +47,8 @@ pub(crate) struct Store {
     pub labels: Column,
     /// For causal language models.
     pub trained: Option<Trained>,
-    /// Tokens of the wrong completions of the rows that have choices.
-    pub others: HashMap<u32, Vec<Vec<u32>>>,
+    /// Of the rows that have choices, the completions, the right one first.
+    pub choices: HashMap<u32, Vec<Choice>>,
     pub files: Vec<FileRows>,
 }
 
@@ -88,6 +88,15 @@ impl Store {
     pub(crate) fn weight(&self, row: u32) -> f64 {
         self.file(row as usize).weight
     }
+}
+
+/// A prompt with a completion, the token that ends it left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The tokens of both.
+    pub ids: Vec<u32>,
+    /// Where the completion begins.
+    pub start: usize,
 }
 
 /// A file and where its rows begin.
@@ -197,10 +206,10 @@ impl Examples {
         self.parts(row).map(|part| self.store.lost[part.row as usize] as usize).sum()
     }
 
-    /// The tokens of the completions of a row that would be wrong; none where it has no choices.
+    /// The completions of a row to choose between, the right one first; none where it has no choices.
     #[must_use]
-    pub fn others(&self, row: usize) -> &[Vec<u32>] {
-        self.store.others.get(&(self.at(row) as u32)).map_or(&[], Vec::as_slice)
+    pub fn choices(&self, row: usize) -> &[Choice] {
+        self.store.choices.get(&(self.at(row) as u32)).map_or(&[], Vec::as_slice)
     }
 
     /// Label of a row.

@@ -165,8 +165,16 @@ impl Layout {
             messages.insert(0, Message::new("system", system));
             Ok(messages)
         };
+        // No template shows it in a text.
+        let untold = |system: String| match system.trim() {
+            "" => Ok(()),
+            _ => Err(at(Slot::System, "only conversations have a system message".into())),
+        };
         match format {
-            Format::Text => Ok(Sample::Text(text(Slot::Text, take(Slot::Text))?)),
+            Format::Text => {
+                untold(system?)?;
+                Ok(Sample::Text(text(Slot::Text, take(Slot::Text))?))
+            }
             Format::Chat => {
                 let messages = with_system(list(Slot::Messages, take(Slot::Messages))?, system?)?;
                 Ok(Sample::Chat { messages, tools: tools()?, first: 0 })
@@ -187,6 +195,7 @@ impl Layout {
             }
             Format::PromptCompletion => match (take(Slot::Prompt), take(Slot::Completion)) {
                 (Some(Value::String(prompt)), Some(Value::String(completion))) => {
+                    untold(system?)?;
                     let others = take(Slot::Choices).map_or(Ok(Vec::new()), |choices| others(choices, &completion));
                     Ok(Sample::Completion { prompt, completion, others: others.map_err(|e| at(Slot::Choices, e))? })
                 }
@@ -210,6 +219,9 @@ fn others(choices: Value, right: &str) -> Result<Vec<String>, String> {
     };
     let mut texts = texts.ok_or("it is no list of texts")?;
     let found = texts.iter().position(|text| text == right);
+    if let Some((i, twice)) = texts.iter().enumerate().find(|(i, text)| texts[..*i].contains(text)) {
+        return Err(format!("choice {} says \"{twice}\" again", i + 1));
+    }
     texts.remove(found.ok_or_else(|| {
         format!("the completion \"{right}\" is none of {}", listed(texts.iter().map(String::as_str)))
     })?);

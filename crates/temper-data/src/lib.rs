@@ -56,7 +56,7 @@ pub use batch::TokenBatch;
 pub use config::{ChatColumns, DataConfig, FileEntry, FileTable, Files, Format, LabelColumns, LongRows, TrainOn};
 pub use convert::{Converted, to_parquet};
 pub use error::{Error, Result};
-pub use examples::{Examples, Source};
+pub use examples::{Choice, Examples, Source};
 pub use labels::{Label, LabelKind};
 pub use load::{Dataset, Target, load};
 pub use message::Message;

@@ -8,7 +8,7 @@ use crate::{
     causal::{Causal, Seen},
     config::{FileTable, Files, Format},
     error::{Error, Result},
-    examples::{FileRows, Store, Trained},
+    examples::{Choice, FileRows, Store, Trained},
     hash::RowHash,
     labels::Labels,
     source::{Body, Columns, Place, Record, SourceFile},
@@ -49,8 +49,7 @@ struct Row {
 /// What a causal language model learns of a row.
 struct Learned {
     runs: Vec<Range<u32>>,
-    /// Tokens of completions that would be wrong.
-    others: Vec<Vec<u32>>,
+    choices: Vec<Choice>,
     seen: Seen,
 }
 
@@ -113,7 +112,7 @@ impl Reader<'_> {
                 let sample = layout.sample(*format, cells.clone()).map_err(fail)?;
                 let row = causal.encode(&sample).map_err(fail)?;
                 let (first, lost) = (row.ids.len(), row.full_length - row.ids.len());
-                let learned = Learned { runs: row.trained, others: row.others, seen: row.seen };
+                let learned = Learned { runs: row.trained, choices: row.choices, seen: row.seen };
                 Ok(Row { ids: row.ids, first, lost, hash: row.hash, causal: Some(learned) })
             }
             (Body::Texts(text, pair), ..) => {
@@ -141,10 +140,10 @@ impl Collected {
         store.lost.push(row.lost as u32);
         store.lines.push(u32::try_from(place.line).unwrap_or(u32::MAX));
         hashes.push(row.hash);
-        if let (Some(Learned { runs, others, seen }), Some(trained)) = (row.causal, &mut store.trained) {
+        if let (Some(Learned { runs, choices, seen }), Some(trained)) = (row.causal, &mut store.trained) {
             trained.push(runs);
-            if !others.is_empty() {
-                store.others.insert(store.lines.len() as u32 - 1, others);
+            if !choices.is_empty() {
+                store.choices.insert(store.lines.len() as u32 - 1, choices);
             }
             if !seen.is_nothing() {
                 observed.push((place.to_string(), seen));

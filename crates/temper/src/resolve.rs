@@ -52,8 +52,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let max_length = max_length(recipe, &config)?;
     task::check_architecture(recipe, &config)?;
     let dataset = read_data(recipe, &config, &tokenizer, max_length)?;
-    let (task, teacher) = resolve_task(recipe, &config, &dataset, &tokenizer, max_length)?;
     let adapter = recipe.adapter.from.as_ref().map(|from| open_adapter(recipe, from)).transpose()?;
+    let (task, teacher) = resolve_task(recipe, &config, adapter.as_ref(), &dataset, &tokenizer, max_length)?;
 
     let lazy = LazyModel::new(&config, &task);
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;

@@ -2,42 +2,25 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
-use temper_data::{Encoded, Examples, TokenBatch};
+use temper_data::{Choice, Encoded, Examples, TokenBatch};
 use temper_nn::{Pass, matmul};
 
 use super::{CausalLm, LOGITS};
 use crate::input;
 
-/// A prompt with a completion.
-struct Candidate {
-    ids: Vec<u32>,
-    /// Where the completion begins.
-    start: usize,
-}
-
 /// The share of the rows with choices whose right completion is the likeliest; none if no row has choices.
-pub(super) fn accuracy(model: &CausalLm, examples: &Examples, end_ids: &[u32], pad_id: u32) -> Option<f64> {
+pub(super) fn accuracy(model: &CausalLm, examples: &Examples, pad_id: u32) -> Option<f64> {
     let (mut right, mut asked) = (0, 0);
-    for row in (0..examples.len()).filter(|&row| !examples.others(row).is_empty()) {
-        let scores = log_probabilities(model, &candidates(examples, row, end_ids), pad_id);
+    for row in (0..examples.len()).filter(|&row| !examples.choices(row).is_empty()) {
+        let scores = log_probabilities(model, examples.choices(row), pad_id);
         asked += 1;
         right += usize::from(scores[1..].iter().all(|other| scores[0] > *other));
     }
     (asked > 0).then(|| right as f64 / asked as f64)
 }
 
-/// The right completion of a row, then the others.
-fn candidates(examples: &Examples, row: usize, end_ids: &[u32]) -> Vec<Candidate> {
-    let (ids, run) = (examples.ids(row), examples.trained(row).pop().unwrap_or_default());
-    let ended = |ids: &[u32]| ids.iter().rev().take_while(|id| end_ids.contains(id)).count();
-    let right = &ids[run.start..run.end];
-    let right = &right[..right.len() - ended(right)];
-    let with = |completion: &[u32]| Candidate { ids: [&ids[..run.start], completion].concat(), start: run.start };
-    std::iter::once(right).chain(examples.others(row).iter().map(Vec::as_slice)).map(with).collect()
-}
-
 /// The sum of the log-probabilities of each completion's tokens.
-fn log_probabilities(model: &CausalLm, candidates: &[Candidate], pad_id: u32) -> Vec<f64> {
+fn log_probabilities(model: &CausalLm, candidates: &[Choice], pad_id: u32) -> Vec<f64> {
     let output = model.output();
     let [vocabulary, _] = output.dims();
     let longest = candidates.iter().map(|candidate| candidate.ids.len()).max().unwrap_or(1);
@@ -45,14 +28,14 @@ fn log_probabilities(model: &CausalLm, candidates: &[Candidate], pad_id: u32) ->
     candidates.chunks(at_once).flat_map(|candidates| few(model, &output, candidates, pad_id)).collect()
 }
 
-fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Candidate], pad_id: u32) -> Vec<f64> {
+fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Choice], pad_id: u32) -> Vec<f64> {
     let encoded: Vec<Encoded> = candidates
         .iter()
-        .map(|Candidate { ids, .. }| Encoded { ids: ids.clone(), type_ids: vec![0; ids.len()], full_length: ids.len() })
+        .map(|Choice { ids, .. }| Encoded { ids: ids.clone(), type_ids: vec![0; ids.len()], full_length: ids.len() })
         .collect();
     let batch = TokenBatch::from_encoded(&encoded, pad_id);
     let (mut positions, mut targets) = (Vec::new(), Vec::new());
-    for (row, Candidate { ids, start }) in candidates.iter().enumerate() {
+    for (row, Choice { ids, start }) in candidates.iter().enumerate() {
         for (at, &id) in ids.iter().enumerate().skip((*start).max(1)) {
             positions.push((row * batch.seq + at - 1) as i32);
             targets.push(id as i32);
@@ -65,6 +48,6 @@ fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Candidate], pad_id: u
     let of_tokens = log_softmax(logits, 1).gather(1, column(&targets).reshape([targets.len(), 1]));
     let of_tokens = of_tokens.into_data();
     let mut of_tokens = of_tokens.iter::<f64>();
-    let count = |candidate: &Candidate| candidate.ids.len() - candidate.start.max(1);
+    let count = |candidate: &Choice| candidate.ids.len() - candidate.start.max(1);
     candidates.iter().map(|candidate| of_tokens.by_ref().take(count(candidate)).sum()).collect()
 }

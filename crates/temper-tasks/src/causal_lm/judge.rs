@@ -38,7 +38,7 @@ pub(super) fn evaluate(model: &CausalLm, causal: &Causal, examples: &Examples, r
     let questions: Vec<Question> = (0..asked).filter_map(|row| Question::of(examples, row)).collect();
     let samples = answers(model, causal, &questions, rows);
     if judge.metrics.contains(&Metric::ChoiceAccuracy) {
-        let share = choice::accuracy(model, examples, &judge.generation.end_ids, causal.pad_id);
+        let share = choice::accuracy(model, examples, causal.pad_id);
         scores.extend(share.map(|share| (Metric::ChoiceAccuracy.name().to_owned(), share)));
     }
     for &metric in judge.metrics.iter().filter(|metric| generates(metric)) {

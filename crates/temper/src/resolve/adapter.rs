@@ -21,7 +21,10 @@ pub(super) fn check_weights(
     lazy: &LazyModel,
 ) -> Result<LoadReport, Failure> {
     let report = temper_models::check(&lazy.entries, weights, |path| build::names(config, task, path));
-    let missing: Vec<&String> = report.missing.iter().filter(|path| path.starts_with("backbone.")).collect();
+    // A classifier's head may be new. A language model's output layer is a part of the network.
+    let causal = matches!(task, TaskPlan::CausalLm { .. });
+    let needed = |path: &&String| path.starts_with("backbone.") || causal;
+    let missing: Vec<&String> = report.missing.iter().filter(needed).collect();
     let optional = |path: &str| path.starts_with("backbone.pooler.");
     if let Some(path) = missing.iter().find(|path| !optional(path)) {
         let names = checkpoint_names(config.prefix(), path).join("` or `");

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use regex::Regex;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use temper_data::{Dataset, Tokenizer};
 use temper_models::{Config, Weights};
 use temper_peft::Method;
+use temper_peft::file::AdapterFile;
 use temper_tasks::causal_lm::CausalLmConfig;
 use temper_tasks::distillation::DistillationConfig;
 use temper_tasks::masked_lm::MaskedLmConfig;
@@ -45,13 +47,14 @@ pub(super) fn check_architecture(recipe: &Recipe, config: &Config) -> Result<(),
 pub(super) fn resolve_task(
     recipe: &Recipe,
     config: &Config,
+    from: Option<&AdapterFile>,
     dataset: &Dataset,
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<(TaskPlan, Option<TeacherInputs>), Failure> {
     match &recipe.task {
         TaskConfig::SequenceClassification(task) => Ok((classification(recipe, task, dataset)?, None)),
-        TaskConfig::CausalLm(task) => Ok((causal_lm(recipe, task, config, dataset, tokenizer)?, None)),
+        TaskConfig::CausalLm(task) => Ok((causal_lm(recipe, task, config, from, dataset, tokenizer)?, None)),
         TaskConfig::MaskedLm(task) => Ok((masked_lm(recipe, task, tokenizer)?, None)),
         TaskConfig::Distillation(task) => {
             distillation(recipe, task, tokenizer, max_length).map(|(plan, teacher)| (plan, Some(teacher)))
@@ -89,10 +92,13 @@ fn causal_lm(
     recipe: &Recipe,
     task: &CausalLmConfig,
     config: &Config,
+    from: Option<&AdapterFile>,
     dataset: &Dataset,
     tokenizer: &Tokenizer,
 ) -> Result<TaskPlan, Failure> {
-    let saved = |name: &str| recipe.adapter.modules_to_save.iter().position(|module| module == name);
+    let own = from.map(|from| from.config.modules_to_save.clone().unwrap_or_default());
+    let modules = own.unwrap_or_else(|| recipe.adapter.modules_to_save.clone());
+    let saved = |name: &str| modules.iter().position(|module| module == name);
     let full = recipe.adapter.method == Method::Full;
     if task.untie && !config.tied() {
         let message = "`untie` has no effect: the model's output layer has weights of its own";
@@ -111,13 +117,7 @@ fn causal_lm(
         );
         return Err(point(recipe, Kind::Recipe, &format!("adapter.modules_to_save.{i}"), message));
     }
-    let eval = &dataset.eval;
-    if let Some(i) = task.metrics.iter().position(|metric| *metric == Metric::ChoiceAccuracy)
-        && !(0..eval.len()).any(|row| !eval.others(row).is_empty())
-    {
-        let message = "`choice_accuracy` needs evaluation rows with `prompt`, `completion` and a list of `choices`";
-        return Err(point(recipe, Kind::Data, &format!("task.metrics.{i}"), message));
-    }
+    check_answers(recipe, task, dataset, tokenizer)?;
     let possible = [&[Metric::Loss, Metric::Perplexity], task.metrics.as_slice()].concat();
     Ok(TaskPlan::CausalLm {
         tied,
@@ -130,6 +130,56 @@ fn causal_lm(
         end_ids: end_ids(recipe, config, dataset, tokenizer),
         best_by: best_by(recipe, *task.metrics.first().unwrap_or(&Metric::Loss), &possible)?,
     })
+}
+
+/// Refuses metrics that the evaluation rows cannot satisfy, and says where they hardly can.
+fn check_answers(
+    recipe: &Recipe,
+    task: &CausalLmConfig,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+) -> Result<(), Failure> {
+    let (eval, rows) = (&dataset.eval, 0..dataset.eval.len());
+    let fail = |metric: Metric, message: &str| {
+        let i = task.metrics.iter().position(|wanted| *wanted == metric).unwrap_or_default();
+        Err(point(recipe, Kind::Data, &format!("task.metrics.{i}"), format!("`{}` {message}", metric.name())))
+    };
+    let answer = |row: usize| eval.trained(row).pop().filter(|run| run.start > 1);
+    for &metric in &task.metrics {
+        if metric == Metric::ChoiceAccuracy && rows.clone().all(|row| eval.choices(row).is_empty()) {
+            return fail(metric, "needs evaluation rows with `prompt`, `completion` and a list of `choices`");
+        }
+        if metric != Metric::ChoiceAccuracy && rows.clone().all(|row| answer(row).is_none()) {
+            return fail(metric, "needs evaluation rows that ask something: these are learned from their beginning");
+        }
+    }
+    let texts = |row: usize| answer(row).map(|run| tokenizer.decode(&eval.ids(row)[run]).unwrap_or_default());
+    if let Some(regex) = task.answer.as_ref().and_then(|answer| Regex::new(answer).ok()) {
+        let (all, found) = rows
+            .clone()
+            .filter_map(texts)
+            .fold((0, 0), |(all, found), text| (all + 1, found + usize::from(regex.is_match(&text))));
+        if found == 0 {
+            return fail(
+                Metric::RegexMatch,
+                "can never be right: `answer` in [task] matches none of the expected answers",
+            );
+        }
+        if found < all {
+            tracing::warn!("`answer` in [task] matches {found} of {all} expected answers; the others count as wrong");
+        }
+    }
+    let generates = task.metrics.iter().any(|metric| *metric != Metric::ChoiceAccuracy);
+    let longest = rows.clone().filter_map(|row| answer(row)).map(|run| run.len()).max().unwrap_or(0);
+    if generates && longest > task.max_new_tokens + 1 {
+        let long = rows.filter_map(answer).filter(|run| run.len() > task.max_new_tokens + 1).count();
+        tracing::warn!(
+            "{long} expected answers are longer than task.max_new_tokens = {} (the longest {longest}): the model cannot give \
+             them",
+            task.max_new_tokens
+        );
+    }
+    Ok(())
 }
 
 /// What ends an answer: the model's own ends, and the special tokens with which the trained parts of the data end.
