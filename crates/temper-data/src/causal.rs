@@ -123,8 +123,8 @@ impl<'a> Causal<'a> {
         self.end(&mut ids);
         let mut hash = RowHash::new(prompt, Some(completion));
         hash.blank = completion.trim().is_empty();
-        let trained = vec![start as u32..ids.len() as u32];
-        Ok(self.cut(ids, trained, hash, Seen { misprompted: u32::from(torn), ..Seen::default() }))
+        let learned = start as u32..ids.len() as u32;
+        Ok(self.cut(ids, Vec::from([learned]), hash, Seen { misprompted: u32::from(torn), ..Seen::default() }))
     }
 
     /// The tokens of a prompt with what follows, where that begins, and whether in the middle of a token: such a token is a

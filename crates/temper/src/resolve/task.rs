@@ -170,7 +170,7 @@ fn check_answers(
         }
     }
     let generates = task.metrics.iter().any(|metric| *metric != Metric::ChoiceAccuracy);
-    let longest = rows.clone().filter_map(|row| answer(row)).map(|run| run.len()).max().unwrap_or(0);
+    let longest = rows.clone().filter_map(&answer).map(|run| run.len()).max().unwrap_or(0);
     if generates && longest > task.max_new_tokens + 1 {
         let long = rows.filter_map(answer).filter(|run| run.len() > task.max_new_tokens + 1).count();
         tracing::warn!(
