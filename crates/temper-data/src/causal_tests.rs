@@ -297,6 +297,10 @@ fn the_audit_finds_what_a_template_loses() {
     let folder = Folder::with(&[
         ("system.jsonl", &chat("", &["system", "user", "assistant"])),
         ("tool.jsonl", &chat("", &["user", "tool", "assistant"])),
+        (
+            "quoted.jsonl",
+            r#"{"messages": [{"role": "system", "content": "Answer with one word."}, {"role": "user", "content": "Why \"Answer with one word.\"?"}, {"role": "assistant", "content": "Brevity."}]}"#,
+        ),
         ("tools.jsonl", &chat("\"tools\":[{\"name\":\"add\"}],", &["user", "assistant"])),
         (
             "deaf.jinja",
@@ -319,6 +323,7 @@ fn the_audit_finds_what_a_template_loses() {
     let data = of("system.jsonl", "deaf.jinja");
     assert_eq!(codes(&data), [(Severity::Error, "lost-message")]);
     assert!(message(&data, "lost-message").contains("what \"system\" says in 1 rows: system.jsonl line 1"));
+    assert!(message(&of("quoted.jsonl", "deaf.jinja"), "lost-message").contains("\"system\""));
     assert!(message(&of("tool.jsonl", "deaf.jinja"), "lost-message").contains("\"tool\""));
     assert_eq!(codes(&of("tools.jsonl", "deaf.jinja")), [(Severity::Error, "lost-tools")]);
     // Its prompt ends in a space, which the answer's first token takes in.

@@ -166,7 +166,10 @@ impl Conversation<'_> {
         let lost = |i: &usize| {
             let message = &self.messages[*i];
             let said = message.content().map(str::trim).unwrap_or_default();
-            let seen = said.len() >= 16 && rendered.contains(said);
+            // Long enough to be no chance; as often as messages say it, for one may quote another.
+            let saying =
+                || self.messages.iter().filter_map(Message::content).filter(|text| text.contains(said)).count();
+            let seen = said.len() >= 16 && rendered.matches(said).count() >= saying();
             let hidden = |marked: Option<Message>| marked.is_some_and(|marked| !self.shows(*i, marked));
             !seen && hidden(message.marked(MARK)) || hidden(message.marked_call(MARK))
         };
