@@ -39,7 +39,7 @@ pub fn language_model(config: &Config, task: &TaskPlan, device: &Device) -> Caus
     let TaskPlan::CausalLm { tied, label_smoothing, z_loss, .. } = task else {
         unreachable!("the caller matched on the task")
     };
-    let terms = Terms { label_smoothing: *label_smoothing, z_loss: *z_loss, softcap: config.final_logit_softcap() };
+    let terms = Terms { label_smoothing: *label_smoothing, z_loss: *z_loss, ..Terms::default() };
     CausalLm::new(config, *tied, terms, device)
 }
 

@@ -259,8 +259,13 @@ pub struct TrainPlan {
 impl TrainPlan {
     /// How the rows of a step are cut.
     pub fn micro(&self) -> Micro {
-        self.config.micro_batch_tokens.map_or(Micro::Rows(self.micro_batch), Micro::Tokens)
+        micro(&self.config, self.micro_batch)
     }
+}
+
+/// How the rows of a step are cut: by tokens if the recipe says how many, else by `rows`.
+pub fn micro(config: &TrainConfig, rows: usize) -> Micro {
+    config.micro_batch_tokens.map_or(Micro::Rows(rows), Micro::Tokens)
 }
 
 /// On what.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
-use temper_data::{DataConfig, Dataset, Files, LabelColumns, LabelKind, Micro, Target, Tokenizer};
+use temper_data::{DataConfig, Dataset, Files, LabelColumns, LabelKind, Target, Tokenizer};
 use temper_engine::{Every, EveryName, Schedule};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
@@ -19,7 +19,7 @@ use crate::build;
 use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
 use crate::memory::{Memory, Shape};
-use crate::plan::{AdapterPlan, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
+use crate::plan::{self, AdapterPlan, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
 use crate::provenance::Provenance;
 use crate::recipe::{Recipe, plain};
 use adapter::{check_weights, resolve_adapter};
@@ -264,7 +264,7 @@ fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
 fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failure> {
     let config = recipe.train.clone();
     let micro_batch = config.micro_batch.unwrap_or(config.global_batch);
-    let micro = config.micro_batch_tokens.map_or(Micro::Rows(micro_batch), Micro::Tokens);
+    let micro = plan::micro(&config, micro_batch);
     let order = temper_data::Order::new(&dataset.train, config.seed, config.global_batch, micro, recipe.data.bucket);
     let steps_per_epoch = order.steps_per_epoch();
     let steps = match (config.max_steps, config.epochs) {

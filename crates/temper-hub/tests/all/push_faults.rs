@@ -17,11 +17,11 @@ use crate::{
 
 const COMMIT: &str = "*/commit/*";
 
-fn weights() -> Vec<u8> {
+pub fn weights() -> Vec<u8> {
     noise(300_000, 1)
 }
 
-fn landed_once(bench: &Bench) {
+pub fn landed_once(bench: &Bench) {
     assert_eq!(commits(bench, "me/x"), 1);
     assert_eq!(bench.server.read(Kind::Model, "me/x", "main", "adapter_model.safetensors").unwrap(), weights());
     assert_eq!(bench.server.pending_faults(), 0, "a fault was not met");

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use temper_hub::{Hub, PullOptions};
-use temper_testhub::{Fault, Kind, Options, Role, Side, Trouble};
+use temper_testhub::{Fault, Options, Role, Side, Trouble};
 
 use crate::{
-    bench::{Bench, noise, pull_model, says},
+    bench::{Bench, pull_model, says},
     push::{commits, model_files, push_of},
-    push_faults::kill_a_push_at,
+    push_faults::{kill_a_push_at, landed_once, weights},
 };
 
 /// Chunks are sent in blocks, each with a grant, an upload and a commit; then the shard says which file they are.
@@ -19,16 +19,6 @@ const SHARDS: &str = "*/shards";
 
 fn bench() -> Bench {
     Bench::with(Options { lfs_threshold: 4096, xet: true, ..Options::default() })
-}
-
-fn weights() -> Vec<u8> {
-    noise(300_000, 1)
-}
-
-fn landed_once(bench: &Bench) {
-    assert_eq!(commits(bench, "me/x"), 1);
-    assert_eq!(bench.server.read(Kind::Model, "me/x", "main", "adapter_model.safetensors").unwrap(), weights());
-    assert_eq!(bench.server.pending_faults(), 0, "a fault was not met");
 }
 
 #[test]

@@ -129,7 +129,8 @@ impl CausalBatch {
 }
 
 impl CausalLm {
-    /// A model of that architecture; `tied` shares the token embeddings. Parameters are lazy until loaded or initialised.
+    /// A model of that architecture; `tied` shares the token embeddings. The soft cap of `terms` is the
+    /// architecture's. Parameters are lazy until loaded or initialised.
     pub fn new(config: &Config, tied: bool, terms: Terms, device: &Device) -> Self {
         let lm_head = (!tied).then(|| Linear::without_bias(config.hidden_size(), config.vocab_size(), device));
         let terms = Terms { softcap: config.final_logit_softcap(), ..terms };
