@@ -5,7 +5,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
-use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, Pass, dropout, padding_mask};
+use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, Pass, Sight, dropout};
 
 use crate::Input;
 use crate::config::Sizes;
@@ -187,10 +187,9 @@ impl Encoder {
     /// - x, result: `[B, S, D]`
     pub(crate) fn forward(&self, x: Tensor<3>, lengths: &[usize], pass: &Pass) -> Tensor<3> {
         let [batch, sequence, model] = x.dims();
-        let mask = padding_mask(lengths, sequence, &x.device().inner());
+        let sight = Sight::padded(lengths, sequence);
         let states = x.reshape([batch * sequence, model]);
-        let states =
-            self.layer.iter().fold(states, |x, layer| layer.forward(x, [batch, sequence], mask.as_ref(), pass));
+        let states = self.layer.iter().fold(states, |x, layer| layer.forward(x, [batch, sequence], &sight, pass));
         states.reshape([batch, sequence, model])
     }
 
@@ -236,14 +235,14 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, shape: [usize; 2], mask: Option<&Tensor<4>>, pass: &Pass) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, shape: [usize; 2], sight: &Sight, pass: &Pass) -> Tensor<2> {
         let heads = &self.attention.self_;
         let [_, model] = x.dims();
         let (size, [batch, sequence]) = (model / heads.heads, shape);
         let split = |x: Tensor<2>| x.reshape([batch, sequence, heads.heads, size]);
         let inputs = [&heads.query, &heads.key, &heads.value].map(|linear| split(linear.forward(x.clone(), pass)));
         let attention = Attention { scale: (size as f64).powf(-0.5), dropout: heads.dropout };
-        let x = self.attention.output.forward(attention.forward(inputs, mask, pass), x, pass);
+        let x = self.attention.output.forward(attention.forward(inputs, sight, pass), x, pass);
         let inner = self.activation.forward(self.intermediate.dense.forward(x.clone(), pass));
         self.output.forward(inner, x, pass)
     }

@@ -1,7 +1,7 @@
 //! What the layers of a decoder share in one pass: places, masks, and the keys and values of earlier passes.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use temper_nn::{Attention, Layout, Linear, Pass, Rotary, Rotation};
+use temper_nn::{Attention, Layout, Linear, Pass, Rotary, Rotation, Sight};
 
 use crate::{Error, Input};
 
@@ -82,8 +82,8 @@ pub(crate) struct Context<'a> {
     pub pass: &'a Pass,
     device: Device,
     cache: Option<&'a mut Cache>,
-    /// The masks made so far, by window.
-    masks: Vec<(Option<usize>, Option<Tensor<4>>)>,
+    /// What queries see, by window, as far as it was asked.
+    sights: Vec<(Option<usize>, Sight)>,
 }
 
 impl<'a> Context<'a> {
@@ -92,7 +92,7 @@ impl<'a> Context<'a> {
         let [batch, sequence] = input.ids.dims();
         assert_eq!(input.segments.len(), batch, "segments are given for {} rows of {batch}", input.segments.len());
         let layout = Layout::packed(&input.segments, sequence);
-        Self { layout, pass, device: input.ids.device().inner(), cache: None, masks: Vec::new() }
+        Self { layout, pass, device: input.ids.device().inner(), cache: None, sights: Vec::new() }
     }
 
     /// A pass over the next tokens of the rows in `cache`, which may hold `limit` tokens each, padding aside.
@@ -114,7 +114,7 @@ impl<'a> Context<'a> {
         }
         let layout = Layout::continued(&cache.pads, cache.length, sequence);
         cache.length += sequence;
-        Ok(Self { layout, pass, device: ids.device().inner(), cache: Some(cache), masks: Vec::new() })
+        Ok(Self { layout, pass, device: ids.device().inner(), cache: Some(cache), sights: Vec::new() })
     }
 
     /// The position of each token in its segment, `[1 or B, S]`.
@@ -146,11 +146,12 @@ impl<'a> Context<'a> {
             Some(cache) => cache.extend(layer, [key, value]),
         };
         let window = window.filter(|window| *window < self.layout.keys());
-        if !self.masks.iter().any(|(other, _)| *other == window) {
-            self.masks.push((window, self.layout.causal_mask(window, &self.device)));
-        }
-        let mask = self.masks.iter().find(|(other, _)| *other == window).and_then(|(_, mask)| mask.as_ref());
-        attention.forward([query, key, value], mask, self.pass)
+        let known = self.sights.iter().position(|(other, _)| *other == window);
+        let known = known.unwrap_or_else(|| {
+            self.sights.push((window, self.layout.sight(window)));
+            self.sights.len() - 1
+        });
+        attention.forward([query, key, value], &self.sights[known].1, self.pass)
     }
 }
 

@@ -6,7 +6,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
-use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, Pass, dropout, padding_mask};
+use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, Pass, Sight, dropout};
 
 use crate::Input;
 use crate::config::Sizes;
@@ -103,10 +103,10 @@ impl DistilBert {
     pub fn forward(&self, input: &Input, pass: &Pass) -> Tensor<3> {
         let x = self.embeddings.forward(input, pass);
         let [batch, sequence, model] = x.dims();
-        let mask = padding_mask(&input.unpacked(), sequence, &x.device().inner());
+        let sight = Sight::padded(&input.unpacked(), sequence);
         let states = x.reshape([batch * sequence, model]);
         let layers = self.transformer.layer.iter();
-        let states = layers.fold(states, |x, layer| layer.forward(x, [batch, sequence], mask.as_ref(), pass));
+        let states = layers.fold(states, |x, layer| layer.forward(x, [batch, sequence], &sight, pass));
         states.reshape([batch, sequence, model])
     }
 
@@ -222,14 +222,14 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, shape: [usize; 2], mask: Option<&Tensor<4>>, pass: &Pass) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, shape: [usize; 2], sight: &Sight, pass: &Pass) -> Tensor<2> {
         let SelfAttention { q_lin, k_lin, v_lin, out_lin, heads, dropout: rate } = &self.attention;
         let [_, model] = x.dims();
         let (size, [batch, sequence]) = (model / heads, shape);
         let split = |x: Tensor<2>| x.reshape([batch, sequence, *heads, size]);
         let inputs = [q_lin, k_lin, v_lin].map(|linear| split(linear.forward(x.clone(), pass)));
         let attention = Attention { scale: (size as f64).powf(-0.5), dropout: *rate };
-        let attended = out_lin.forward(attention.forward(inputs, mask, pass), pass);
+        let attended = out_lin.forward(attention.forward(inputs, sight, pass), pass);
         let x = self.sa_layer_norm.forward(attended + x);
 
         let inner = self.ffn.activation.forward(self.ffn.lin1.forward(x.clone(), pass));

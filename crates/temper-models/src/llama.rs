@@ -383,8 +383,8 @@ impl Mlp {
     ///
     /// - x, result: `[T, D]`
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
-        let gate = self.activation.forward(self.gate_proj.forward(x.clone(), pass));
-        self.down_proj.forward(gate * self.up_proj.forward(x, pass), pass)
+        let gate = self.gate_proj.forward(x.clone(), pass);
+        self.down_proj.forward(self.activation.gated(gate, self.up_proj.forward(x, pass)), pass)
     }
 
     pub(crate) fn linears(&mut self) -> [(&'static str, &mut Linear); 3] {

@@ -267,7 +267,7 @@ impl Mlp {
     fn forward(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
         let joint = self.gate_up_proj.forward(x, pass);
         let inner = joint.dims()[1] / 2;
-        let gate = self.activation.forward(joint.clone().narrow(1, 0, inner));
-        self.down_proj.forward(gate * joint.narrow(1, inner, inner), pass)
+        let (gate, up) = (joint.clone().narrow(1, 0, inner), joint.narrow(1, inner, inner));
+        self.down_proj.forward(self.activation.gated(gate, up), pass)
     }
 }

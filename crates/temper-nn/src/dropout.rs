@@ -1,12 +1,13 @@
-//! Dropout with masks that can be made again.
+//! Which dropout masks a pass draws.
 
 use std::cell::Cell;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
+use temper_kernels::Drop;
 
 /// The context of one forward pass: whether it trains, and which dropout masks it draws.
 ///
-/// Each dropout takes the next site number, and its mask is a hash of (seed, site, index) made on the host. A pass made
+/// Each dropout takes the next site number, and its mask is a hash of (seed, site, index). A pass made
 /// again from the same seed draws the same masks, on every device.
 #[derive(Debug)]
 pub struct Pass {
@@ -30,43 +31,25 @@ impl Pass {
         self.seed.is_some() && p > 0.0
     }
 
-    /// The two keys of the next site.
-    fn keys(&self, seed: u64) -> [u32; 2] {
+    /// The mask of the next site with probability `p`, if this pass drops.
+    pub fn mask(&self, p: f64) -> Option<Drop> {
+        let seed = self.seed.filter(|_| p > 0.0)?;
         let site = self.site.get();
         self.site.set(site + 1);
         let x = seed ^ site.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let x = x ^ (x >> 31);
-        [x as u32, (x >> 32) as u32]
+        Some(Drop::new(p, [x as u32, (x >> 32) as u32]))
     }
 }
 
 /// Sets each element to zero with probability `p` and divides the others by 1 - p, if `pass` trains.
 pub fn dropout<const D: usize>(x: Tensor<D>, p: f64, pass: &Pass) -> Tensor<D> {
-    match pass.seed {
-        Some(seed) if p > 0.0 => {
-            let values = mask(x.dims().iter().product(), p, pass.keys(seed));
-            let mask = Tensor::from_data(TensorData::new(values, x.dims()), &x.device().inner());
-            x * mask
-        }
-        _ => x,
+    match pass.mask(p) {
+        None => x,
+        Some(mask) => temper_kernels::dropout(x, mask),
     }
-}
-
-/// 0 with probability `p`, else 1/(1 - p). A keyed 32-bit mixer (lowbias32 of C. Wellons, with the second key between
-/// its two multiplications) in a loop that vectorises.
-fn mask(count: usize, p: f64, [first, second]: [u32; 2]) -> Vec<f32> {
-    let threshold = (p * 4_294_967_296.0).min(4_294_967_295.0) as u32;
-    let kept = (1.0 / (1.0 - p)) as f32;
-    let value = |i: usize| {
-        let x = (i as u32) ^ first;
-        let x = (x ^ (x >> 16)).wrapping_mul(0x21f0_aaad) ^ second;
-        let x = (x ^ (x >> 15)).wrapping_mul(0xd35a_2d97);
-        let x = x ^ (x >> 15);
-        if x >= threshold { kept } else { 0.0 }
-    };
-    (0..count).map(value).collect()
 }
 
 #[cfg(test)]
@@ -74,23 +57,9 @@ mod tests {
     use super::*;
     use burn::tensor::Device;
 
-    fn masks(seed: u64) -> [Vec<f32>; 2] {
+    fn masks(seed: u64) -> [Option<Drop>; 2] {
         let pass = Pass::train(seed);
-        [(); 2].map(|()| mask(100_000, 0.1, pass.keys(seed)))
-    }
-
-    #[test]
-    fn masks_have_the_asked_rate_and_are_independent() {
-        let [a, b] = masks(1);
-        for mask in [&a, &b] {
-            let zeros = mask.iter().filter(|v| **v == 0.0).count();
-            assert!((9_600..10_400).contains(&zeros), "{zeros}");
-            assert!(mask.iter().all(|v| *v == 0.0 || (v - 1.0 / 0.9).abs() < 1e-6));
-        }
-        let both = a.iter().zip(&b).filter(|(a, b)| **a == 0.0 && **b == 0.0).count();
-        assert!((850..1_150).contains(&both), "{both}");
-        let next = a.windows(2).filter(|pair| pair[0] == 0.0 && pair[1] == 0.0).count();
-        assert!((850..1_150).contains(&next), "{next}");
+        [(); 2].map(|()| pass.mask(0.1))
     }
 
     #[test]

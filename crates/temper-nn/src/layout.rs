@@ -1,6 +1,6 @@
 //! Where the tokens of a batch stand, and which of them may look at which.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use temper_kernels::Sight;
 
 /// The places of a batch's queries among their keys: those of the past, then one for each query.
 ///
@@ -59,37 +59,30 @@ impl Layout {
         self.starts.iter().map(row).collect()
     }
 
-    /// What a causal layer adds to its scores `[B, N, S, keys]`: 0 where a query sees a key, which is at or before it in
-    /// its segment and less than `window` tokens away, else the lowest f32. `None` if all see everything.
-    ///
-    /// # Shapes
-    ///
-    /// - result: `[1 or B, 1, S, keys]`
-    pub fn causal_mask(&self, window: Option<usize>, device: &Device) -> Option<Tensor<4>> {
-        let (keys, window) = (self.keys(), window.unwrap_or(usize::MAX));
-        let mut values = vec![f32::MIN; self.starts.len() * self.queries * keys];
-        let starts = self.starts.iter().flat_map(|row| (self.past..).zip(row));
-        for (row, (own, start)) in values.chunks_mut(keys).zip(starts) {
-            let first = (*start).max((own + 1).saturating_sub(window));
-            row[first.min(own + 1)..=own].fill(0.0);
-        }
-        let shape = [self.starts.len(), 1, self.queries, keys];
-        let hides = values.contains(&f32::MIN);
-        hides.then(|| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32)))
+    /// What the queries of a causal layer see: the keys at or before them in their segment, less than `window` tokens away.
+    pub fn sight(&self, window: Option<usize>) -> Sight {
+        let window = window.unwrap_or(usize::MAX);
+        let row = |starts: &Vec<usize>| {
+            let range = |(own, start): (usize, &usize)| (*start).max((own + 1).saturating_sub(window))..own + 1;
+            (self.past..).zip(starts).map(range).map(|keys| keys.start as u32..keys.end as u32).collect::<Vec<_>>()
+        };
+        Sight::new(self.starts.iter().flat_map(row).collect(), self.queries)
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
-    /// The mask as text: `x` where a key is seen.
+    /// What is seen as text: `x` where a key is.
     fn text(layout: &Layout, window: Option<usize>) -> Vec<String> {
-        let mask = layout.causal_mask(window, &Device::flex()).unwrap();
-        let values: Vec<f32> = mask.try_into_vec_as().unwrap();
-        let rows = values.chunks(layout.keys());
-        rows.map(|row| row.iter().map(|v| if *v == 0.0 { 'x' } else { '.' }).collect()).collect()
+        let line = |range: &Range<u32>| {
+            (0..layout.keys() as u32).map(|key| if range.contains(&key) { 'x' } else { '.' }).collect()
+        };
+        layout.sight(window).ranges().iter().map(line).collect()
     }
 
     #[test]
@@ -113,6 +106,6 @@ mod tests {
         assert_eq!(text(&layout, None), ["xxxx", "..xx"]);
         assert_eq!(text(&layout, Some(1)), ["...x", "...x"]);
         assert_eq!(text(&Layout::continued(&[1], 0, 2), None), ["..", ".x"]);
-        assert!(Layout::continued(&[0, 0], 3, 1).causal_mask(Some(4), &Device::flex()).is_none());
+        assert_eq!(text(&Layout::continued(&[0, 0], 3, 1), Some(4)), ["xxxx"]);
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Legend of all shapes: B batch, S sequence, T = B·S tokens, D model, N heads, K key/value heads, H head dim, V vocabulary.
 
-mod activation;
 mod attention;
 mod dropout;
 mod embedding;
@@ -11,15 +10,14 @@ mod linear;
 mod norm;
 mod rotary;
 
-pub use activation::Activation;
-pub use attention::{Attention, padding_mask, softmax};
+pub use attention::Attention;
 pub use dropout::{Pass, dropout};
 pub use embedding::Embedding;
 pub use layout::Layout;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::{Rotary, Rotation};
-pub use temper_peft::matmul;
+pub use temper_kernels::{Activation, Sight, matmul, row_exponential};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};

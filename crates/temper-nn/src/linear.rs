@@ -2,7 +2,8 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use temper_peft::{Adapter, Spec, matmul};
+use temper_kernels::{add_rows, matmul};
+use temper_peft::{Adapter, Spec};
 
 use crate::{Pass, dropout, lazy};
 
@@ -72,14 +73,13 @@ impl Linear {
         let y = match &self.adapter {
             None => matmul(x, weight.transpose()),
             Some(adapter) => {
-                let base = matmul(x.clone(), weight.clone().transpose());
                 let dropped = pass.drops(adapter.dropout).then(|| dropout(x.clone(), adapter.dropout, pass));
-                adapter.forward(x, dropped, base, weight)
+                adapter.forward(x, dropped, weight)
             }
         };
         let y = match &self.bias {
             None => y,
-            Some(bias) => y + bias.val().unsqueeze(),
+            Some(bias) => add_rows(y, bias.val()),
         };
         shape[D - 1] = outputs;
         y.reshape(shape)

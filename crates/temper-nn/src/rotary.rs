@@ -18,33 +18,31 @@ pub struct Rotary {
 /// A rotation for the positions of one batch.
 #[derive(Debug, Clone)]
 pub struct Rotation {
-    /// How many features turn.
-    rotated: usize,
-    /// `[1 or B, S, 1, H]`
+    /// `[1 or B, S, 1, R/2]`
     cos: Tensor<4>,
-    /// The same, negative in the first half of the features that turn, 0 in those that stay.
+    /// The same.
     sin: Tensor<4>,
+    /// What the features that do not turn are multiplied with.
+    scale: f64,
 }
 
 impl Rotary {
     /// The rotation at these positions, `[1 or B, S]`, which also multiplies by `scale`.
     pub fn at(&self, positions: &[Vec<usize>], scale: f64, device: &Device) -> Rotation {
-        let (head_dim, half) = (self.head_dim, self.frequencies.len());
-        let shape = [positions.len(), positions.first().map_or(0, Vec::len), 1, head_dim];
+        let half = self.frequencies.len();
+        let shape = [positions.len(), positions.first().map_or(0, Vec::len), 1, half];
         let count = shape.iter().product();
-        let (mut cos, mut sin) = (vec![scale as f32; count], vec![0.0; count]);
-        let rows = cos.chunks_mut(head_dim).zip(sin.chunks_mut(head_dim));
-        for ((cos, sin), position) in rows.zip(positions.iter().flatten()) {
-            for (i, frequency) in self.frequencies.iter().enumerate() {
+        let (mut cos, mut sin) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for position in positions.iter().flatten() {
+            for frequency in &self.frequencies {
                 let angle = f64::from(*position as f32 * frequency);
                 let (s, c) = angle.sin_cos();
-                let [s, c] = [s, c].map(|value| (value * self.factor * scale) as f32);
-                (cos[i], cos[i + half]) = (c, c);
-                (sin[i], sin[i + half]) = (-s, s);
+                cos.push((c * self.factor * scale) as f32);
+                sin.push((s * self.factor * scale) as f32);
             }
         }
         let tensor = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32));
-        Rotation { rotated: 2 * half, cos: tensor(cos), sin: tensor(sin) }
+        Rotation { cos: tensor(cos), sin: tensor(sin), scale }
     }
 }
 
@@ -55,12 +53,7 @@ impl Rotation {
     ///
     /// - x, result: `[B, S, heads, H]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let (half, rest) = (self.rotated / 2, x.dims()[3] - self.rotated);
-        let mut parts = vec![x.clone().narrow(3, half, half), x.clone().narrow(3, 0, half)];
-        if rest > 0 {
-            parts.push(x.clone().narrow(3, self.rotated, rest));
-        }
-        x * self.cos.clone() + Tensor::cat(parts, 3) * self.sin.clone()
+        temper_kernels::rotate(x, self.cos.clone(), self.sin.clone(), self.scale)
     }
 }
 

@@ -10,6 +10,8 @@
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Tensor, TensorData};
 
+use temper_kernels::{lora_product, matmul};
+
 use crate::init;
 
 /// The trained factors of one linear layer.
@@ -93,25 +95,25 @@ impl Adapter {
         Self { lora_a, lora_b, magnitude, scaling: spec.scaling, dropout: spec.dropout }
     }
 
-    /// The layer's output without its bias, from its frozen output `base = x Wᵀ`. `dropped` is `x` after dropout, if
-    /// there was any. As in PEFT, DoRA then scales the frozen product of the dropped input.
+    /// The layer's output without its bias. `dropped` is `x` after dropout, if there was any. As in PEFT, DoRA then scales
+    /// the frozen product of the dropped input.
     ///
-    /// No gradient of W's shape is made: W enters only products in which it is a constant.
+    /// No gradient of W's shape is made unless W trains: it enters only products.
     ///
     /// # Shapes
     ///
     /// - x, dropped: `[T, in]`
-    /// - base, result: `[T, out]`
     /// - weight: `[out, in]`
-    pub fn forward(&self, x: Tensor<2>, dropped: Option<Tensor<2>>, base: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-        let Some(scale) = self.dora_scale(&weight) else {
-            return base + self.update(dropped.unwrap_or(x));
-        };
-        match dropped {
-            None => (base + self.update(x)) * scale,
-            Some(x) => {
-                let frozen = matmul(x.clone(), weight.transpose());
-                base - frozen.clone() + (frozen + self.update(x)) * scale
+    /// - result: `[T, out]`
+    pub fn forward(&self, x: Tensor<2>, dropped: Option<Tensor<2>>, weight: Tensor<2>) -> Tensor<2> {
+        let factors = || [self.lora_a.val(), self.lora_b.val()];
+        match (self.dora_scale(&weight), dropped) {
+            (None, None) => lora_product(x, weight, factors(), self.scaling),
+            (None, Some(dropped)) => matmul(x, weight.transpose()) + self.update(dropped),
+            (Some(scale), None) => lora_product(x, weight, factors(), self.scaling) * scale,
+            (Some(scale), Some(dropped)) => {
+                let frozen = matmul(dropped.clone(), weight.clone().transpose());
+                matmul(x, weight.transpose()) - frozen.clone() + (frozen + self.update(dropped)) * scale
             }
         }
     }
@@ -153,13 +155,6 @@ fn row_squares(matrix: Tensor<2>) -> Tensor<2> {
     (matrix.clone() * matrix).sum_dim(1)
 }
 
-/// The only matrix product of temper. Both operands must have one dtype: some backends of burn would otherwise read the
-/// bits of one as the other's.
-pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
-    assert_eq!(lhs.dtype(), rhs.dtype(), "matrix product of two dtypes, shapes {} and {}", lhs.shape(), rhs.shape());
-    lhs.matmul(rhs)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -196,7 +191,7 @@ mod tests {
             assert!(!adapter.lora_a.is_initialized() && !adapter.lora_b.is_initialized());
             let x = Tensor::from_data(TensorData::new(init::normal(9, "x", 5 * 8, 1.0), [5, 8]), &device);
             let base = matmul(x.clone(), w.val().transpose());
-            assert!(max_difference(adapter.forward(x, None, base.clone(), w.val()), base) < 1e-5);
+            assert!(max_difference(adapter.forward(x, None, w.val()), base) < 1e-5);
             let a: Vec<f32> = adapter.lora_a.val().try_into_vec_as().unwrap();
             let bound = 1.0 / 8_f32.sqrt();
             assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > bound / 2.0));
@@ -211,7 +206,7 @@ mod tests {
             let adapter = adapter(dora, &device);
             let x = Tensor::from_data(TensorData::new(init::normal(9, "x", 5 * 8, 1.0), [5, 8]), &device);
             let base = matmul(x.clone(), w.val().transpose());
-            let adapted = adapter.forward(x.clone(), None, base.clone(), w.val());
+            let adapted = adapter.forward(x.clone(), None, w.val());
             let merged = matmul(x, adapter.merged_weight(w.val()).transpose());
             assert!(max_difference(adapted.clone(), base) > 0.1);
             assert!(max_difference(adapted, merged) < 1e-5);
@@ -234,9 +229,8 @@ mod tests {
         for dora in [false, true] {
             let adapter = adapter(dora, &device);
             let x = Tensor::from_data(TensorData::new(init::normal(9, "x", 5 * 8, 1.0), [5, 8]), &device);
-            let base = matmul(x.clone(), w.val().transpose());
             let dropped = x.clone() * 0.5;
-            let grads = adapter.forward(x, Some(dropped), base, w.val()).sum().backward();
+            let grads = adapter.forward(x, Some(dropped), w.val()).sum().backward();
             assert!(w.val().grad(&grads).is_none());
             assert!(adapter.lora_a.val().grad(&grads).is_some() && adapter.lora_b.val().grad(&grads).is_some());
             assert_eq!(adapter.magnitude.as_ref().map(|m| m.val().grad(&grads).is_some()), dora.then_some(true));

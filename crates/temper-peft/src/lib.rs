@@ -8,6 +8,6 @@ pub mod init;
 pub mod parameters;
 pub mod targets;
 
-pub use adapter::{Adapter, Spec, matmul};
+pub use adapter::{Adapter, Spec};
 pub use config::{AdapterConfig, Bias, Method, Targets};
 pub use error::Error;

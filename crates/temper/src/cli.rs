@@ -230,7 +230,7 @@ impl RecipeArgs {
 impl TrainArgs {
     fn run(self) -> Result<(), Failure> {
         let mut recipe = self.recipe.load()?;
-        device::limit_threads(&recipe.device)?;
+        device::set_up(&recipe.device)?;
         let stop = Stop::default();
         let Finished { plan, best, pushed } =
             train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &stop)?;

@@ -3,10 +3,15 @@
 use burn::tensor::Device;
 
 use crate::failure::{Context, Failure, Kind};
-use crate::recipe::DeviceConfig;
+use crate::recipe::{DeviceConfig, Precision};
 
-/// Sets how many threads compute and tokenise: once in a process, before any of them works.
-pub fn limit_threads(config: &DeviceConfig) -> Result<(), Failure> {
+/// Sets how this process computes: how many threads compute and tokenise, and in which precision. Once, before any of them
+/// works.
+pub fn set_up(config: &DeviceConfig) -> Result<(), Failure> {
+    temper_kernels::set_precision(match config.precision {
+        Precision::F32 => temper_kernels::Precision::F32,
+        Precision::Bf16 => temper_kernels::Precision::Bf16,
+    });
     let threads = config.threads.unwrap_or_else(cores);
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

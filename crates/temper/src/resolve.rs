@@ -63,7 +63,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let device = DevicePlan {
         name: "cpu".into(),
         threads: recipe.device.threads.unwrap_or_else(crate::device::cores),
-        precision: "f32".into(),
+        precision: recipe.device.precision.name().into(),
     };
     let model = ModelPlan {
         base: recipe.model.base.clone(),

@@ -11,7 +11,7 @@
 //! Shapes: T rows, D model, V vocabulary, c rows of a chunk.
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-use temper_nn::matmul;
+use temper_nn::{matmul, row_exponential};
 
 /// The most logits that exist at once (64 MiB of f32).
 pub const LOGITS: usize = 16 << 20;
@@ -95,11 +95,9 @@ fn chunk(hidden: Tensor<2>, weight: &Tensor<2>, targets: &[i32], terms: &Terms, 
             (tanh.clone().mul_scalar(cap), Some(tanh.clone() * tanh))
         }
     };
-    let highest = logits.clone().max_dim(1);
     let target = logits.clone().gather(1, column.clone());
     let mean = (label_smoothing > 0.0).then(|| logits.clone().mean_dim(1));
-    let exp = (logits - highest.clone()).exp();
-    let sum = exp.clone().sum_dim(1);
+    let (exp, sum, highest) = row_exponential(logits);
     let lse = sum.clone().log() + highest;
 
     let mut loss = lse.clone() - target.mul_scalar(1.0 - label_smoothing);

@@ -65,9 +65,8 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
 pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
     Some(match (path, value) {
         ("device.use", _) => "this build has: cpu",
-        ("device.precision", "bf16" | "f16" | "fp16" | "float16" | "bfloat16" | "half" | "f64") => {
-            "this build computes in f32 only"
-        }
+        ("device.precision", "f16" | "fp16" | "float16" | "half" | "f64") => "this build computes in f32 and bf16",
+        ("device.precision", "bfloat16") => "did you mean `bf16`?",
         ("device.precision", "fp32" | "float32" | "float") => "did you mean `f32`?",
         ("optim.kind", "adam" | "adamw_torch" | "adamw_8bit" | "adamw_hf" | "adamw_torch_fused") => {
             "did you mean `adamw`?"

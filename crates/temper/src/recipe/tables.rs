@@ -29,7 +29,7 @@ pub struct DeviceConfig {
     pub use_: DeviceKind,
     /// Threads of the CPU. Default: one for each core. Raising it above the number of cores slows the run down.
     pub threads: Option<usize>,
-    /// Type of weights, activations and gradients. Default `f32`.
+    /// What layers compute in. Weights, optimizer state, norms, softmax and losses are f32 whatever it is. Default `f32`.
     pub precision: Precision,
 }
 
@@ -44,13 +44,26 @@ pub enum DeviceKind {
     Cpu,
 }
 
-/// Type of weights, activations and gradients.
+/// What layers compute in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// IEEE single precision, 4 bytes a number.
     #[default]
     F32,
+    /// Products of layers, forward and backward, round both operands to bfloat16 and add up in f32: faster on processors with
+    /// AMX or AVX-512 BF16, slower on others.
+    Bf16,
+}
+
+impl Precision {
+    /// Its name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// `[export]`: the model that the run leaves behind.

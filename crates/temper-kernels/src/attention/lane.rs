@@ -1,0 +1,301 @@
+//! Attention on the CPU: each head of each row is the work of one thread, 64 queries at a time.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Shape;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::*;
+use crate::cpu::gemm::{Matrix, Target, product};
+use crate::cpu::{all_f32, math, slice, tensor, vectorised};
+
+/// How many queries have their scores at once.
+const BLOCK: usize = 64;
+/// From this many multiplications on the heads are shared by all threads.
+const SHARED: usize = 1 << 20;
+
+/// One head of one row.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    sizes: Sizes,
+    row: usize,
+    head: usize,
+}
+
+impl Head {
+    /// Where the head's part of `[B, S, N, H]` begins, from a query on.
+    fn query(self, query: usize) -> usize {
+        ((self.row * self.sizes.queries + query) * self.sizes.heads + self.head) * self.sizes.features
+    }
+
+    /// Where the head's part of `[B, keys, K, H]` begins, from a key on.
+    fn key(self, key: usize) -> usize {
+        let Sizes { keys, heads, shared, features, .. } = self.sizes;
+        ((self.row * keys + key) * shared + self.head / (heads / shared)) * features
+    }
+
+    /// Where the head's part of `[B, N, S]` begins, from a query on.
+    fn sum(self, query: usize) -> usize {
+        (self.row * self.sizes.heads + self.head) * self.sizes.queries + query
+    }
+
+    /// The matrix of some queries.
+    fn queries(self, x: &[f32], block: &Range<usize>) -> Matrix {
+        let Sizes { heads, features, .. } = self.sizes;
+        Matrix::of(&x[self.query(block.start)..], block.len(), features, heads * features)
+    }
+
+    /// The matrix of some keys or values.
+    fn keys(self, x: &[f32], keys: &Range<usize>) -> Matrix {
+        let Sizes { shared, features, .. } = self.sizes;
+        Matrix::of(&x[self.key(keys.start)..], keys.len(), features, shared * features)
+    }
+
+    /// Blocks of queries with the ranges of keys that they see.
+    fn blocks(self, sight: &Sight) -> impl Iterator<Item = (Range<usize>, &[Range<u32>], Range<usize>)> {
+        let queries = self.sizes.queries;
+        (0..queries).step_by(BLOCK).map(move |start| {
+            let block = start..queries.min(start + BLOCK);
+            let ranges = sight.of(self.row, block.clone());
+            (block, ranges, union(ranges.iter()))
+        })
+    }
+
+    /// The factors of dropout from a query's first key on.
+    #[inline(always)]
+    fn factor(self, drop: Option<Drop>, query: usize) -> impl Fn(usize) -> f32 {
+        let first = (self.sum(query) * self.sizes.keys) as u32;
+        move |key| drop.map_or(1.0, |drop| drop.factor(first.wrapping_add(key as u32)))
+    }
+}
+
+/// Runs `work` for each head of each row.
+fn heads(sizes: Sizes, work: impl Fn(Head) + Sync + Send) {
+    let Sizes { batch, queries, heads, features, keys, .. } = sizes;
+    let head = |i: usize| Head { sizes, row: i / heads, head: i % heads };
+    if batch * heads * queries * keys * features < SHARED {
+        (0..batch * heads).map(head).for_each(work);
+    } else {
+        (0..batch * heads).into_par_iter().map(head).for_each(work);
+    }
+}
+
+/// Room for the scores of a block: as many as the longest union of ranges holds.
+fn scratch(sizes: Sizes) -> Vec<f32> {
+    vec![0.0; BLOCK.min(sizes.queries) * sizes.keys]
+}
+
+fn f32_sizes(query: &FlexTensor, key: &FlexTensor) -> Sizes {
+    Sizes::of::<Flex>(&Float(query.clone()), &Float(key.clone()))
+}
+
+impl AttentionOps for Flex {
+    fn attention_forward(
+        query: FlexTensor,
+        key: FlexTensor,
+        value: FlexTensor,
+        form: Form,
+    ) -> (FlexTensor, FlexTensor) {
+        if !all_f32([&query, &key, &value]) {
+            return portable::<Self>([query, key, value].map(Float), &form);
+        }
+        let sizes = f32_sizes(&query, &key);
+        let [query, key, value] = [query, key, value].map(|x| x.to_contiguous());
+        let shape = query.layout().shape().clone();
+        let [query, key, value] = [&query, &key, &value].map(|x| slice(x));
+        let Sizes { batch, queries, heads: count, features, .. } = sizes;
+        let (mut result, mut lse) = (vec![0.0; query.len()], vec![0.0; batch * count * queries]);
+        let out = Target::new(result.as_mut_ptr(), count * features);
+        let sums = Target::new(lse.as_mut_ptr(), 1);
+        heads(sizes, |head| {
+            let mut scores = scratch(sizes);
+            for (block, ranges, keys) in head.blocks(&form.sight) {
+                if keys.is_empty() {
+                    continue; // nothing is seen: zeros
+                }
+                let width = keys.len();
+                let scores = &mut scores[..block.len() * width];
+                // SAFETY: scratch of this thread; results and sums of this head, which no other thread has.
+                unsafe {
+                    let target = Target::new(scores.as_mut_ptr(), width);
+                    let (q, k) = (head.queries(query, &block), head.keys(key, &keys));
+                    product(target, false, form.scale as f32, q, k.transposed(), false);
+                    vectorised(|| {
+                        for ((query, range), row) in block.clone().zip(ranges).zip(scores.chunks_exact_mut(width)) {
+                            let sum = softmax(row, range, &keys, head.factor(form.drop, query), form.drop.is_some());
+                            sums.at(head.sum(query)).first().write(sum);
+                        }
+                    });
+                    let weights = Matrix::of(scores, block.len(), width, width);
+                    product(out.at(head.query(block.start)), false, 1.0, weights, head.keys(value, &keys), false);
+                }
+            }
+        });
+        (tensor(result, shape), tensor(lse, Shape::from(vec![batch, count, queries])))
+    }
+
+    fn attention_backward(
+        query: FlexTensor,
+        key: FlexTensor,
+        value: FlexTensor,
+        result: FlexTensor,
+        lse: FlexTensor,
+        grad: FlexTensor,
+        form: Form,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if !all_f32([&query, &key, &value, &grad]) {
+            let inputs = [query, key, value, result, lse, grad].map(Float);
+            let [query, key, value] = portable_backward::<Self>(inputs, &form);
+            return (query, key, value);
+        }
+        let sizes = f32_sizes(&query, &key);
+        let inputs = [query, key, value, result, lse, grad].map(|x| x.to_contiguous());
+        let shapes = [0, 1].map(|i| inputs[i].layout().shape().clone());
+        let [query, key, value, result, lse, grad] = inputs.each_ref().map(slice);
+        let Sizes { batch, heads: count, features, keys: all, .. } = sizes;
+        let mut of_query = vec![0.0; query.len()];
+        // Every head has keys and values of its own here; those of a group are added below.
+        let own = batch * count * all * features;
+        let (mut of_key, mut of_value) = (vec![0.0; own], vec![0.0; own]);
+        let to_query = Target::new(of_query.as_mut_ptr(), count * features);
+        let [to_key, to_value] = [&mut of_key, &mut of_value].map(|x| Target::new(x.as_mut_ptr(), features));
+        heads(sizes, |head| {
+            let (mut weights, mut slopes) = (scratch(sizes), scratch(sizes));
+            for (block, ranges, keys) in head.blocks(&form.sight) {
+                if keys.is_empty() {
+                    continue;
+                }
+                let width = keys.len();
+                let (weights, slopes) = (&mut weights[..block.len() * width], &mut slopes[..block.len() * width]);
+                let (q, k, v) = (head.queries(query, &block), head.keys(key, &keys), head.keys(value, &keys));
+                let g = head.queries(grad, &block);
+                let place = ((head.row * count + head.head) * all + keys.start) * features;
+                // SAFETY: scratch of this thread; gradients of this head, which no other thread has.
+                unsafe {
+                    let scores = Target::new(weights.as_mut_ptr(), width);
+                    product(scores, false, form.scale as f32, q, k.transposed(), false);
+                    product(Target::new(slopes.as_mut_ptr(), width), false, 1.0, g, v.transposed(), false);
+                    vectorised(|| {
+                        let rows = weights.chunks_exact_mut(width).zip(slopes.chunks_exact_mut(width));
+                        for ((query, range), (weights, slopes)) in block.clone().zip(ranges).zip(rows) {
+                            let at = head.query(query);
+                            let (g, y) = (&grad[at..at + features], &result[at..at + features]);
+                            let along = math::sum(features, |i| g[i] * y[i]);
+                            let factor = head.factor(form.drop, query);
+                            let row = Row { lse: lse[head.sum(query)], along, scale: form.scale as f32 };
+                            row.turn(weights, slopes, range, &keys, factor, form.drop.is_some());
+                        }
+                    });
+                    let weights = Matrix::of(weights, block.len(), width, width);
+                    let slopes = Matrix::of(slopes, block.len(), width, width);
+                    product(to_value.at(place), true, 1.0, weights.transposed(), g, false);
+                    product(to_key.at(place), true, 1.0, slopes.transposed(), q, false);
+                    product(to_query.at(head.query(block.start)), false, 1.0, slopes, k, false);
+                }
+            }
+        });
+        let together = |own: Vec<f32>| tensor(gathered(&own, sizes), shapes[1].clone());
+        (tensor(of_query, shapes[0].clone()), together(of_key), together(of_value))
+    }
+}
+
+/// Turns a row of scores into weights, out of sight 0, times their dropout; gives ln Σ e^score.
+#[inline(always)]
+fn softmax(
+    row: &mut [f32],
+    range: &Range<u32>,
+    keys: &Range<usize>,
+    factor: impl Fn(usize) -> f32,
+    drops: bool,
+) -> f32 {
+    let (first, end) = inside(range, keys);
+    row[..first].fill(0.0);
+    row[end..].fill(0.0);
+    let seen = &mut row[first..end];
+    if seen.is_empty() {
+        return 0.0;
+    }
+    let max = math::max(seen);
+    for x in seen.iter_mut() {
+        *x = math::exp(*x - max);
+    }
+    let sum = math::sum(seen.len(), |i| seen[i]);
+    let scale = 1.0 / sum;
+    if drops {
+        for (i, x) in seen.iter_mut().enumerate() {
+            *x *= scale * factor(keys.start + first + i);
+        }
+    } else {
+        for x in seen.iter_mut() {
+            *x *= scale;
+        }
+    }
+    max + sum.ln()
+}
+
+/// The numbers of a query in the backward pass.
+struct Row {
+    lse: f32,
+    along: f32,
+    scale: f32,
+}
+
+impl Row {
+    /// Turns scores into weights (times their dropout) and the gradients of weights into those of scores.
+    #[inline(always)]
+    fn turn(
+        &self,
+        weights: &mut [f32],
+        slopes: &mut [f32],
+        range: &Range<u32>,
+        keys: &Range<usize>,
+        factor: impl Fn(usize) -> f32,
+        drops: bool,
+    ) {
+        let (first, end) = inside(range, keys);
+        for row in [&mut *weights, &mut *slopes] {
+            row[..first].fill(0.0);
+            row[end..].fill(0.0);
+        }
+        let seen = weights[first..end].iter_mut().zip(&mut slopes[first..end]);
+        if drops {
+            for (i, (weight, slope)) in seen.enumerate() {
+                let factor = factor(keys.start + first + i);
+                let w = math::exp(*weight - self.lse);
+                *slope = w * (*slope * factor - self.along) * self.scale;
+                *weight = w * factor;
+            }
+        } else {
+            for (weight, slope) in seen {
+                let w = math::exp(*weight - self.lse);
+                *slope = w * (*slope - self.along) * self.scale;
+                *weight = w;
+            }
+        }
+    }
+}
+
+/// A query's range within the keys of its block.
+#[inline(always)]
+fn inside(range: &Range<u32>, keys: &Range<usize>) -> (usize, usize) {
+    if range.is_empty() { (0, 0) } else { (range.start as usize - keys.start, range.end as usize - keys.start) }
+}
+
+/// `[B, N, keys, H]` summed over the heads of a group, as `[B, keys, K, H]`.
+fn gathered(own: &[f32], sizes: Sizes) -> Vec<f32> {
+    let Sizes { batch, heads: count, features, keys, shared, .. } = sizes;
+    let size = count / shared;
+    let [sum] =
+        crate::cpu::rows(batch * keys, crate::cpu::group(shared * features), [shared * features], |range, [sum]| {
+            for (place, sum) in range.zip(sum.chunks_exact_mut(shared * features)) {
+                let (row, key) = (place / keys, place % keys);
+                for (group, sum) in sum.chunks_exact_mut(features).enumerate() {
+                    let at = |head: usize| ((row * count + group * size + head) * keys + key) * features;
+                    for (i, sum) in sum.iter_mut().enumerate() {
+                        sum.write((0..size).map(|head| own[at(head) + i]).sum());
+                    }
+                }
+            }
+        });
+    sum
+}

@@ -1,0 +1,107 @@
+//! What the CPU lanes are written in: slices, all threads, the widest vectors.
+
+pub(crate) mod bf16;
+pub(crate) mod gemm;
+pub(crate) mod math;
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{Bytes, DType, Shape};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+/// How many values a thread takes at a time: 64 KiB of f32.
+pub(crate) const CHUNK: usize = 16 << 10;
+
+/// Runs `f` compiled for the widest vectors that the processor has. What `f` calls must be inlined into it.
+#[inline(always)]
+pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// The values of a tensor that is contiguous.
+///
+/// # Panics
+///
+/// When it is not, or not f32.
+pub(crate) fn slice(x: &FlexTensor) -> &[f32] {
+    x.as_slice().expect("a contiguous tensor of f32")
+}
+
+/// A tensor of these values.
+pub(crate) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
+}
+
+/// Whether the lane can take these: it computes in f32 alone.
+pub(crate) fn all_f32<'a>(tensors: impl IntoIterator<Item = &'a FlexTensor>) -> bool {
+    tensors.into_iter().all(|x| x.dtype() == DType::F32)
+}
+
+/// `outputs[o][i] = f(inputs[..][i])[o]`, on all threads.
+pub(crate) fn map<const I: usize, const O: usize>(
+    inputs: [&[f32]; I],
+    f: impl Fn([f32; I]) -> [f32; O] + Sync,
+) -> [Vec<f32>; O] {
+    let length = inputs[0].len();
+    assert!(inputs.iter().all(|input| input.len() == length));
+    rows(length, CHUNK, [1; O], |range, outputs| {
+        let (count, inputs) = (range.len(), inputs.map(|input| &input[range.clone()]));
+        for i in 0..count {
+            // SAFETY: every slice has `count` elements.
+            unsafe {
+                let values = f(inputs.map(|input| *input.get_unchecked(i)));
+                for o in 0..O {
+                    outputs[o].get_unchecked_mut(i).write(values[o]);
+                }
+            }
+        }
+    })
+}
+
+/// How many rows of `width` values a thread takes at a time.
+pub(crate) fn group(width: usize) -> usize {
+    (CHUNK / width.max(1)).max(1)
+}
+
+/// Tables of `count` rows with these widths. `write` gets a range of at most `group` rows and their places in every table,
+/// and writes them all, compiled for the widest vectors.
+pub(crate) fn rows<const O: usize>(
+    count: usize,
+    group: usize,
+    widths: [usize; O],
+    write: impl Fn(Range<usize>, &mut [&mut [MaybeUninit<f32>]; O]) + Sync,
+) -> [Vec<f32>; O] {
+    let mut tables = widths.map(|width| Vec::with_capacity(count * width));
+    let mut rests = tables.each_mut().map(|table: &mut Vec<f32>| table.spare_capacity_mut());
+    let starts = (0..count).step_by(group);
+    let cut = |start: usize| {
+        let range = start..count.min(start + group);
+        let mut widths = widths.into_iter();
+        let pieces = rests.each_mut().map(|rest| {
+            let size = range.len() * widths.next().unwrap_or(0);
+            let (head, tail) = std::mem::take(rest).split_at_mut(size);
+            *rest = tail;
+            head
+        });
+        (range, pieces)
+    };
+    let pieces: Vec<_> = starts.map(cut).collect();
+    pieces.into_par_iter().for_each(|(range, mut pieces)| vectorised(|| write(range, &mut pieces)));
+    for (table, width) in tables.iter_mut().zip(widths) {
+        // SAFETY: `write` has written every value.
+        unsafe { table.set_len(count * width) };
+    }
+    tables
+}
+
+/// What was written into `places`.
+///
+/// # Safety
+///
+/// All of them were.
+pub(crate) unsafe fn written<'a>(places: &'a mut [MaybeUninit<f32>]) -> &'a mut [f32] {
+    // SAFETY: the same layout, and initialised.
+    unsafe { std::slice::from_raw_parts_mut(places.as_mut_ptr().cast(), places.len()) }
+}

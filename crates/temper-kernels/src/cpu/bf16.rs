@@ -1,0 +1,342 @@
+//! Products of matrices whose values are rounded to bfloat16, added up in f32.
+//!
+//! Both operands are packed as they are rounded: rows of A in groups that a tile holds, columns of B in panels of 32 in which
+//! two neighbours in depth share 32 bits. The inner loop is the processor's: AMX tiles, AVX-512 BF16 dot products, or, where
+//! there is neither, f32 products of the rounded values, which differ in the order of additions alone.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use super::gemm::{self, Matrix, Target};
+use super::vectorised;
+
+/// Columns of a panel of B.
+const PANEL: usize = 32;
+/// The most rows of A that a thread takes at a time; they stay in its second cache while panels of B pass.
+const BLOCK: usize = 256;
+/// How deep a panel is worked through at a time, at most: 48 KiB of B, which stay in the first cache.
+const DEPTH: usize = 768;
+/// Depths are filled up with zeros to a multiple of this: one AMX tile.
+const STEP: usize = 32;
+/// What an engine may read behind the packed operands, in 32 bits: one step of a panel.
+const SLACK: usize = STEP / 2 * PANEL;
+
+/// What computes the inner loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// Advanced Matrix Extensions.
+    Amx,
+    /// `vdpbf16ps`.
+    Avx512,
+    /// f32 products of rounded values.
+    Rounded,
+}
+
+impl Engine {
+    /// The fastest that this machine has.
+    pub fn best() -> Self {
+        static BEST: OnceLock<Engine> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available()[0])
+    }
+
+    /// All that this machine has, the fastest first.
+    pub fn available() -> Vec<Self> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if amx::allowed() {
+                all.push(Self::Amx);
+            }
+            if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw") {
+                all.push(Self::Avx512);
+            }
+        }
+        all.push(Self::Rounded);
+        all
+    }
+}
+
+/// The bits of the nearest bfloat16, ties to even; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+    if x.is_nan() { (bits >> 16) | 0x40 } else { rounded }
+}
+
+/// The nearest bfloat16.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> f32 {
+    f32::from_bits(bits(x) << 16)
+}
+
+/// A work item of the inner loops: some rows of A against one panel of B, over some depth.
+struct Piece {
+    /// The first row of A, `stride` values of 16 bits from the next, `depth` of them used.
+    a: *const u16,
+    stride: usize,
+    /// The panel's values at this depth.
+    b: *const u32,
+    depth: usize,
+    /// What is written, and how much of it there is.
+    out: Target,
+    rows: usize,
+    columns: usize,
+    /// Whether `out` is added to.
+    add: bool,
+}
+
+/// `out = alpha · a · b`, or `out += alpha · a · b` if `add`, of rounded values.
+///
+/// # Safety
+///
+/// As for [`gemm::product`].
+pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32, a: Matrix, b: Matrix) {
+    let (rows, columns, depth) = (a.rows(), b.columns(), a.columns());
+    if engine == Engine::Rounded {
+        let (a, b) = (rounded(a, alpha), rounded(b, 1.0));
+        let (a, b) = (Matrix::of(&a, rows, depth, depth), Matrix::of(&b, depth, columns, columns));
+        // SAFETY: the caller's.
+        return unsafe { gemm::product(out, add, 1.0, a, b, true) };
+    }
+    let padded = depth.next_multiple_of(STEP);
+    // Rows that lie a multiple of 4 KiB apart would share their places in the cache.
+    let stride = if padded.is_multiple_of(2048) { padded + STEP } else { padded };
+    let (mut packed_a, mut packed_b) = BUFFERS.take();
+    pack_rows(a, alpha, stride, &mut packed_a);
+    pack_panels(b, padded, &mut packed_b);
+
+    let threads = rayon::current_num_threads();
+    let height = rows.div_ceil(threads).next_multiple_of(32).min(BLOCK);
+    let (blocks, panels) = (rows.div_ceil(height), columns.div_ceil(PANEL));
+    let groups = (4 * threads).div_ceil(blocks).clamp(1, panels);
+    let size = panels.div_ceil(groups);
+    let deep = padded.div_ceil(padded.div_ceil(DEPTH)).next_multiple_of(STEP);
+    (0..blocks * groups).into_par_iter().for_each(|task| {
+        let (block, group) = (task / groups, task % groups);
+        let (packed_a, packed_b) = (&packed_a, &packed_b);
+        let own = block * height..rows.min((block + 1) * height);
+        let pieces = (0..padded).step_by(deep).flat_map(|start| {
+            let own = own.clone();
+            (group * size..panels.min((group + 1) * size)).map(move |panel| Piece {
+                a: packed_a[own.start * stride + start..].as_ptr(),
+                stride,
+                b: packed_b[(panel * padded + start) / 2 * PANEL..].as_ptr(),
+                depth: deep.min(padded - start),
+                // SAFETY: rows and columns of this task, which no other has.
+                out: unsafe { out.row(own.start).at(panel * PANEL) },
+                rows: own.len(),
+                columns: PANEL.min(columns - panel * PANEL),
+                add: add || start > 0,
+            })
+        });
+        // SAFETY: pieces lie within what was packed and what the caller gave; the engine is one that the machine has.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            match engine {
+                Engine::Amx => amx::run(pieces),
+                _ => avx512::run(pieces),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        drop(pieces);
+    });
+    BUFFERS.set((packed_a, packed_b));
+}
+
+thread_local! {
+    /// Packed operands: their memory is used again, which saves finding and clearing it.
+    static BUFFERS: Cell<(Vec<u16>, Vec<u32>)> = const { Cell::new((Vec::new(), Vec::new())) };
+}
+
+/// All values, rounded, row by row.
+fn rounded(x: Matrix, alpha: f32) -> Vec<f32> {
+    let (rows, columns) = (x.rows(), x.columns());
+    let mut out = vec![0.0; rows * columns];
+    out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
+        vectorised(|| {
+            for (column, out) in out.iter_mut().enumerate() {
+                *out = round(alpha * x.at(row, column));
+            }
+        });
+    });
+    out
+}
+
+/// A as rows of bfloat16, `stride` apart, zeros behind them.
+fn pack_rows(x: Matrix, alpha: f32, stride: usize, out: &mut Vec<u16>) {
+    let (rows, depth) = (x.rows(), x.columns());
+    let size = rows.next_multiple_of(16) * stride;
+    out.resize(size + SLACK, 0);
+    let (by_row, by_column) = (x.row_is_contiguous(), x.transposed().row_is_contiguous());
+    out[..size].par_chunks_mut(16 * stride).enumerate().for_each(|(group, out)| {
+        let (first, count) = (group * 16, 16.min(rows - group * 16));
+        out[count * stride..].fill(0);
+        for out in out.chunks_exact_mut(stride) {
+            out[depth..].fill(0);
+        }
+        if by_row {
+            for (i, out) in out.chunks_exact_mut(stride).take(count).enumerate() {
+                narrow(x.row(first + i), alpha, &mut out[..depth]);
+            }
+        } else if by_column {
+            // Sixteen values of each column at a time, turned in a buffer that stays in the first cache.
+            let columns = x.transposed();
+            let mut buffer = [[0_u16; 16]; 64];
+            for start in (0..depth).step_by(64) {
+                let deep = 64.min(depth - start);
+                for (k, buffer) in buffer.iter_mut().take(deep).enumerate() {
+                    narrow(&columns.row(start + k)[first..first + count], alpha, &mut buffer[..count]);
+                }
+                for (i, out) in out.chunks_exact_mut(stride).take(count).enumerate() {
+                    for (out, buffer) in out[start..start + deep].iter_mut().zip(&buffer) {
+                        *out = buffer[i];
+                    }
+                }
+            }
+        } else {
+            for (i, out) in out.chunks_exact_mut(stride).take(count).enumerate() {
+                for (k, out) in out.iter_mut().take(depth).enumerate() {
+                    *out = bits(alpha * x.at(first + i, k)) as u16;
+                }
+            }
+        }
+    });
+}
+
+/// B as panels of 32 columns; in each, pairs of depths side by side, zeros at the edges.
+fn pack_panels(x: Matrix, padded: usize, out: &mut Vec<u32>) {
+    let (depth, columns) = (x.rows(), x.columns());
+    let size = columns.div_ceil(PANEL) * PANEL * padded / 2;
+    out.resize(size + SLACK, 0);
+    let (by_row, by_column) = (x.row_is_contiguous(), x.transposed().row_is_contiguous());
+    out[..size].par_chunks_mut(PANEL * padded / 2).enumerate().for_each(|(panel, out)| {
+        let first = panel * PANEL;
+        let count = PANEL.min(columns - first);
+        let filled = if count < PANEL || !(by_row || by_column) { 0 } else { depth.div_ceil(2) };
+        out[filled * PANEL..].fill(0);
+        if by_row {
+            for (pair, out) in out.chunks_exact_mut(PANEL).take(depth.div_ceil(2)).enumerate() {
+                let row = |k: usize| if k < depth { &x.row(k)[first..first + count] } else { &[][..] };
+                interleave(row(2 * pair), row(2 * pair + 1), out);
+            }
+        } else if by_column {
+            // Sixteen pairs of each column at a time, turned in a buffer that stays in the first cache.
+            let columns = x.transposed();
+            let mut buffer = [[0_u32; 16]; PANEL];
+            for start in (0..depth).step_by(32) {
+                let deep = 32.min(depth - start);
+                for (j, buffer) in buffer.iter_mut().take(count).enumerate() {
+                    // SAFETY: sixteen pairs are thirty-two halves.
+                    let halves = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u16>(), 32) };
+                    narrow(&columns.row(first + j)[start..start + deep], 1.0, &mut halves[..deep]);
+                    halves[deep..].fill(0);
+                }
+                turn(&buffer, &mut out[start / 2 * PANEL..][..deep.div_ceil(2) * PANEL]);
+            }
+        } else {
+            for k in 0..depth {
+                for j in 0..count {
+                    out[k / 2 * PANEL + j] |= bits(x.at(k, first + j)) << (16 * (k % 2));
+                }
+            }
+        }
+    });
+}
+
+/// Rounds `alpha · x`.
+fn narrow(x: &[f32], alpha: f32, out: &mut [u16]) {
+    #[cfg(target_arch = "x86_64")]
+    if Engine::best() != Engine::Rounded {
+        // SAFETY: both of the other engines come with AVX-512 BF16.
+        return unsafe { avx512::narrow(x, alpha, out) };
+    }
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = bits(alpha * x) as u16;
+    }
+}
+
+/// Pairs of two rows, of which the second may be missing.
+fn interleave(upper: &[f32], lower: &[f32], out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if Engine::best() != Engine::Rounded && upper.len() == PANEL && lower.len() == PANEL {
+        // SAFETY: as above; all are whole.
+        return unsafe { avx512::interleave(upper, lower, out) };
+    }
+    for (j, (out, a)) in out.iter_mut().zip(upper).enumerate() {
+        *out = bits(*a) | lower.get(j).map_or(0, |b| bits(*b) << 16);
+    }
+}
+
+/// `out[i][j] = buffer[j][i]`, for as many i as there is room.
+fn turn(buffer: &[[u32; 16]; PANEL], out: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if Engine::best() != Engine::Rounded && out.len() == 16 * PANEL {
+        // SAFETY: as above; all sixteen rows are there.
+        return unsafe { avx512::turn(buffer, out) };
+    }
+    for (i, out) in out.chunks_exact_mut(PANEL).enumerate() {
+        for (out, column) in out.iter_mut().zip(buffer) {
+            *out = column[i];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_even() {
+        let one_and = |bits: u32| f32::from_bits(0x3f80_0000 + bits);
+        let cases = [(0x8000, 0), (0x8001, 0x1_0000), (0x1_8000, 0x2_0000), (0x1_7fff, 0x1_0000)];
+        assert!(cases.iter().all(|(from, to)| round(one_and(*from)) == one_and(*to)));
+        assert_eq!([round(f32::INFINITY), round(-0.0), round(f32::MAX)], [f32::INFINITY, 0.0, f32::INFINITY]);
+        assert!(round(f32::NAN).is_nan() && round(f32::from_bits(0x7fff_ffff)).is_nan());
+    }
+
+    #[test]
+    fn every_engine_gives_the_product_of_rounded_values() {
+        for (case, [m, n, k]) in
+            [[1, 1, 1], [3, 5, 7], [16, 32, 32], [70, 45, 600], [130, 33, 1100]].into_iter().enumerate()
+        {
+            for layout in 0..4 {
+                let (a, b) = (numbers(m * k, 1 + case as u32), numbers(k * n, 9));
+                let a_of = if layout & 1 == 0 { Matrix::of(&a, m, k, k) } else { Matrix::of(&a, k, m, m).transposed() };
+                let b_of = if layout & 2 == 0 { Matrix::of(&b, k, n, n) } else { Matrix::of(&b, n, k, k).transposed() };
+                let exact = |i: usize, j: usize| -> f64 {
+                    (0..k).map(|d| f64::from(round(0.5 * a_of.at(i, d))) * f64::from(round(b_of.at(d, j)))).sum()
+                };
+                for engine in Engine::available() {
+                    for add in [false, true] {
+                        let mut out = vec![if add { 2.0 } else { f32::NAN }; m * n];
+                        // SAFETY: m·n values.
+                        unsafe { product(engine, Target::new(out.as_mut_ptr(), n), add, 0.5, a_of, b_of) };
+                        for (place, found) in out.iter().enumerate() {
+                            let expected = exact(place / n, place % n) + if add { 2.0 } else { 0.0 };
+                            let error = (f64::from(*found) - expected).abs();
+                            assert!(error < 2e-4, "{engine:?} {m}x{n}x{k} layout {layout}: {found} for {expected}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

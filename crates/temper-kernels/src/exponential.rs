@@ -1,0 +1,91 @@
+//! The softmax of rows without its division, for losses that divide where rows are thin.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+
+use crate::portable::Float;
+
+/// `e^(z - max)`, its sum and the max of each row. Not differentiable: for tensors without autodiff.
+///
+/// # Shapes
+///
+/// - z: `[R, C]`
+/// - result: `[R, C]`, `[R, 1]`, `[R, 1]`
+pub fn row_exponential(z: Tensor<2>) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
+    let (exp, sum, max) = <Dispatch as ExponentialOps>::row_exponential(z.into_dispatch());
+    (Tensor::from_dispatch(exp), Tensor::from_dispatch(sum), Tensor::from_dispatch(max))
+}
+
+/// The extension behind [`row_exponential`].
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"))]
+pub trait ExponentialOps: Backend {
+    /// `e^(z - max)`, its sum and the max of each row.
+    fn row_exponential(z: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        portable::<Self>(Float(z))
+    }
+}
+
+fn portable<B: Backend>(z: Float<B>) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let max = z.clone().max_last();
+    let exp = (z - max.clone()).exp();
+    (exp.0.clone(), exp.sum(1).0, max.0)
+}
+
+#[cfg(feature = "cube")]
+impl ExponentialOps for burn::backend::Cube {}
+
+#[cfg(feature = "flex")]
+mod lane {
+    use burn::backend::Flex;
+    use burn::backend::flex::FlexTensor;
+    use burn::tensor::Shape;
+
+    use super::*;
+    use crate::cpu::{all_f32, group, math, rows, slice, tensor, written};
+
+    impl ExponentialOps for Flex {
+        fn row_exponential(z: FlexTensor) -> (FlexTensor, FlexTensor, FlexTensor) {
+            if !all_f32([&z]) {
+                return portable::<Self>(Float(z));
+            }
+            let z = z.to_contiguous();
+            let [height, width] = z.layout().shape().dims();
+            let values = slice(&z);
+            let [exp, sum, max] = rows(height, group(width), [width, 1, 1], |range, [exp, sum, max]| {
+                for (i, row) in range.enumerate() {
+                    let values = &values[row * width..(row + 1) * width];
+                    let exp = &mut exp[i * width..(i + 1) * width];
+                    let highest = math::max(values);
+                    for (exp, value) in exp.iter_mut().zip(values) {
+                        exp.write(math::exp(value - highest));
+                    }
+                    // SAFETY: the loop has written all.
+                    let exp = unsafe { written(exp) };
+                    sum[i].write(math::sum(width, |j| exp[j]));
+                    max[i].write(highest);
+                }
+            });
+            let thin = || Shape::from(vec![height, 1]);
+            (tensor(exp, z.layout().shape().clone()), tensor(sum, thin()), tensor(max, thin()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{close, device, values, vec_of};
+
+    #[test]
+    fn rows_sum_to_what_is_said() {
+        for shape in [[1, 1], [3, 7], [9, 20_000]] {
+            let z = values(1, shape, 30.0).tensor(&device());
+            let max = z.clone().max_dim(1);
+            let exp = (z.clone() - max.clone()).exp();
+            let expected = [vec_of(exp.clone()), vec_of(exp.sum_dim(1)), vec_of(max)];
+            let (exp, sum, max) = row_exponential(z);
+            close(&[vec_of(exp), vec_of(sum), vec_of(max)], &expected, 1e-6);
+        }
+    }
+}

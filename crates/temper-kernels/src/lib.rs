@@ -1,0 +1,31 @@
+//! Which operations have a backward pass of their own? Each file is one kernel: its public function, the backend extension
+//! behind it with a portable body of plain tensor operations, its backward pass, its CPU lane, its tests.
+//!
+//! burn's autodiff would keep every intermediate result of such an operation and walk over memory once for each of them; a
+//! kernel keeps its inputs and walks once. On the CPU the lanes use all threads of rayon's pool and the widest vectors that
+//! the processor has.
+//!
+//! Legend of all shapes: B batch, S sequence, T = B·S tokens, D model, N heads, K key/value heads, H head dim, V vocabulary.
+
+mod activation;
+mod attention;
+mod checkpoint;
+#[cfg(feature = "flex")]
+mod cpu;
+mod dropout;
+mod exponential;
+mod norm;
+mod portable;
+mod product;
+mod rotation;
+#[cfg(test)]
+mod testing;
+
+pub use activation::Activation;
+pub use attention::{Sight, attention};
+pub use checkpoint::Checkpoints;
+pub use dropout::{Drop, dropout};
+pub use exponential::row_exponential;
+pub use norm::{layer_norm, rms_norm};
+pub use product::{Precision, add_rows, lora_product, matmul, set_precision};
+pub use rotation::rotate;

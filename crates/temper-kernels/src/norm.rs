@@ -1,0 +1,333 @@
+//! Normalisation over the last dimension.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+
+use crate::portable::Float;
+
+/// `y = x / √(mean(x²) + eps) · (offset + weight)` (Zhang & Sennrich 2019, arXiv:1910.07467). Keeps `x` for the backward
+/// pass.
+///
+/// # Shapes
+///
+/// - x, result: `[..., D]`
+/// - weight: `[D]`
+pub fn rms_norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, offset: f64, eps: f64) -> Tensor<R> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as NormOps>::norm_by_scale(x, weight, Form { centered: false, offset, eps }))
+}
+
+/// `y = (x - mean) / √(var + eps) · weight + bias` with the biased variance (Ba et al. 2016, arXiv:1607.06450). Keeps `x`
+/// for the backward pass.
+///
+/// # Shapes
+///
+/// - x, result: `[..., D]`
+/// - weight, bias: `[D]`
+pub fn layer_norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<R> {
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    let form = Form { centered: true, offset: 0.0, eps };
+    Tensor::from_dispatch(<Dispatch as NormOps>::norm_by_moments(x, weight, bias, form))
+}
+
+/// Which norm it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Form {
+    /// Whether the mean is taken off.
+    centered: bool,
+    /// Added to the weight.
+    offset: f64,
+    /// Added to the mean of squares.
+    eps: f64,
+}
+
+/// The extension behind [`rms_norm`] and [`layer_norm`].
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+pub trait NormOps: Backend {
+    /// Without a mean to take off, and without a bias.
+    fn norm_by_scale(x: FloatTensor<Self>, weight: FloatTensor<Self>, form: Form) -> FloatTensor<Self> {
+        portable::<Self>(Float(x), Float(weight), None, form).0
+    }
+
+    /// With both.
+    fn norm_by_moments(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        form: Form,
+    ) -> FloatTensor<Self> {
+        portable::<Self>(Float(x), Float(weight), Some(Float(bias)), form).0
+    }
+
+    /// The gradient of x.
+    fn norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        form: Form,
+    ) -> FloatTensor<Self> {
+        portable_backward::<Self>(Float(x), Float(weight), Float(grad), form).0
+    }
+
+    /// The gradients of weight and bias.
+    fn norm_backward_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        form: Form,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable_backward_weight::<Self>(Float(x), Float(grad), form)
+    }
+}
+
+/// x̂ and 1/√(… + eps), with the last dimension of x.
+fn normalised<B: Backend>(x: Float<B>, form: Form) -> (Float<B>, Float<B>) {
+    let x = if form.centered { x.clone() - x.mean_last() } else { x };
+    let scale = (x.clone() * x.clone()).mean_last().shift(form.eps).rsqrt();
+    (x * scale.clone(), scale)
+}
+
+fn portable<B: Backend>(x: Float<B>, weight: Float<B>, bias: Option<Float<B>>, form: Form) -> Float<B> {
+    let rank = x.shape().len();
+    let y = normalised(x, form).0 * weight.shift(form.offset).along_last(rank);
+    match bias {
+        None => y,
+        Some(bias) => y + bias.along_last(rank),
+    }
+}
+
+/// With g = dy·w: dx = (g - x̂·mean(g·x̂) [- mean(g)]) / √(… + eps).
+fn portable_backward<B: Backend>(x: Float<B>, weight: Float<B>, grad: Float<B>, form: Form) -> Float<B> {
+    let rank = x.shape().len();
+    let (normed, scale) = normalised(x, form);
+    let g = grad * weight.shift(form.offset).along_last(rank);
+    let along = (g.clone() * normed.clone()).mean_last();
+    let g = if form.centered { g.clone() - g.mean_last() } else { g };
+    (g - normed * along) * scale
+}
+
+fn portable_backward_weight<B: Backend>(x: Float<B>, grad: Float<B>, form: Form) -> (FloatTensor<B>, FloatTensor<B>) {
+    let shape = x.shape();
+    let width = shape[shape.len() - 1];
+    let flat = [shape.iter().product::<usize>() / width.max(1), width];
+    let (x, grad) = (x.reshape(&flat), grad.reshape(&flat));
+    let weight = (normalised(x, form).0 * grad.clone()).sum(0).reshape(&[width]);
+    (weight.0, grad.sum(0).reshape(&[width]).0)
+}
+
+#[cfg(feature = "cube")]
+impl NormOps for burn::backend::Cube {}
+
+#[derive(Debug)]
+struct Step;
+
+/// Parents: x, weight, and bias if there is one.
+impl<B: NormOps, const N: usize> Backward<B, N> for Step {
+    /// x, weight.
+    type State = ([B::FloatTensorPrimitive; 2], Form);
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let ([x, weight], form) = ops.state;
+        let grad = grads.consume::<B>(&ops.node);
+        let mut parents = ops.parents.into_iter();
+        let of_x = parents.next().flatten();
+        let affine: Vec<_> = parents.collect();
+        if affine.iter().any(Option::is_some) {
+            let (of_weight, of_bias) = B::norm_backward_weight(x.clone(), grad.clone(), form);
+            for (node, grad) in affine.into_iter().zip([of_weight, of_bias]) {
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, grad);
+                }
+            }
+        }
+        if let Some(node) = of_x {
+            grads.register::<B>(node.id, B::norm_backward(x, weight, grad, form));
+        }
+    }
+}
+
+impl<B: NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
+    fn norm_by_scale(x: FloatTensor<Self>, weight: FloatTensor<Self>, form: Form) -> FloatTensor<Self> {
+        let ((x, of_x), (weight, of_weight)) = (x.into_parts(), weight.into_parts());
+        let y = B::norm_by_scale(x.clone(), weight.clone(), form);
+        match Step.prepare::<C>([of_x, of_weight]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(([x, weight], form), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn norm_by_moments(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        form: Form,
+    ) -> FloatTensor<Self> {
+        let [(x, of_x), (weight, of_weight), (bias, of_bias)] = [x, weight, bias].map(|x| x.into_parts());
+        let y = B::norm_by_moments(x.clone(), weight.clone(), bias, form);
+        match Step.prepare::<C>([of_x, of_weight, of_bias]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(([x, weight], form), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+mod lane {
+    use burn::backend::Flex;
+    use burn::backend::flex::FlexTensor;
+    use burn::tensor::Shape;
+
+    use super::*;
+    use crate::cpu::{all_f32, group, math, rows, slice, tensor};
+
+    /// Mean and 1/√(… + eps) of a row.
+    #[inline(always)]
+    fn moments(x: &[f32], form: Form) -> (f32, f32) {
+        let count = x.len() as f32;
+        let mean = if form.centered { math::sum(x.len(), |i| x[i]) / count } else { 0.0 };
+        let squares = math::sum(x.len(), |i| (x[i] - mean) * (x[i] - mean));
+        (mean, 1.0 / (squares / count + form.eps as f32).sqrt())
+    }
+
+    fn width(x: &FlexTensor) -> usize {
+        *x.layout().shape().iter().last().unwrap_or(&1)
+    }
+
+    fn norm(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, form: Form) -> FlexTensor {
+        if !all_f32([&x, &weight].into_iter().chain(&bias)) {
+            return portable::<Flex>(Float(x), Float(weight), bias.map(Float), form).0;
+        }
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.map(|bias| bias.to_contiguous()));
+        let (width, values, weight) = (width(&x), slice(&x), slice(&weight));
+        let bias = bias.as_ref().map(slice);
+        let height = values.len() / width.max(1);
+        let [y] = rows(height, group(width), [width], |range, [y]| {
+            for (row, y) in range.zip(y.chunks_exact_mut(width)) {
+                let x = &values[row * width..(row + 1) * width];
+                let (mean, scale) = moments(x, form);
+                let (offset, x, weight) = (form.offset as f32, &x[..y.len()], &weight[..y.len()]);
+                let scaled = |i: usize| (x[i] - mean) * scale * (weight[i] + offset);
+                match bias {
+                    None => y.iter_mut().enumerate().for_each(|(i, y)| {
+                        y.write(scaled(i));
+                    }),
+                    Some(bias) => y.iter_mut().zip(bias).enumerate().for_each(|(i, (y, bias))| {
+                        y.write(scaled(i) + bias);
+                    }),
+                }
+            }
+        });
+        tensor(y, x.layout().shape().clone())
+    }
+
+    impl NormOps for Flex {
+        fn norm_by_scale(x: FlexTensor, weight: FlexTensor, form: Form) -> FlexTensor {
+            norm(x, weight, None, form)
+        }
+
+        fn norm_by_moments(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, form: Form) -> FlexTensor {
+            norm(x, weight, Some(bias), form)
+        }
+
+        fn norm_backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, form: Form) -> FlexTensor {
+            if !all_f32([&x, &weight, &grad]) {
+                return portable_backward::<Self>(Float(x), Float(weight), Float(grad), form).0;
+            }
+            let (x, weight, grad) = (x.to_contiguous(), weight.to_contiguous(), grad.to_contiguous());
+            let (width, values, grads, weight) = (width(&x), slice(&x), slice(&grad), slice(&weight));
+            let height = values.len() / width.max(1);
+            let [dx] = rows(height, group(width), [width], |range, [dx]| {
+                for (row, dx) in range.zip(dx.chunks_exact_mut(width)) {
+                    let place = row * width..(row + 1) * width;
+                    let (x, dy) = (&values[place.clone()], &grads[place]);
+                    let (mean, scale) = moments(x, form);
+                    let offset = form.offset as f32;
+                    let g = |i: usize| dy[i] * (weight[i] + offset);
+                    let normed = |i: usize| (x[i] - mean) * scale;
+                    let along = math::sum(width, |i| g(i) * normed(i)) / width as f32;
+                    let level = if form.centered { math::sum(width, g) / width as f32 } else { 0.0 };
+                    for (i, dx) in dx.iter_mut().enumerate() {
+                        dx.write((g(i) - level - normed(i) * along) * scale);
+                    }
+                }
+            });
+            tensor(dx, x.layout().shape().clone())
+        }
+
+        fn norm_backward_weight(x: FlexTensor, grad: FlexTensor, form: Form) -> (FlexTensor, FlexTensor) {
+            if !all_f32([&x, &grad]) {
+                return portable_backward_weight::<Self>(Float(x), Float(grad), form);
+            }
+            let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
+            let (width, values, grads) = (width(&x), slice(&x), slice(&grad));
+            let height = values.len() / width.max(1);
+            // One partial sum for each group of rows, in a fixed order: the same on any number of threads.
+            let size = group(width).max(16);
+            let groups = height.div_ceil(size);
+            let [partial] = rows(groups, 1, [2 * width], |range, [partial]| {
+                let (weight, bias) = partial.split_at_mut(width);
+                weight.iter_mut().chain(bias.iter_mut()).for_each(|value| {
+                    value.write(0.0);
+                });
+                // SAFETY: just written.
+                let (weight, bias) = unsafe { (crate::cpu::written(weight), crate::cpu::written(bias)) };
+                let first = range.start * size;
+                for row in first..height.min(first + size) {
+                    let place = row * width..(row + 1) * width;
+                    let (x, dy) = (&values[place.clone()], &grads[place]);
+                    let (mean, scale) = moments(x, form);
+                    for (i, (weight, bias)) in weight.iter_mut().zip(bias.iter_mut()).enumerate() {
+                        *weight += dy[i] * (x[i] - mean) * scale;
+                        *bias += dy[i];
+                    }
+                }
+            });
+            let total = |from: usize| {
+                let at = |i: usize| partial.iter().skip(from + i).step_by(2 * width).sum::<f32>();
+                tensor((0..width).map(at).collect(), Shape::from(vec![width]))
+            };
+            (total(0), total(width))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{backward, close, device, values, vec_of};
+
+    /// The formulas, step by step.
+    fn reference(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<2>>) -> Tensor<2> {
+        let x = if bias.is_some() { x.clone() - x.mean_dim(1) } else { x };
+        let variance = (x.clone() * x.clone()).mean_dim(1);
+        let y = x / (variance + 1e-5).sqrt() * weight;
+        bias.into_iter().fold(y, |y, bias| y + bias)
+    }
+
+    #[test]
+    fn values_and_gradients_equal_the_steps() {
+        for [rows, width] in [[1, 1], [3, 5], [130, 300]] {
+            let inputs = || [values(1, [rows, width], 2.0), values(2, [1, width], 1.0), values(3, [1, width], 1.0)];
+            let own = backward(inputs(), |[x, weight, bias]| {
+                layer_norm(x, weight.reshape([width]), bias.reshape([width]), 1e-5)
+            });
+            close(&own, &backward(inputs(), |[x, weight, bias]| reference(x, weight, Some(bias))), 5e-6);
+            let inputs = || [values(1, [rows, width], 2.0), values(2, [1, width], 1.0)];
+            let own = backward(inputs(), |[x, weight]| rms_norm(x, weight.reshape([width]), 1.0, 1e-5));
+            close(&own, &backward(inputs(), |[x, weight]| reference(x, weight + 1.0, None)), 5e-6);
+        }
+    }
+
+    #[test]
+    fn frozen_weights_get_no_gradient_and_nan_stays() {
+        let device = device().autodiff();
+        let weight = values(2, [5], 1.0).tensor(&device);
+        let x = values(1, [3, 5], 1.0).tensor(&device).require_grad();
+        let gradients = rms_norm(x.clone(), weight.clone(), 0.0, 1e-6).sum().backward();
+        assert!(x.grad(&gradients).is_some() && weight.grad(&gradients).is_none());
+        let x = Tensor::<2>::from_floats([[f32::NAN, 1.0, 1.0, 1.0, 1.0]], &device);
+        assert!(vec_of(rms_norm(x, weight, 0.0, 1e-6).inner())[1].is_nan());
+    }
+}

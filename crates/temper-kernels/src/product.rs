@@ -1,0 +1,392 @@
+//! Matrix products: plain, with what a low-rank adapter adds, and the bias after them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+
+use crate::portable::Float;
+
+/// How f32 matrices are multiplied where the device leaves a choice, which is the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are.
+    F32,
+    /// Rounded to bfloat16 (8 bits of precision, the range of f32), added up in f32. Products of layers alone: those within
+    /// [`attention`](crate::attention()) stay f32.
+    Bf16,
+}
+
+static BF16: AtomicBool = AtomicBool::new(false);
+
+/// Sets how this process multiplies. At the start, f32.
+pub fn set_precision(precision: Precision) {
+    BF16.store(precision == Precision::Bf16, Ordering::Relaxed);
+}
+
+/// The matrix product. Both operands must have one dtype: some backends of burn would otherwise read the bits of one as
+/// the other's. Of two matrices, keeps what their gradients need: nothing for those that are not tracked.
+///
+/// # Panics
+///
+/// When they have not.
+pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
+    assert_eq!(lhs.dtype(), rhs.dtype(), "matrix product of two dtypes, shapes {} and {}", lhs.shape(), rhs.shape());
+    if D != 2 {
+        return lhs.matmul(rhs);
+    }
+    Tensor::from_dispatch(<Dispatch as ProductOps>::product(lhs.into_dispatch(), rhs.into_dispatch(), 1.0))
+}
+
+/// `x Wᵀ + s·(x Aᵀ) Bᵀ`, a linear layer with LoRA (Hu et al. 2021, arXiv:2106.09685), added up where it is computed. The
+/// product with W keeps nothing for the backward pass unless W is tracked; A and B keep `x` and `x Aᵀ`.
+///
+/// # Shapes
+///
+/// - x: `[T, in]`, weight: `[out, in]`, a: `[r, in]`, b: `[out, r]`
+/// - result: `[T, out]`
+///
+/// # Panics
+///
+/// When they have different dtypes.
+pub fn lora_product(x: Tensor<2>, weight: Tensor<2>, [a, b]: [Tensor<2>; 2], scaling: f64) -> Tensor<2> {
+    let dtype = x.dtype();
+    assert!([&weight, &a, &b].iter().all(|y| y.dtype() == dtype), "matrix product of several dtypes");
+    let [x, weight, a, b] = [x, weight, a, b].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as ProductOps>::lora(x, weight, a, b, scaling))
+}
+
+/// Adds `row` to each row of `x`, in place where nobody else holds `x`.
+///
+/// # Shapes
+///
+/// - x, result: `[T, D]`
+/// - row: `[D]`
+pub fn add_rows(x: Tensor<2>, row: Tensor<1>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as ProductOps>::add_rows(x.into_dispatch(), row.into_dispatch()))
+}
+
+/// The extension behind this file.
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+pub trait ProductOps: Backend {
+    /// `alpha · lhs · rhs` of matrices.
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, alpha: f64) -> FloatTensor<Self> {
+        portable::<Self>(None, Float(lhs), Float(rhs), alpha).0
+    }
+
+    /// `sum + lhs · rhs` of matrices. Not differentiable.
+    fn add_product(sum: FloatTensor<Self>, lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::<Self>(Some(Float(sum)), Float(lhs), Float(rhs), 1.0).0
+    }
+
+    /// `x Wᵀ + s·(x Aᵀ) Bᵀ`.
+    fn lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scaling: f64,
+    ) -> FloatTensor<Self> {
+        let thin = Self::product(x.clone(), transposed::<Self>(a), scaling);
+        let base = Self::product(x, transposed::<Self>(weight), 1.0);
+        Self::add_product(base, thin, transposed::<Self>(b))
+    }
+
+    /// `x + row`.
+    fn add_rows(x: FloatTensor<Self>, row: FloatTensor<Self>) -> FloatTensor<Self> {
+        (Float::<Self>(x) + Float(row).along_last(2)).0
+    }
+
+    /// The sum of all rows. Not differentiable.
+    fn sum_rows(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let x = Float::<Self>(x);
+        let width = x.shape()[1];
+        x.sum(0).reshape(&[width]).0
+    }
+}
+
+fn portable<B: Backend>(sum: Option<Float<B>>, lhs: Float<B>, rhs: Float<B>, alpha: f64) -> Float<B> {
+    let product = lhs.matmul(rhs);
+    let product = if alpha == 1.0 { product } else { product.scale(alpha) };
+    match sum {
+        None => product,
+        Some(sum) => sum + product,
+    }
+}
+
+fn transposed<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    Float::<B>(x).transpose().0
+}
+
+#[cfg(feature = "cube")]
+impl ProductOps for burn::backend::Cube {}
+
+impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, alpha: f64) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Step;
+        impl<B: ProductOps> Backward<B, 2> for Step {
+            /// The left operand if the right one is tracked, the right one if the left is, alpha.
+            type State = ([Option<B::FloatTensorPrimitive>; 2], f64);
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let ([lhs, rhs], alpha) = ops.state;
+                let [of_lhs, of_rhs] = ops.parents;
+                let grad = grads.consume::<B>(&ops.node);
+                if let (Some(node), Some(rhs)) = (of_lhs, rhs) {
+                    grads.register::<B>(node.id, B::product(grad.clone(), transposed::<B>(rhs), alpha));
+                }
+                if let (Some(node), Some(lhs)) = (of_rhs, lhs) {
+                    grads.register::<B>(node.id, B::product(transposed::<B>(lhs), grad, alpha));
+                }
+            }
+        }
+        let tracked = [&lhs, &rhs].map(|x| x.is_tracked());
+        let [(lhs, of_lhs), (rhs, of_rhs)] = [lhs, rhs].map(|x| x.into_parts());
+        let kept = [(tracked[1], &lhs), (tracked[0], &rhs)].map(|(needed, x)| needed.then(|| x.clone()));
+        let y = B::product(lhs, rhs, alpha);
+        match Step.prepare::<C>([of_lhs, of_rhs]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((kept, alpha), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scaling: f64,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Step;
+        impl<B: ProductOps> Backward<B, 4> for Step {
+            /// x, W, A, B, s·x Aᵀ, s.
+            type State = ([B::FloatTensorPrimitive; 5], f64);
+            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let ([x, weight, a, b, thin], scaling) = ops.state;
+                let [of_x, of_weight, of_a, of_b] = ops.parents;
+                let grad = grads.consume::<B>(&ops.node);
+                let of_thin = B::product(grad.clone(), b, scaling);
+                if let Some(node) = of_b {
+                    grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), thin, 1.0));
+                }
+                if let Some(node) = of_a {
+                    let gradient = B::product(transposed::<B>(of_thin.clone()), x.clone(), 1.0);
+                    grads.register::<B>(node.id, gradient);
+                }
+                if let Some(node) = of_weight {
+                    grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
+                }
+                if let Some(node) = of_x {
+                    let base = B::product(grad, weight, 1.0);
+                    grads.register::<B>(node.id, B::add_product(base, of_thin, a));
+                }
+            }
+        }
+        let parts = [x, weight, a, b].map(|x| x.into_parts());
+        let [(x, of_x), (weight, of_weight), (a, of_a), (b, of_b)] = parts;
+        let thin = B::product(x.clone(), transposed::<B>(a.clone()), scaling);
+        let y = B::product(x.clone(), transposed::<B>(weight.clone()), 1.0);
+        let y = B::add_product(y, thin.clone(), transposed::<B>(b.clone()));
+        match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(([x, weight, a, b, thin], scaling), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn add_rows(x: FloatTensor<Self>, row: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Step;
+        impl<B: ProductOps> Backward<B, 2> for Step {
+            type State = ();
+            fn backward(self, ops: Ops<(), 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [of_x, of_row] = ops.parents;
+                if let Some(node) = of_row {
+                    grads.register::<B>(node.id, B::sum_rows(grad.clone()));
+                }
+                if let Some(node) = of_x {
+                    grads.register::<B>(node.id, grad);
+                }
+            }
+        }
+        let ((x, of_x), (row, of_row)) = (x.into_parts(), row.into_parts());
+        Step.prepare::<C>([of_x, of_row]).compute_bound().stateless(B::add_rows(x, row))
+    }
+}
+
+#[cfg(feature = "flex")]
+mod lane {
+    use burn::backend::Flex;
+    use burn::backend::flex::FlexTensor;
+    use burn::tensor::Shape;
+    use rayon::iter::ParallelIterator;
+    use rayon::slice::ParallelSliceMut;
+
+    use super::*;
+    use crate::cpu::bf16;
+    use crate::cpu::gemm::{self, Matrix, Target};
+    use crate::cpu::{all_f32, group, rows, slice, tensor, vectorised, written};
+
+    fn multiply(sum: Option<FlexTensor>, lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
+        let ([m, k], [_, n]): ([usize; 2], [usize; 2]) = (lhs.layout().shape().dims(), rhs.layout().shape().dims());
+        if !all_f32([&lhs, &rhs].into_iter().chain(&sum)) || m * n * k == 0 {
+            return portable::<Flex>(sum.map(Float), Float(lhs), Float(rhs), alpha).0;
+        }
+        let (a, b, alpha) = (Matrix::tensor(&lhs), Matrix::tensor(&rhs), alpha as f32);
+        let Some(sum) = sum else {
+            let mut out = Vec::with_capacity(m * n);
+            // SAFETY: room for m·n values, all of which the product writes.
+            unsafe {
+                into(Target::new(out.as_mut_ptr(), n), false, alpha, a, b);
+                out.set_len(m * n);
+            }
+            return tensor(out, Shape::from(vec![m, n]));
+        };
+        let mut sum = own(sum);
+        let values = sum.storage_mut::<f32>();
+        assert_eq!(values.len(), m * n);
+        // SAFETY: m·n values that are this function's.
+        unsafe { into(Target::new(values.as_mut_ptr(), n), true, alpha, a, b) };
+        sum
+    }
+
+    /// The product in the precision that was set.
+    ///
+    /// # Safety
+    ///
+    /// As for [`gemm::product`].
+    unsafe fn into(out: Target, add: bool, alpha: f32, a: Matrix, b: Matrix) {
+        // SAFETY: the caller's.
+        unsafe {
+            if BF16.load(Ordering::Relaxed) {
+                bf16::product(bf16::Engine::best(), out, add, alpha, a, b);
+            } else {
+                gemm::product(out, add, alpha, a, b, true);
+            }
+        }
+    }
+
+    /// The tensor itself if it is all of its memory, in order, and nobody else's; else a copy that is.
+    fn own(x: FlexTensor) -> FlexTensor {
+        let whole = x.is_contiguous() && x.bytes().len() == 4 * x.layout().num_elements();
+        if whole && x.is_unique() {
+            return x;
+        }
+        let x = x.to_contiguous();
+        tensor(slice(&x).to_vec(), x.layout().shape().clone())
+    }
+
+    impl ProductOps for Flex {
+        fn product(lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
+            multiply(None, lhs, rhs, alpha)
+        }
+
+        fn add_product(sum: FlexTensor, lhs: FlexTensor, rhs: FlexTensor) -> FlexTensor {
+            multiply(Some(sum), lhs, rhs, 1.0)
+        }
+
+        fn add_rows(x: FlexTensor, row: FlexTensor) -> FlexTensor {
+            if !all_f32([&x, &row]) {
+                return (Float::<Self>(x) + Float(row).along_last(2)).0;
+            }
+            let (mut x, row) = (own(x), row.to_contiguous());
+            let [_, width]: [usize; 2] = x.layout().shape().dims();
+            let (row, size) = (slice(&row), group(width) * width);
+            x.storage_mut::<f32>().par_chunks_mut(size.max(1)).for_each(|piece| {
+                vectorised(|| {
+                    for x in piece.chunks_exact_mut(width) {
+                        for (x, row) in x.iter_mut().zip(row) {
+                            *x += row;
+                        }
+                    }
+                });
+            });
+            x
+        }
+
+        fn sum_rows(x: FlexTensor) -> FlexTensor {
+            if !all_f32([&x]) {
+                let x = Float::<Self>(x);
+                let width = x.shape()[1];
+                return x.sum(0).reshape(&[width]).0;
+            }
+            let x = x.to_contiguous();
+            let [height, width]: [usize; 2] = x.layout().shape().dims();
+            let values = slice(&x);
+            // One partial sum for each group of rows, in a fixed order: the same on any number of threads.
+            let size = group(width).max(16);
+            let [partial] = rows(height.div_ceil(size), 1, [width], |range, [partial]| {
+                for value in partial.iter_mut() {
+                    value.write(0.0);
+                }
+                // SAFETY: just written.
+                let partial = unsafe { written(partial) };
+                let first = range.start * size;
+                for row in first..height.min(first + size) {
+                    for (sum, x) in partial.iter_mut().zip(&values[row * width..(row + 1) * width]) {
+                        *sum += x;
+                    }
+                }
+            });
+            let at = |i: usize| partial.iter().skip(i).step_by(width).sum::<f32>();
+            tensor((0..width).map(at).collect(), Shape::from(vec![width]))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{backward, close, device, values};
+
+    #[test]
+    fn values_and_gradients_equal_the_steps() {
+        for [rows, inputs, outputs, rank] in [[1, 1, 1, 1], [7, 5, 3, 2], [200, 130, 170, 16]] {
+            let data = || {
+                [[rows, inputs], [outputs, inputs], [rank, inputs], [outputs, rank]]
+                    .map(|shape| values(shape[0] as u64, shape, 1.0))
+            };
+            let own = backward(data(), |[x, w, a, b]| lora_product(x, w, [a, b], 1.5));
+            let steps = backward(data(), |[x, w, a, b]| {
+                let thin = x.clone().matmul(a.transpose()) * 1.5;
+                x.matmul(w.transpose()) + thin.matmul(b.transpose())
+            });
+            close(&own, &steps, 3e-6);
+        }
+    }
+
+    #[test]
+    fn a_weight_that_is_stored_the_other_way_is_no_difference() {
+        let data = || [values(1, [9, 6], 1.0), values(2, [6, 4], 1.0), values(3, [2, 6], 1.0), values(4, [4, 2], 1.0)];
+        let own = backward(data(), |[x, w, a, b]| lora_product(x, w.transpose(), [a, b], 1.0));
+        let steps =
+            backward(data(), |[x, w, a, b]| x.clone().matmul(w) + x.matmul(a.transpose()).matmul(b.transpose()));
+        close(&own, &steps, 3e-6);
+    }
+
+    #[test]
+    fn rows_are_added_and_nothing_else_changes() {
+        for [rows, width] in [[1, 1], [3, 5], [300, 170]] {
+            let data = || [values(1, [rows, width], 1.0), values(2, [1, width], 1.0)];
+            let own = backward(data(), |[x, row]| {
+                let y = add_rows(x.clone(), row.reshape([width]));
+                y + x // x is still what it was
+            });
+            let steps = backward(data(), |[x, row]| (x.clone() + row) + x);
+            close(&own, &steps, 1e-6);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "two dtypes")]
+    fn products_of_two_dtypes_are_refused() {
+        use burn::tensor::{DType, FloatDType};
+        let x = Tensor::<2>::zeros([2, 2], (&device(), DType::F32));
+        let _ = matmul(x.clone(), x.cast(FloatDType::F16));
+    }
+}

@@ -1,0 +1,134 @@
+//! Rotary position embedding (Su et al. 2021, arXiv:2104.09864) in Hugging Face's layout.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+
+use crate::portable::Float;
+
+/// Turns feature i against feature i + R/2, for i below R/2: `(x₁·cos - x₂·sin, x₂·cos + x₁·sin)`. The features from R on are
+/// multiplied by `rest`. Keeps nothing of `x`.
+///
+/// # Shapes
+///
+/// - x, result: `[B, S, heads, H]`
+/// - cos, sin: `[1 or B, S, 1, R/2]`, constants
+pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>, rest: f64) -> Tensor<4> {
+    let (x, cos, sin) = (x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as RotationOps>::rotate(x, cos, sin, rest))
+}
+
+/// The extension behind [`rotate`].
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+pub trait RotationOps: Backend {
+    /// The rotation.
+    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, rest: f64) -> FloatTensor<Self> {
+        portable::<Self>(Float(x), Float(cos), Float(sin), rest).0
+    }
+}
+
+fn portable<B: Backend>(x: Float<B>, cos: Float<B>, sin: Float<B>, rest: f64) -> Float<B> {
+    let (half, features) = (cos.shape()[3], x.shape()[3]);
+    let (first, second) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));
+    let mut parts = vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
+    if features > 2 * half {
+        parts.push(x.narrow(3, 2 * half, features - 2 * half).scale(rest));
+    }
+    Float::cat(parts, 3)
+}
+
+#[cfg(feature = "cube")]
+impl RotationOps for burn::backend::Cube {}
+
+impl<B: RotationOps, C: CheckpointStrategy> RotationOps for Autodiff<B, C> {
+    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, rest: f64) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Step;
+        impl<B: RotationOps> Backward<B, 1> for Step {
+            type State = (B::FloatTensorPrimitive, B::FloatTensorPrimitive, f64);
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                // The transposed rotation turns the other way.
+                let (cos, sin, rest) = ops.state;
+                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::rotate(grad, cos, B::float_neg(sin), rest));
+            }
+        }
+        let (x, node) = x.into_parts();
+        let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
+        let y = B::rotate(x, cos.clone(), sin.clone(), rest);
+        match Step.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((cos, sin, rest), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+mod lane {
+    use burn::backend::Flex;
+    use burn::backend::flex::FlexTensor;
+
+    use super::*;
+    use crate::cpu::{all_f32, group, rows, slice, tensor};
+
+    impl RotationOps for Flex {
+        fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, rest: f64) -> FlexTensor {
+            if !all_f32([&x, &cos, &sin]) {
+                return portable::<Self>(Float(x), Float(cos), Float(sin), rest).0;
+            }
+            let (x, cos, sin) = (x.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
+            let [batch, sequence, heads, features]: [usize; 4] = x.layout().shape().dims();
+            let [tables, _, _, half]: [usize; 4] = cos.layout().shape().dims();
+            let (values, cos, sin, rest) = (slice(&x), slice(&cos), slice(&sin), rest as f32);
+            let count = batch * sequence * heads;
+            let [y] = rows(count, group(features), [features], |range, [y]| {
+                for (row, y) in range.zip(y.chunks_exact_mut(features)) {
+                    let token = row / heads;
+                    let token = if tables == 1 { token % sequence } else { token };
+                    let place = token * half..(token + 1) * half;
+                    let (cos, sin) = (&cos[place.clone()], &sin[place]);
+                    let x = &values[row * features..(row + 1) * features];
+                    let ((first, second), tail) = (x[..2 * half].split_at(half), &x[2 * half..]);
+                    let (turned, rest_of_y) = y.split_at_mut(2 * half);
+                    let (y1, y2) = turned.split_at_mut(half);
+                    for i in 0..half {
+                        y1[i].write(first[i] * cos[i] - second[i] * sin[i]);
+                        y2[i].write(second[i] * cos[i] + first[i] * sin[i]);
+                    }
+                    for (y, x) in rest_of_y.iter_mut().zip(tail) {
+                        y.write(x * rest);
+                    }
+                }
+            });
+            tensor(y, x.layout().shape().clone())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{backward, close, device, values};
+
+    #[test]
+    fn values_and_gradients_equal_the_steps() {
+        for (tables, features) in [(1, 6), (2, 6), (2, 9)] {
+            let table = |seed| values(seed, [tables, 3, 1, 3], 1.0).tensor(&device().autodiff());
+            let (cos, sin) = (table(5), table(6));
+            let inputs = || [values(1, [2, 3, 4, features], 1.0)];
+            let own = backward(inputs(), |[x]| rotate(x, cos.clone(), sin.clone(), 0.5));
+            let steps = backward(inputs(), |[x]| {
+                let (a, b) = (x.clone().narrow(3, 0, 3), x.clone().narrow(3, 3, 3));
+                let first = a.clone() * cos.clone() - b.clone() * sin.clone();
+                let mut parts = vec![first, b * cos.clone() + a * sin.clone()];
+                if features > 6 {
+                    parts.push(x.narrow(3, 6, features - 6) * 0.5);
+                }
+                Tensor::cat(parts, 3)
+            });
+            close(&own, &steps, 1e-6);
+        }
+    }
+}
