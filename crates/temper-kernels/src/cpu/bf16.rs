@@ -1,7 +1,7 @@
 //! Products of matrices whose values are rounded to bfloat16, added up in f32.
 //!
-//! Both operands are packed as they are rounded: rows of A in groups that a tile holds, columns of B in panels of 32 in which
-//! two neighbours in depth share 32 bits. The inner loop is the processor's: AMX tiles, AVX-512 BF16 dot products, or, where
+//! Both operands are packed as they are rounded: A as tiles of 16 rows by 32 values, one behind the other; columns of B in
+//! panels of 32 in which two neighbours in depth share 32 bits. The inner loop is the processor's: AMX tiles, AVX-512 BF16 dot products, or, where
 //! there is neither, f32 products of the rounded values, which differ in the order of additions alone.
 
 #[cfg(target_arch = "x86_64")]
@@ -26,6 +26,8 @@ const BLOCK: usize = 256;
 const DEPTH: usize = 768;
 /// Depths are filled up with zeros to a multiple of this: one AMX tile.
 const STEP: usize = 32;
+/// Rows of a tile of A.
+const ROWS: usize = 16;
 /// What an engine may read behind the packed operands, in 32 bits: one step of a panel.
 const SLACK: usize = STEP / 2 * PANEL;
 
@@ -80,7 +82,7 @@ pub(crate) fn round(x: f32) -> f32 {
 
 /// A work item of the inner loops: some rows of A against one panel of B, over some depth.
 struct Piece {
-    /// The first row of A, `stride` values of 16 bits from the next, `depth` of them used.
+    /// The first tile of A. The next 16 rows lie `stride` values behind it.
     a: *const u16,
     stride: usize,
     /// The panel's values at this depth.
@@ -108,10 +110,8 @@ pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32,
         return unsafe { gemm::product(out, add, 1.0, a, b, true) };
     }
     let padded = depth.next_multiple_of(STEP);
-    // Rows that lie a multiple of 4 KiB apart would share their places in the cache.
-    let stride = if padded.is_multiple_of(2048) { padded + STEP } else { padded };
     let (mut packed_a, mut packed_b) = BUFFERS.take();
-    pack_rows(a, alpha, stride, &mut packed_a);
+    pack_rows(a, alpha, padded, &mut packed_a);
     pack_panels(b, padded, &mut packed_b);
 
     let threads = rayon::current_num_threads();
@@ -127,8 +127,8 @@ pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32,
         let pieces = (0..padded).step_by(deep).flat_map(|start| {
             let own = own.clone();
             (group * size..panels.min((group + 1) * size)).map(move |panel| Piece {
-                a: packed_a[own.start * stride + start..].as_ptr(),
-                stride,
+                a: packed_a[own.start * padded + start * ROWS..].as_ptr(),
+                stride: padded * ROWS,
                 b: packed_b[(panel * padded + start) / 2 * PANEL..].as_ptr(),
                 depth: deep.min(padded - start),
                 // SAFETY: rows and columns of this task, which no other has.
@@ -171,41 +171,41 @@ fn rounded(x: Matrix, alpha: f32) -> Vec<f32> {
     out
 }
 
-/// A as rows of bfloat16, `stride` apart, zeros behind them.
-fn pack_rows(x: Matrix, alpha: f32, stride: usize, out: &mut Vec<u16>) {
+/// A as tiles of bfloat16, those of the same 16 rows one behind the other, zeros at the edges.
+fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut Vec<u16>) {
     let (rows, depth) = (x.rows(), x.columns());
-    let size = rows.next_multiple_of(16) * stride;
+    let size = rows.next_multiple_of(ROWS) * padded;
     out.resize(size + SLACK, 0);
     let (by_row, by_column) = (x.row_is_contiguous(), x.transposed().row_is_contiguous());
-    out[..size].par_chunks_mut(16 * stride).enumerate().for_each(|(group, out)| {
-        let (first, count) = (group * 16, 16.min(rows - group * 16));
-        out[count * stride..].fill(0);
-        for out in out.chunks_exact_mut(stride) {
-            out[depth..].fill(0);
-        }
-        if by_row {
-            for (i, out) in out.chunks_exact_mut(stride).take(count).enumerate() {
-                narrow(x.row(first + i), alpha, &mut out[..depth]);
+    out[..size].par_chunks_mut(ROWS * padded).enumerate().for_each(|(group, out)| {
+        let (first, count) = (group * ROWS, ROWS.min(rows - group * ROWS));
+        for (number, tile) in out.chunks_exact_mut(ROWS * STEP).enumerate() {
+            let start = number * STEP;
+            let deep = STEP.min(depth - start);
+            if count < ROWS || deep < STEP {
+                tile.fill(0);
             }
-        } else if by_column {
-            // Sixteen values of each column at a time, turned in a buffer that stays in the first cache.
-            let columns = x.transposed();
-            let mut buffer = [[0_u16; 16]; 64];
-            for start in (0..depth).step_by(64) {
-                let deep = 64.min(depth - start);
+            if by_row {
+                for (i, tile) in tile.chunks_exact_mut(STEP).take(count).enumerate() {
+                    narrow(&x.row(first + i)[start..start + deep], alpha, &mut tile[..deep]);
+                }
+            } else if by_column {
+                // Turned in a buffer that stays in the first cache.
+                let columns = x.transposed();
+                let mut buffer = [[0_u16; ROWS]; STEP];
                 for (k, buffer) in buffer.iter_mut().take(deep).enumerate() {
                     narrow(&columns.row(start + k)[first..first + count], alpha, &mut buffer[..count]);
                 }
-                for (i, out) in out.chunks_exact_mut(stride).take(count).enumerate() {
-                    for (out, buffer) in out[start..start + deep].iter_mut().zip(&buffer) {
-                        *out = buffer[i];
+                for (i, tile) in tile.chunks_exact_mut(STEP).take(count).enumerate() {
+                    for (tile, buffer) in tile.iter_mut().zip(&buffer) {
+                        *tile = buffer[i];
                     }
                 }
-            }
-        } else {
-            for (i, out) in out.chunks_exact_mut(stride).take(count).enumerate() {
-                for (k, out) in out.iter_mut().take(depth).enumerate() {
-                    *out = bits(alpha * x.at(first + i, k)) as u16;
+            } else {
+                for (i, tile) in tile.chunks_exact_mut(STEP).take(count).enumerate() {
+                    for (k, tile) in tile.iter_mut().take(deep).enumerate() {
+                        *tile = bits(alpha * x.at(first + i, start + k)) as u16;
+                    }
                 }
             }
         }

@@ -95,8 +95,8 @@ pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
 unsafe fn tiles(piece: &Piece, row: usize, out: Target, add: bool, high: usize) {
     // SAFETY: the caller's. A row group beyond the last is not loaded.
     unsafe {
-        let (a, a_stride) = (piece.a.add(row * piece.stride), 2 * piece.stride);
-        let below = if high == 2 { a.add(16 * piece.stride) } else { a };
+        let a = piece.a.add(row / 16 * piece.stride);
+        let below = if high == 2 { a.add(piece.stride) } else { a };
         let (c, c_stride) = (out.first(), 4 * out.stride());
         let c_below = out.row(16).first();
         if add {
@@ -120,12 +120,12 @@ unsafe fn tiles(piece: &Piece, row: usize, out: Target, add: bool, high: usize) 
             "tileloadd tmm7, [{b} + {t}*1 + 64]",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{e} + {s}*1]",
-            "tileloadd tmm4, [{a} + {s}*1 + 64]",
+            "tileloadd tmm4, [{a} + {s}*1 + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tileloadd tmm6, [{b} + {t}*1 + 2048]",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, 64",
-            "add {e}, 64",
+            "add {a}, 1024",
+            "add {e}, 1024",
             "add {b}, 2048",
             "dec {n}",
             "jnz 2b",
@@ -133,7 +133,7 @@ unsafe fn tiles(piece: &Piece, row: usize, out: Target, add: bool, high: usize) 
             e = inout(reg) below => _,
             b = inout(reg) piece.b => _,
             n = inout(reg) piece.depth / STEP => _,
-            s = in(reg) a_stride,
+            s = in(reg) 2 * STEP,
             t = in(reg) 4 * PANEL,
             options(nostack)
         );

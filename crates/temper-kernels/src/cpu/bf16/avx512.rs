@@ -8,8 +8,9 @@ use std::arch::x86_64::{
     _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
-use super::{PANEL, Piece};
+use super::{PANEL, Piece, STEP};
 
+/// Rows that are worked on at a time: half a tile.
 const ROWS: usize = 8;
 
 /// Works through pieces.
@@ -31,12 +32,13 @@ unsafe fn tile(piece: &Piece, row: usize) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     // SAFETY: within the packed operands.
     unsafe {
-        let a = piece.a.add(row * piece.stride);
+        let a = piece.a.add(row / 16 * piece.stride + row % 16 * STEP);
         for pair in 0..piece.depth / 2 {
             let b = piece.b.add(pair * PANEL);
             let b = [bh(b), bh(b.add(16))];
+            let a = a.add(pair / 16 * (16 * STEP) + pair % 16 * 2);
             for (i, sums) in sums.iter_mut().enumerate() {
-                let a = a.add(i * piece.stride + 2 * pair).cast::<i32>().read_unaligned();
+                let a = a.add(i * STEP).cast::<i32>().read_unaligned();
                 let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(a));
                 sums[0] = _mm512_dpbf16_ps(sums[0], a, b[0]);
                 sums[1] = _mm512_dpbf16_ps(sums[1], a, b[1]);
