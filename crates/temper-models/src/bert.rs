@@ -188,8 +188,10 @@ impl Encoder {
     pub(crate) fn forward(&self, x: Tensor<3>, lengths: &[usize], pass: &Pass) -> Tensor<3> {
         let [batch, sequence, model] = x.dims();
         let sight = Sight::padded(lengths, sequence);
-        let states = x.reshape([batch * sequence, model]);
-        let states = self.layer.iter().fold(states, |x, layer| layer.forward(x, [batch, sequence], &sight, pass));
+        let states = self.layer.iter().fold(x.reshape([batch * sequence, model]), |x, layer| {
+            let sight = sight.clone();
+            pass.layer(x, layer, move |layer, x, pass| layer.forward(x, [batch, sequence], &sight, pass))
+        });
         states.reshape([batch, sequence, model])
     }
 

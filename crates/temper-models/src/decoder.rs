@@ -1,5 +1,9 @@
 //! What the layers of a decoder share in one pass: places, masks, and the keys and values of earlier passes.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use temper_nn::{Attention, Layout, Linear, Pass, Rotary, Rotation, Sight};
 
@@ -76,14 +80,38 @@ fn append(seen: &mut Option<Tensor<4>>, new: Tensor<4>, length: usize) -> Tensor
     seen.insert(whole).clone().narrow(1, 0, length)
 }
 
+/// What all layers of a pass see alike.
+#[derive(Clone)]
+struct Surroundings {
+    layout: Layout,
+    /// The rotations of queries and of keys, for each kind of layer.
+    rotations: Vec<[Rotation; 2]>,
+    /// What queries see, by window, as far as it was asked.
+    sights: RefCell<Vec<(Option<usize>, Sight)>>,
+}
+
 /// One pass through a decoder.
 pub(crate) struct Context<'a> {
-    layout: Layout,
+    shared: Rc<Surroundings>,
     pub pass: &'a Pass,
     device: Device,
     cache: Option<&'a mut Cache>,
-    /// What queries see, by window, as far as it was asked.
-    sights: Vec<(Option<usize>, Sight)>,
+}
+
+/// Where a layer stands, and the shape of what it sees.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub layer: usize,
+    pub batch: usize,
+    pub sequence: usize,
+}
+
+/// A layer of a decoder.
+pub(crate) trait Block: Module + 'static {
+    /// # Shapes
+    ///
+    /// - x, result: `[T, D]`
+    fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2>;
 }
 
 impl<'a> Context<'a> {
@@ -91,8 +119,12 @@ impl<'a> Context<'a> {
     pub fn whole(input: &Input, pass: &'a Pass) -> Self {
         let [batch, sequence] = input.ids.dims();
         assert_eq!(input.segments.len(), batch, "segments are given for {} rows of {batch}", input.segments.len());
-        let layout = Layout::packed(&input.segments, sequence);
-        Self { layout, pass, device: input.ids.device().inner(), cache: None, sights: Vec::new() }
+        Self::new(Layout::packed(&input.segments, sequence), pass, &input.ids, None)
+    }
+
+    fn new(layout: Layout, pass: &'a Pass, ids: &Tensor<2, Int>, cache: Option<&'a mut Cache>) -> Self {
+        let shared = Surroundings { layout, rotations: Vec::new(), sights: RefCell::default() };
+        Self { shared: Rc::new(shared), pass, device: ids.device().inner(), cache }
     }
 
     /// A pass over the next tokens of the rows in `cache`, which may hold `limit` tokens each, padding aside.
@@ -114,18 +146,48 @@ impl<'a> Context<'a> {
         }
         let layout = Layout::continued(&cache.pads, cache.length, sequence);
         cache.length += sequence;
-        Ok(Self { layout, pass, device: ids.device().inner(), cache: Some(cache), sights: Vec::new() })
+        Ok(Self::new(layout, pass, ids, Some(cache)))
     }
 
     /// The position of each token in its segment, `[1 or B, S]`.
     pub fn positions(&self) -> Vec<Vec<usize>> {
-        self.layout.positions()
+        self.shared.layout.positions()
     }
 
-    /// The rotations of queries, which are also multiplied by `scale`, and of keys.
-    pub fn rotations(&self, rotary: &Rotary, scale: f64) -> [Rotation; 2] {
+    /// Adds a kind of rotations: of queries, which are also multiplied by `scale`, and of keys.
+    pub fn turn(&mut self, rotary: &Rotary, scale: f64) {
         let positions = self.positions();
-        [scale, 1.0].map(|scale| rotary.at(&positions, scale, &self.device))
+        let rotations = [scale, 1.0].map(|scale| rotary.at(&positions, scale, &self.device));
+        Rc::make_mut(&mut self.shared).rotations.push(rotations);
+    }
+
+    /// Turns query and key by the rotations of a kind.
+    pub fn turned(&self, kind: usize, query: Tensor<4>, key: Tensor<4>) -> [Tensor<4>; 2] {
+        let [of_query, of_key] = &self.shared.rotations[kind];
+        [of_query.forward(query), of_key.forward(key)]
+    }
+
+    /// All layers, one after the other. Between them the states are `[T, D]`, so that no product sees a batch.
+    ///
+    /// # Shapes
+    ///
+    /// - embedded, result: `[B, S, D]`
+    pub fn walk<L: Block>(&mut self, layers: &[L], embedded: Tensor<3>) -> Tensor<3> {
+        let [batch, sequence, model] = embedded.dims();
+        let mut states = embedded.reshape([batch * sequence, model]);
+        for (layer, block) in layers.iter().enumerate() {
+            let place = Place { layer, batch, sequence };
+            states = if self.cache.is_some() {
+                block.forward(states, place, self)
+            } else {
+                let (shared, device) = (self.shared.clone(), self.device.clone());
+                self.pass.layer(states, block, move |block, x, pass| {
+                    let mut context = Context { shared: shared.clone(), pass, device: device.clone(), cache: None };
+                    block.forward(x, place, &mut context)
+                })
+            };
+        }
+        states.reshape([batch, sequence, model])
     }
 
     /// Causal attention of one layer, over the last `window` tokens if it has one.
@@ -145,13 +207,13 @@ impl<'a> Context<'a> {
             None => [key, value],
             Some(cache) => cache.extend(layer, [key, value]),
         };
-        let window = window.filter(|window| *window < self.layout.keys());
-        let known = self.sights.iter().position(|(other, _)| *other == window);
-        let known = known.unwrap_or_else(|| {
-            self.sights.push((window, self.layout.sight(window)));
-            self.sights.len() - 1
+        let window = window.filter(|window| *window < self.shared.layout.keys());
+        let mut sights = self.shared.sights.borrow_mut();
+        let known = sights.iter().position(|(other, _)| *other == window).unwrap_or_else(|| {
+            sights.push((window, self.shared.layout.sight(window)));
+            sights.len() - 1
         });
-        attention.forward([query, key, value], &self.sights[known].1, self.pass)
+        attention.forward([query, key, value], &sights[known].1, self.pass)
     }
 }
 

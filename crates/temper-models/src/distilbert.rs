@@ -104,9 +104,10 @@ impl DistilBert {
         let x = self.embeddings.forward(input, pass);
         let [batch, sequence, model] = x.dims();
         let sight = Sight::padded(&input.unpacked(), sequence);
-        let states = x.reshape([batch * sequence, model]);
-        let layers = self.transformer.layer.iter();
-        let states = layers.fold(states, |x, layer| layer.forward(x, [batch, sequence], &sight, pass));
+        let states = self.transformer.layer.iter().fold(x.reshape([batch * sequence, model]), |x, layer| {
+            let sight = sight.clone();
+            pass.layer(x, layer, move |layer, x, pass| layer.forward(x, [batch, sequence], &sight, pass))
+        });
         states.reshape([batch, sequence, model])
     }
 

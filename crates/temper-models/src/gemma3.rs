@@ -8,11 +8,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
-use temper_nn::{Embedding, Linear, RmsNorm, Rotary, Rotation};
+use temper_nn::{Embedding, Linear, RmsNorm, Rotary};
 
 use crate::Error;
 use crate::config::{Sizes, fields, unsupported};
-use crate::decoder::{Context, numbered};
+use crate::decoder::{Block, Context, Place, numbered};
 use crate::llama::{Heads, Mlp, SelfAttention};
 use crate::rope::{self, Rope};
 
@@ -182,15 +182,12 @@ impl Gemma3 {
     /// - ids: `[B, S]`
     /// - result: `[B, S, D]`
     pub(crate) fn forward(&self, ids: Tensor<2, Int>, context: &mut Context<'_>) -> Tensor<3> {
-        let embedded = self.embed_tokens.forward(ids);
-        let [batch, sequence, model] = embedded.dims();
-        let [full, sliding] = [0, 1].map(|kind| context.rotations(&self.rotary[kind], self.scale));
-        let mut states = embedded.reshape([batch * sequence, model]).mul_scalar((model as f64).sqrt());
-        for (index, layer) in self.layers.iter().enumerate() {
-            let rotations = if layer.self_attn.window.is_some() { &sliding } else { &full };
-            states = layer.forward(states, [batch, sequence], index, rotations, context);
+        for rotary in &self.rotary {
+            context.turn(rotary, self.scale);
         }
-        self.norm.forward(states).reshape([batch, sequence, model])
+        let embedded = self.embed_tokens.forward(ids);
+        let [_, _, model] = embedded.dims();
+        self.norm.forward(context.walk(&self.layers, embedded.mul_scalar((model as f64).sqrt())))
     }
 
     pub(crate) fn linears(&mut self) -> Vec<(String, &mut Linear)> {
@@ -238,17 +235,14 @@ impl Layer {
             post_feedforward_layernorm: norm(model),
         }
     }
+}
 
-    fn forward(
-        &self,
-        x: Tensor<2>,
-        shape: [usize; 2],
-        index: usize,
-        rotations: &[Rotation; 2],
-        context: &mut Context<'_>,
-    ) -> Tensor<2> {
+impl Block for Layer {
+    fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
         let normed = self.input_layernorm.forward(x.clone());
-        let attended = self.self_attn.forward(normed, shape, index, rotations, context);
+        // The first rotations are those of full attention, the second those of windows.
+        let kind = usize::from(self.self_attn.window.is_some());
+        let attended = self.self_attn.forward(normed, place, kind, context);
         let x = x + self.post_attention_layernorm.forward(attended);
         let inner = self.mlp.forward(self.pre_feedforward_layernorm.forward(x.clone()), context.pass);
         x + self.post_feedforward_layernorm.forward(inner)

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, dropout};
 
 use crate::config::Sizes;
-use crate::decoder::{Context, numbered};
+use crate::decoder::{Block, Context, Place, numbered};
 
 /// The fields of `config.json` that matter. Probabilities in [0, 1).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -130,12 +130,8 @@ impl Gpt2 {
         let positions: Vec<i64> = positions.into_iter().flatten().map(|position| position as i64).collect();
         let positions = Tensor::from_data(TensorData::new(positions, shape), &ids.device());
         let embedded = self.wte.forward(ids) + self.wpe.forward(positions);
-        let [batch, sequence, model] = embedded.dims();
-        let mut states = dropout(embedded, self.dropout, context.pass).reshape([batch * sequence, model]);
-        for (index, layer) in self.h.iter().enumerate() {
-            states = layer.forward(states, [batch, sequence], index, context);
-        }
-        self.ln_f.forward(states).reshape([batch, sequence, model])
+        let embedded = dropout(embedded, self.dropout, context.pass);
+        self.ln_f.forward(context.walk(&self.h, embedded))
     }
 
     pub(crate) fn linears(&mut self) -> Vec<(String, &mut Linear)> {
@@ -213,20 +209,17 @@ impl Layer {
             dropout: config.resid_pdrop,
         }
     }
+}
 
-    fn forward(
-        &self,
-        x: Tensor<2>,
-        [batch, sequence]: [usize; 2],
-        index: usize,
-        context: &mut Context<'_>,
-    ) -> Tensor<2> {
+impl Block for Layer {
+    fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
+        let Place { layer, batch, sequence } = place;
         let SelfAttention { c_attn, c_proj, heads, attention } = &self.attn;
         let [_, model] = x.dims();
         let joint = c_attn.forward(self.ln_1.forward(x.clone()), context.pass);
         let joint = joint.reshape([batch, sequence, 3 * heads, model / heads]);
         let inputs = [0, 1, 2].map(|i| joint.clone().narrow(2, i * heads, *heads));
-        let attended = c_proj.forward(context.attend(index, attention, None, inputs), context.pass);
+        let attended = c_proj.forward(context.attend(layer, attention, None, inputs), context.pass);
         let x = x + dropout(attended, self.dropout, context.pass);
         let inner = self.mlp.activation.forward(self.mlp.c_fc.forward(self.ln_2.forward(x.clone()), context.pass));
         x + dropout(self.mlp.c_proj.forward(inner, context.pass), self.dropout, context.pass)

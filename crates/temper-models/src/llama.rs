@@ -8,11 +8,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
-use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, Rotation};
+use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary};
 
 use crate::Error;
 use crate::config::{Sizes, fields};
-use crate::decoder::{Context, numbered};
+use crate::decoder::{Block, Context, Place, numbered};
 use crate::rope::{self, Rope};
 
 /// Which of the architectures it is.
@@ -193,21 +193,13 @@ impl Llama {
         }
     }
 
-    /// Between the layers the states are `[T, D]`, so that no product sees a batch.
-    ///
     /// # Shapes
     ///
     /// - ids: `[B, S]`
     /// - result: `[B, S, D]`
     pub(crate) fn forward(&self, ids: Tensor<2, Int>, context: &mut Context<'_>) -> Tensor<3> {
-        let embedded = self.embed_tokens.forward(ids);
-        let [batch, sequence, model] = embedded.dims();
-        let rotations = context.rotations(&self.rotary, (self.rotary.head_dim as f64).powf(-0.5));
-        let mut states = embedded.reshape([batch * sequence, model]);
-        for (index, layer) in self.layers.iter().enumerate() {
-            states = layer.forward(states, [batch, sequence], index, &rotations, context);
-        }
-        self.norm.forward(states).reshape([batch, sequence, model])
+        context.turn(&self.rotary, (self.rotary.head_dim as f64).powf(-0.5));
+        self.norm.forward(context.walk(&self.layers, self.embed_tokens.forward(ids)))
     }
 
     pub(crate) fn linears(&mut self) -> Vec<(String, &mut Linear)> {
@@ -249,17 +241,12 @@ impl Layer {
             post_attention_layernorm: norm(model),
         }
     }
+}
 
-    fn forward(
-        &self,
-        x: Tensor<2>,
-        shape: [usize; 2],
-        index: usize,
-        rotations: &[Rotation; 2],
-        context: &mut Context<'_>,
-    ) -> Tensor<2> {
+impl Block for Layer {
+    fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
         let normed = self.input_layernorm.forward(x.clone());
-        let x = x + self.self_attn.forward(normed, shape, index, rotations, context);
+        let x = x + self.self_attn.forward(normed, place, 0, context);
         let normed = self.post_attention_layernorm.forward(x.clone());
         x + self.mlp.forward(normed, context.pass)
     }
@@ -319,17 +306,13 @@ impl SelfAttention {
         }
     }
 
+    /// Turned by the rotations of a `kind`; see [`Context::turn`].
+    ///
     /// # Shapes
     ///
     /// - x, result: `[T, D]`
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<2>,
-        [batch, sequence]: [usize; 2],
-        layer: usize,
-        rotations: &[Rotation; 2],
-        context: &mut Context<'_>,
-    ) -> Tensor<2> {
+    pub(crate) fn forward(&self, x: Tensor<2>, place: Place, kind: usize, context: &mut Context<'_>) -> Tensor<2> {
+        let Place { layer, batch, sequence } = place;
         let project = |linear: &Linear, heads: usize| {
             linear.forward(x.clone(), context.pass).reshape([batch, sequence, heads, self.heads.head_dim])
         };
@@ -340,8 +323,8 @@ impl SelfAttention {
         let query = norm(&self.q_norm, project(&self.q_proj, self.heads.heads));
         let key = norm(&self.k_norm, project(&self.k_proj, self.heads.kv_heads));
         let value = project(&self.v_proj, self.heads.kv_heads);
-        let inputs = [rotations[0].forward(query), rotations[1].forward(key), value];
-        let attended = context.attend(layer, &self.attention, self.window, inputs);
+        let [query, key] = context.turned(kind, query, key);
+        let attended = context.attend(layer, &self.attention, self.window, [query, key, value]);
         self.o_proj.forward(attended, context.pass)
     }
 

@@ -7,11 +7,11 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
-use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, Rotation, dropout};
+use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, dropout};
 
 use crate::Error;
 use crate::config::{Sizes, fields};
-use crate::decoder::{Context, numbered};
+use crate::decoder::{Block, Context, Place, numbered};
 use crate::llama::Heads;
 use crate::rope::Rope;
 
@@ -137,14 +137,8 @@ impl Phi3 {
     /// - ids: `[B, S]`
     /// - result: `[B, S, D]`
     pub(crate) fn forward(&self, ids: Tensor<2, Int>, context: &mut Context<'_>) -> Tensor<3> {
-        let embedded = self.embed_tokens.forward(ids);
-        let [batch, sequence, model] = embedded.dims();
-        let rotations = context.rotations(&self.rotary, (self.rotary.head_dim as f64).powf(-0.5));
-        let mut states = embedded.reshape([batch * sequence, model]);
-        for (index, layer) in self.layers.iter().enumerate() {
-            states = layer.forward(states, [batch, sequence], index, &rotations, context);
-        }
-        self.norm.forward(states).reshape([batch, sequence, model])
+        context.turn(&self.rotary, (self.rotary.head_dim as f64).powf(-0.5));
+        self.norm.forward(context.walk(&self.layers, self.embed_tokens.forward(ids)))
     }
 
     pub(crate) fn linears(&mut self) -> Vec<(String, &mut Linear)> {
@@ -227,17 +221,12 @@ impl Layer {
             dropout: config.resid_pdrop,
         }
     }
+}
 
-    fn forward(
-        &self,
-        x: Tensor<2>,
-        shape: [usize; 2],
-        index: usize,
-        rotations: &[Rotation; 2],
-        context: &mut Context<'_>,
-    ) -> Tensor<2> {
+impl Block for Layer {
+    fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
         let normed = self.input_layernorm.forward(x.clone());
-        let attended = self.self_attn.forward(normed, shape, index, rotations, context);
+        let attended = self.self_attn.forward(normed, place, context);
         let x = x + dropout(attended, self.dropout, context.pass);
         let inner = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()), context.pass);
         x + dropout(inner, self.dropout, context.pass)
@@ -245,18 +234,12 @@ impl Layer {
 }
 
 impl SelfAttention {
-    fn forward(
-        &self,
-        x: Tensor<2>,
-        [batch, sequence]: [usize; 2],
-        layer: usize,
-        rotations: &[Rotation; 2],
-        context: &mut Context<'_>,
-    ) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
+        let Place { layer, batch, sequence } = place;
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let joint = self.qkv_proj.forward(x, context.pass).reshape([batch, sequence, heads + 2 * kv_heads, head_dim]);
-        let query = rotations[0].forward(joint.clone().narrow(2, 0, heads));
-        let key = rotations[1].forward(joint.clone().narrow(2, heads, kv_heads));
+        let (query, key) = (joint.clone().narrow(2, 0, heads), joint.clone().narrow(2, heads, kv_heads));
+        let [query, key] = context.turned(0, query, key);
         let value = joint.narrow(2, heads + kv_heads, kv_heads);
         let attended = context.attend(layer, &self.attention, self.window, [query, key, value]);
         self.o_proj.forward(attended, context.pass)

@@ -3,19 +3,19 @@
 //! Legend of all shapes: B batch, S sequence, T = B·S tokens, D model, N heads, K key/value heads, H head dim, V vocabulary.
 
 mod attention;
-mod dropout;
 mod embedding;
 mod layout;
 mod linear;
 mod norm;
+mod pass;
 mod rotary;
 
 pub use attention::Attention;
-pub use dropout::{Pass, dropout};
 pub use embedding::Embedding;
 pub use layout::Layout;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
+pub use pass::{Pass, dropout};
 pub use rotary::{Rotary, Rotation};
 pub use temper_kernels::{Activation, Sight, matmul, row_exponential};
 

@@ -1,11 +1,14 @@
-//! Which dropout masks a pass draws.
+//! One forward pass: which dropout masks it draws, and what its layers keep.
 
 use std::cell::Cell;
+use std::rc::Rc;
 
+use burn::module::Module;
 use burn::tensor::Tensor;
-use temper_kernels::Drop;
+use temper_kernels::{Checkpoints, Drop};
 
-/// The context of one forward pass: whether it trains, and which dropout masks it draws.
+/// The context of one forward pass: whether it trains, which dropout masks it draws, and whether its layers keep what the
+/// backward pass needs or are computed again.
 ///
 /// Each dropout takes the next site number, and its mask is a hash of (seed, site, index). A pass made
 /// again from the same seed draws the same masks, on every device.
@@ -13,17 +16,53 @@ use temper_kernels::Drop;
 pub struct Pass {
     seed: Option<u64>,
     site: Cell<u64>,
+    checkpoints: Option<Checkpoints>,
 }
 
 impl Pass {
     /// A pass without dropout.
     pub fn eval() -> Self {
-        Self { seed: None, site: Cell::new(0) }
+        Self { seed: None, site: Cell::new(0), checkpoints: None }
     }
 
     /// A training pass whose masks follow from `seed`.
     pub fn train(seed: u64) -> Self {
-        Self { seed: Some(seed), site: Cell::new(0) }
+        Self { seed: Some(seed), ..Self::eval() }
+    }
+
+    /// The same with layers that keep their inputs alone and are computed again, with the same masks.
+    pub fn recomputed(self) -> Self {
+        Self { checkpoints: Some(Checkpoints::default()), ..self }
+    }
+
+    /// The layers that are to be computed again, if they are.
+    pub fn into_checkpoints(self) -> Option<Checkpoints> {
+        self.checkpoints
+    }
+
+    /// One layer of a network; `forward` computes it.
+    ///
+    /// # Shapes
+    ///
+    /// - x, result: `[T, D]`
+    pub fn layer<M: Module + 'static>(
+        &self,
+        x: Tensor<2>,
+        layer: &M,
+        forward: impl Fn(&M, Tensor<2>, &Pass) -> Tensor<2> + 'static,
+    ) -> Tensor<2> {
+        let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| x.device().is_autodiff()) else {
+            return forward(layer, x, self);
+        };
+        let (seed, site, own) = (self.seed, self.site.get(), layer.clone());
+        let plain = layer.valid();
+        let forward = Rc::new(forward);
+        let first = forward.clone();
+        checkpoints.run(
+            x,
+            |x| first(&plain, x, self),
+            move |x| forward(&own, x, &Pass { seed, site: Cell::new(site), checkpoints: None }),
+        )
     }
 
     /// Whether dropout with probability `p` does something in this pass.
