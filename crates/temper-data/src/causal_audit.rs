@@ -97,12 +97,14 @@ impl CausalAudit {
         for row in 0..examples.len() {
             let lost = examples.lost(row);
             if lost > 0 {
+        // Blank rows do no harm beside others; alone they leave no loss to measure.
+        let learned = (0..examples.len()).any(|row| !examples.trained(row).is_empty());
                 cut.add(|| long(examples, row));
                 longest = longest.max(examples.length(row) + lost);
             }
             if examples.trained(row).is_empty() {
                 match lost {
-                    0 if split.is_blank(row) => {}
+                    0 if learned && split.is_blank(row) => {}
                     0 => untrained.add(|| examples.source(row).to_string()),
                     _ => beheaded.add(|| long(examples, row)),
                 }
@@ -141,7 +143,12 @@ impl CausalAudit {
             self.audit.add(Severity::Error, "cut-answers", message);
         }
         if untrained.count > 0 {
-            let message = format!("{} have nothing to learn: {}", counted(&untrained), untrained.shown());
+            let message = format!(
+                "{} have nothing to learn: {}; they have no text, or no turn of the assistant that is learned: leave them \
+                 out",
+                counted(&untrained),
+                untrained.shown()
+            );
             self.audit.add(Severity::Error, "nothing-to-learn", message);
         }
     }

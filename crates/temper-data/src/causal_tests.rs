@@ -274,6 +274,24 @@ fn long_rows_are_refused_dropped_or_cut() {
 }
 
 #[test]
+fn rows_to_evaluate_on_must_have_something_to_learn() {
+    let folder = Folder::with(&[
+        ("t.jsonl", "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"c\",\"completion\":\"d\"}"),
+        ("blank.jsonl", "{\"text\":\"\"}"),
+        ("beside.jsonl", "{\"text\":\"\"}\n{\"text\":\"OK OK\"}"),
+    ]);
+    let of = |eval: &str| {
+        let config = DataConfig { eval: Some(Files::one(eval)), eval_fraction: None, ..folder.config("t.jsonl") };
+        folder.load_with(&config, 64).unwrap()
+    };
+    let data = of("blank.jsonl");
+    assert_eq!(codes(&data), [(Severity::Error, "nothing-to-learn"), (Severity::Warning, "empty-rows")]);
+    let said = message(&data, "nothing-to-learn");
+    assert!(said.starts_with("1 of 1 evaluation rows have nothing to learn: blank.jsonl line 1; "), "{said}");
+    assert_eq!(codes(&of("beside.jsonl")), [(Severity::Warning, "empty-rows")]);
+}
+
+#[test]
 fn muted_turns_and_the_last_turn() {
     let talk = r#"{"messages":[{"role":"user","content":"OK"},{"role":"assistant","content":"Four.","weight":0},{"role":"user","content":"OK"},{"role":"assistant","content":"Six."}]}"#;
     let folder = Folder::with(&[("a.jsonl", talk), ("b.jsonl", &talk.replace(",\"weight\":0", ""))]);
