@@ -79,6 +79,9 @@ impl CausalAudit {
         };
         let what = "have tools that the chat template does not show; name another one (data.template)";
         told(&|seen| seen.toolless, Severity::Error, "lost-tools", what);
+        let what = "have reasoning that the chat template does not show; name another one (data.template), or take the \
+                    reasoning out";
+        told(&|seen| seen.thoughtless, Severity::Error, "lost-reasoning", what);
         let what = "have turns of the assistant that the chat template shows otherwise once others follow, as where earlier \
                     thinking is left out; these turns are not learned";
         told(&|seen| seen.rewritten > 0, Severity::Warning, "rewritten-turns", what);

@@ -327,6 +327,10 @@ fn the_audit_finds_what_a_template_loses() {
         (
             "endless.jinja",
             "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        (
+            "thought.jsonl",
+            r#"{"messages": [{"role": "user", "content": "OK"}, {"role": "assistant", "content": "Four.", "reasoning": "Two and two are four."}, {"role": "user", "content": "OK"}, {"role": "assistant", "content": "Six.", "reasoning_content": "Hm."}]}"#,
+        ),
         ),
         (
             "dated.jinja",
@@ -347,6 +351,12 @@ fn the_audit_finds_what_a_template_loses() {
     // Its prompt ends in a space, which the answer's first token takes in.
     let codes_of_endless = [(Severity::Warning, "generation-prompt"), (Severity::Warning, "endless-turns")];
     assert_eq!(codes(&of("system.jsonl", "endless.jinja")), codes_of_endless);
+    let data = of("thought.jsonl", "deaf.jinja");
+    assert_eq!(codes(&data), [(Severity::Error, "lost-reasoning")]);
+    assert!(message(&data, "lost-reasoning").contains("thought.jsonl line 1"));
+    // It shows what was thought last, and what was thought before only until the next question.
+    let qwen = format!("{}/fixtures/templates/qwen3.jinja", env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(codes(&of("thought.jsonl", &qwen)), [(Severity::Warning, "rewritten-turns")]);
     let data = of("system.jsonl", "dated.jinja");
     assert_eq!(codes(&data), [(Severity::Info, "date-stamp")]);
     assert_eq!(data.report.template.as_ref().unwrap().date.as_deref(), Some("2026-07-06"));
