@@ -304,6 +304,9 @@ fn muted_turns_and_the_last_turn() {
     assert_eq!(learned("b.jsonl", TrainOn::Assistant), ["Four.<|im_end|>", "Six.<|im_end|>"]);
     assert_eq!(learned("b.jsonl", TrainOn::Last), ["Six.<|im_end|>"]);
     assert_eq!(learned("b.jsonl", TrainOn::All).len(), 1);
+    let all = learned("a.jsonl", TrainOn::All);
+    assert_eq!(all.len(), 2);
+    assert!(all[0].ends_with("assistant\n") && all[1].starts_with("\n<|im_start|>user"), "{all:?}");
 }
 
 #[test]

@@ -51,11 +51,12 @@ impl Conversation<'_> {
         }
         let (text, said) = unmarked(&self.template.render_marked(self.messages, self.tools, false)?);
         let mut turns = Turns { text, spans: Vec::new(), rewritten: 0, misprompted: 0 };
+        let assistant = |i: &usize| self.messages[*i].is_assistant();
         if train_on == TrainOn::All {
-            turns.spans.push(0..turns.text.len());
+            let muted = (0..self.messages.len()).filter(|i| assistant(i) && self.messages[*i].is_muted());
+            turns.spans = self.all_but(&muted.collect::<Vec<_>>(), &turns.text, said)?;
             return Ok(turns);
         }
-        let assistant = |i: &usize| self.messages[*i].is_assistant();
         let mut wanted: Vec<usize> = (self.first..self.messages.len()).filter(assistant).collect();
         if train_on == TrainOn::Last {
             wanted.drain(..wanted.len().saturating_sub(1));
@@ -74,6 +75,22 @@ impl Conversation<'_> {
             }
         }
         Ok(turns)
+    }
+
+    /// The whole text without the turns `muted`.
+    fn all_but(&self, muted: &[usize], text: &str, said: Vec<Range<usize>>) -> Result<Vec<Range<usize>>, String> {
+        let hidden = match muted {
+            [] => Vec::new(),
+            _ if self.template.has_generation(self.tools) => self.generated(muted, said)?,
+            _ => {
+                let untold = |i| format!("message {i} has weight 0, but where the template shows it cannot be told");
+                let shown = |&i: &usize| self.turn(i, text)?.span.ok_or_else(|| untold(i + 1));
+                muted.iter().map(shown).collect::<Result<_, String>>()?
+            }
+        };
+        let starts = std::iter::once(0).chain(hidden.iter().map(|span| span.end));
+        let ends = hidden.iter().map(|span| span.start).chain([text.len()]);
+        Ok(starts.zip(ends).map(|(start, end)| start..end).filter(|span| !span.is_empty()).collect())
     }
 
     /// The generation blocks of the wanted turns.
@@ -206,6 +223,16 @@ impl Conversation<'_> {
     }
 }
 
+/// What a template leaves out.
+pub(crate) struct Lost {
+    /// Messages of which what is said or called does not show.
+    pub messages: Vec<usize>,
+    /// The reasoning of a message shows neither where it stands nor where it would be the last.
+    pub reasoning: bool,
+    /// The tools do not show.
+    pub tools: bool,
+}
+
 struct Found {
     span: Option<Range<usize>>,
     misprompted: bool,
@@ -223,16 +250,6 @@ fn unmarked(marked: &str) -> (String, Vec<Range<usize>>) {
             None => {}
         }
     }
-/// What a template leaves out.
-pub(crate) struct Lost {
-    /// Messages of which what is said or called does not show.
-    pub messages: Vec<usize>,
-    /// The reasoning of a message shows neither where it stands nor where it would be the last.
-    pub reasoning: bool,
-    /// The tools do not show.
-    pub tools: bool,
-}
-
     (text, spans)
 }
 
