@@ -107,7 +107,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         device,
         memory,
     };
-    plan.fingerprint = fingerprint(&plan)?;
+    plan.fingerprint = plan.to_fingerprint()?;
     Ok((plan, Inputs { config, weights, tokenizer: Arc::new(tokenizer), dataset, adapter, teacher }))
 }
 
@@ -368,40 +368,6 @@ pub fn pin(path: PathBuf) -> Result<PinnedFile, Failure> {
     Ok(PinnedFile { path: shown, bytes, sha256: hex(&hash.finalize()) })
 }
 
-/// Hash of what decides a number: not where the run goes, how often it reports or saves, nor what memory there is.
-fn fingerprint(plan: &Plan) -> Result<String, Failure> {
-    let mut value = serde_json::to_value(plan).context(Kind::Other, "failed to hash the plan")?;
-    for table in ["run", "sources", "endpoint", "to_come", "export", "memory", "device", "fingerprint"] {
-        value.as_object_mut().map(|plan| plan.remove(table));
-    }
-    value["task"].as_object_mut().map(|task| task.remove("samples"));
-    for key in ["log_every", "save_every", "keep_last", "max_wall"] {
-        value["train"]["config"].as_object_mut().map(|train| train.remove(key));
-    }
-    value["data"]["config"].as_object_mut().map(|data| data.remove("workers"));
-    for paths in ["train", "eval"] {
-        strip_paths(&mut value["data"]["config"][paths]);
-    }
-    for (table, files) in [("model", "files"), ("model", "adapter"), ("data", "files"), ("task", "files")] {
-        for file in value[table][files].as_array_mut().into_iter().flatten() {
-            file.as_object_mut().map(|file| file.remove("path"));
-        }
-    }
-    Ok(hex(&Sha256::digest(value.to_string().as_bytes())[..16]))
-}
-
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Takes the paths out of a `train` or `eval` of `[data]` and leaves the weights: files are known by their hashes.
-fn strip_paths(files: &mut serde_json::Value) {
-    match files {
-        serde_json::Value::String(path) => path.clear(),
-        serde_json::Value::Array(files) => files.iter_mut().for_each(strip_paths),
-        serde_json::Value::Object(file) => {
-            file.remove("path");
-        }
-        _ => {}
-    }
 }
