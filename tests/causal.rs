@@ -142,6 +142,15 @@ fn evaluated(run: &Path) -> Value {
     events.into_iter().rfind(|event| event["event"] == "evaluated" && event["best"] == true).unwrap()["scores"].clone()
 }
 
+/// A copy of the export of `full`.
+fn copied(name: &str) -> PathBuf {
+    let dir = place(name);
+    for entry in fs::read_dir(TRAINED.join("full/export")).unwrap().flatten() {
+        fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
 fn eval(model: &Path, data: &Path) -> Value {
     let out = said(&["eval", model.to_str().unwrap(), "--data", data.to_str().unwrap(), "--json"]);
     serde_json::from_str::<Value>(&out).unwrap()["scores"].clone()
@@ -257,11 +266,7 @@ fn a_chat_remembers_what_was_said() {
     assert_eq!(chat(&model("full"), "grass?\n\nthe sky?\n"), "green\nblue\n");
 
     // A template that shows the first message alone: if the chat kept it, it is answered again.
-    let dir = place("chat");
-    let export = TRAINED.join("full/export");
-    for entry in fs::read_dir(&export).unwrap().flatten() {
-        fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
-    }
+    let dir = copied("chat");
     let first = CHATML.replace("message in messages", "message in messages[:1]");
     fs::write(dir.join("chat_template.jinja"), first).unwrap();
     assert_eq!(chat(dir.to_str().unwrap(), "grass?\nthe sky?\n"), "green\ngreen\n");

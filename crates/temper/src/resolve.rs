@@ -24,7 +24,7 @@ use crate::provenance::Provenance;
 use crate::recipe::{Recipe, plain};
 use adapter::{check_weights, resolve_adapter};
 use task::resolve_task;
-pub use task::{TeacherInputs, stop_ids};
+pub use task::{TeacherInputs, generation_config, stop_ids};
 
 /// What the plan was made from, ready to be built from.
 pub struct Inputs {
