@@ -289,6 +289,36 @@ fn a_merged_adapter_says_the_same() {
 }
 
 #[test]
+fn what_the_base_says_of_generation_and_its_other_templates_ship() {
+    let base = copied("settled");
+    let own =
+        json!({ "eos_token_id": 258, "pad_token_id": 258, "repetition_penalty": 1.5, "transformers_version": "5.0" });
+    fs::write(base.join("generation_config.json"), own.to_string()).unwrap();
+    fs::create_dir_all(base.join("additional_chat_templates")).unwrap();
+    let brief = CHATML.replace("user", "asked");
+    fs::write(base.join("additional_chat_templates/brief.jinja"), &brief).unwrap();
+    let model = format!("model.base={}", base.display());
+    let set = [model.as_str(), "train.max_steps=1"];
+    let run = train(&TRAINED, "lora.toml", "settled-run", &set);
+    let merged = TRAINED.join("settled-merged");
+    said(&["merge", run.to_str().unwrap(), "--out", merged.to_str().unwrap()]);
+    for dir in [run.join("export"), merged] {
+        let settings = fs::read_to_string(dir.join("generation_config.json")).unwrap();
+        let settings: Value = serde_json::from_str(&settings).unwrap();
+        let ends = json!([257, 258]);
+        assert_eq!(
+            settings,
+            json!({ "eos_token_id": ends, "pad_token_id": 258, "repetition_penalty": 1.5, "bos_token_id": null })
+        );
+        assert_eq!(fs::read_to_string(dir.join("additional_chat_templates/brief.jinja")).unwrap(), brief);
+    }
+    // What was trained with one template is asked with that alone.
+    let run = train(&TRAINED, "lora.toml", "brief-run", &[set[0], set[1], "data.template=brief"]);
+    assert_eq!(fs::read_to_string(run.join("export/chat_template.jinja")).unwrap(), brief);
+    assert!(!run.join("export/additional_chat_templates").exists());
+}
+
+#[test]
 fn a_preview_marks_what_the_assistant_says() {
     let recipe = TRAINED.join("full.toml");
     let arguments = ["data", "preview", "--recipe", recipe.to_str().unwrap(), "--set", "data.packing=false"];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use temper_data::{ChatTemplate, Tokenizer};
-use temper_hub::Decision;
+use temper_hub::{CHAT_TEMPLATES, Decision};
 use temper_models::Config;
 use temper_peft::AdapterConfig;
 use temper_peft::file::{self, PeftConfig};
@@ -237,7 +237,8 @@ pub fn write_config(
     write_json(&dir.join("config.json"), &raw)
 }
 
-/// Writes the chat template that the recipe names: what was trained with one is asked with the same.
+/// Writes the chat template that the recipe names, in place of those of the base: what was trained with one is asked with
+/// the same.
 fn write_template(shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
     let data = &shipped.recipe.data;
     if data.template.is_none() {
@@ -245,6 +246,11 @@ fn write_template(shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
     }
     let template = ChatTemplate::of(data, &shipped.recipe.beside(""), shipped.tokenizer);
     let template = template.context(Kind::Data, "failed to read the chat template")?;
+    if let Err(error) = fs::remove_dir_all(dir.join(CHAT_TEMPLATES))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        Err(error).context(Kind::Other, "failed to remove the base's chat templates")?;
+    }
     write_atomically(&dir.join("chat_template.jinja"), template.source().as_bytes())
 }
 
@@ -253,17 +259,16 @@ fn write_template(shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
 fn drop_foreign(settings: &mut Map<String, Value>) {
     const STALE: [&str; 4] = ["_name_or_path", "torch_dtype", "transformers_version", "_from_model_config"];
     let local = |value: &Value| value.as_str().is_some_and(|text| Path::new(text).is_absolute());
-    if let Some(settings) = settings.as_object_mut() {
-        settings.retain(|_, value| !local(value));
-    }
+    settings.retain(|key, value| !STALE.contains(&key.as_str()) && !local(value));
 }
 
 /// Copies the tokenizer and notes the longest input.
 pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> Result<(), Failure> {
     for from in tokenizer.files() {
-        let to = dir.join(from.file_name().unwrap_or_default());
-        let bytes = fs::read(from).context(Kind::Other, format!("failed to copy {}", from.display()))?;
-        write_atomically(&to, &bytes)?;
+        let to = dir.join(from.strip_prefix(tokenizer.directory()).unwrap_or(from));
+        let failed = || format!("failed to copy {}", from.display());
+        to.parent().map_or(Ok(()), fs::create_dir_all).context(Kind::Other, failed())?;
+        write_atomically(&to, &fs::read(from).context(Kind::Other, failed())?)?;
     }
     let path = dir.join("tokenizer_config.json");
     let text = fs::read_to_string(&path).unwrap_or_else(|_| r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#.into());
