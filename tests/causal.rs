@@ -500,7 +500,7 @@ fn prompts_that_cannot_be_answered_are_refused() {
             "--top-k has no effect because the likeliest token is taken; set --temperature",
         ),
         (&["generate", &full, "a", "--seed", "4"], 2, "--seed has no effect"),
-        (&["generate", &full, "a", "--temperature=-1"], 2, "--temperature must be at least 0"),
+        (&["generate", &full, "a", "--temperature", "-1"], 2, "--temperature must be at least 0"),
         (&["generate", &full, "a", "--temperature", "1", "--top-p", "0"], 2, "--top-p must be in (0, 1]"),
         (&["generate", &full, "a", "--stop", ""], 2, "--stop is empty"),
         (&["generate", &full, "a", "--system", "b"], 2, "--chat"),
