@@ -98,7 +98,7 @@ pub fn checkpoint_names(prefix: &str, path: &str) -> Vec<String> {
 }
 
 /// Uploads a batch. Shapes: ids and type ids [B, S].
-fn input(tokens: &TokenBatch, device: &Device) -> Input {
+pub fn input(tokens: &TokenBatch, device: &Device) -> Input {
     let matrix = |values: &[i32]| {
         Tensor::<2, Int>::from_data(TensorData::new(values.to_vec(), [tokens.batch, tokens.seq]), device)
     };
