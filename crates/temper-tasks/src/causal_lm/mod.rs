@@ -198,6 +198,12 @@ impl Task for CausalLm {
         judge::evaluate(self, causal, examples, rows)
     }
 
+    /// The loss alone: nothing is generated.
+    fn outputs(&self, causal: &Causal, examples: &Examples, rows: usize) -> Vec<f32> {
+        let scores = judge::losses(self, causal, examples, rows);
+        scores.get(Metric::Loss.name()).map(|&loss| loss as f32).into_iter().collect()
+    }
+
     fn backbone(&self) -> &Backbone {
         &self.backbone
     }
