@@ -129,7 +129,8 @@ impl Corridor<'_> {
         let model = build::prepare(model, plan, &inputs)?;
         let entries = parameters::list(&model).into_iter();
         let trained: Vec<String> = entries.filter(|entry| entry.trainable).map(|entry| entry.path).collect();
-        let Inputs { config, tokenizer, dataset, .. } = inputs;
+        let Inputs { config, tokenizer, dataset, weights, adapter, .. } = inputs;
+        drop((weights, adapter));
         let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
         let measure = |model: &T, rows: &Examples| model.evaluate(&collator, rows, plan.train.eval_batch);
 
