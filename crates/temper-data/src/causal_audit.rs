@@ -97,11 +97,11 @@ impl CausalAudit {
         let (name, examples, max_length) = (split.name, &split.examples, self.max_length);
         let (mut cut, mut beheaded, mut untrained, mut longest) =
             (Cases::default(), Cases::default(), Cases::default(), 0);
+        // Blank rows do no harm beside others; alone they leave no loss to measure.
+        let learned = (0..examples.len()).any(|row| !examples.trained(row).is_empty());
         for row in 0..examples.len() {
             let lost = examples.lost(row);
             if lost > 0 {
-        // Blank rows do no harm beside others; alone they leave no loss to measure.
-        let learned = (0..examples.len()).any(|row| !examples.trained(row).is_empty());
                 cut.add(|| long(examples, row));
                 longest = longest.max(examples.length(row) + lost);
             }

@@ -1,6 +1,7 @@
 //! From what the user wrote to what will happen: reads configuration, tensor headers and data, and allocates no tensor.
 
 mod adapter;
+mod footprint;
 mod task;
 
 use std::path::{Path, PathBuf};
@@ -18,11 +19,11 @@ use temper_tasks::{Distillation, MaskedLm, Problem, TaskConfig, hugging_face_nam
 use crate::build;
 use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
-use crate::memory::{Memory, Shape};
-use crate::plan::{self, AdapterPlan, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
+use crate::plan::{self, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
 use crate::provenance::Provenance;
 use crate::recipe::{Recipe, plain};
 use adapter::{check_weights, resolve_adapter};
+use footprint::Made;
 use task::resolve_task;
 pub use task::{TeacherInputs, generation_config, stop_ids};
 
@@ -59,7 +60,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
     let adapter_plan = resolve_adapter(recipe, &config, &lazy, checked.as_ref(), adapter.as_ref())?;
     let train = resolve_train(recipe, &dataset)?;
-    let memory = estimate(&config, &task, &dataset, &adapter_plan, &train);
+    let made = Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter_plan };
+    let memory = made.memory(&train, &dataset, recipe.data.bucket, weights.as_ref(), &tokenizer);
     let device = DevicePlan {
         name: "cpu".into(),
         threads: recipe.device.threads.unwrap_or_else(crate::device::cores),
@@ -297,44 +299,6 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failur
         eval_batch: recipe.eval.batch.unwrap_or(2 * micro_batch),
         config,
     })
-}
-
-fn estimate(config: &Config, task: &TaskPlan, dataset: &Dataset, adapter: &AdapterPlan, train: &TrainPlan) -> Memory {
-    use temper_engine::OptimKind;
-    let rows = train.micro_batch.min(dataset.report.train.rows) as u64;
-    let length = dataset.report.train.lengths.max as u64;
-    let logits = match task {
-        TaskPlan::SequenceClassification { labels, .. } => rows * labels.len() as u64,
-        TaskPlan::Distillation { width, .. } => rows * length * *width as u64,
-        TaskPlan::CausalLm { .. } => {
-            (rows * length * config.vocab_size() as u64).min(temper_tasks::causal_lm::LOGITS as u64)
-        }
-        TaskPlan::MaskedLm { mask_probability, .. } => {
-            (rows as f64 * length as f64 * mask_probability) as u64 * config.vocab_size() as u64
-        }
-    };
-    let states = match train.optim.kind {
-        OptimKind::Adamw => 2,
-        OptimKind::Lion => 1,
-        // A row and a column of numbers for each matrix: too little to count.
-        OptimKind::Adafactor => 0,
-        OptimKind::Sgd => u64::from(train.optim.momentum > 0.0),
-    };
-    let shape = Shape {
-        layers: config.layers() as u64,
-        hidden: config.hidden_size() as u64,
-        feed_forward: config.feed_forward_size() as u64,
-        heads: config.heads() as u64,
-        rows,
-        length,
-        logits,
-    };
-    let tokens = dataset.report.train.tokens + dataset.report.eval.tokens;
-    let teacher = match task {
-        TaskPlan::Distillation { files, .. } => files.iter().map(|file| file.bytes / 4).sum(),
-        _ => 0,
-    };
-    Memory::estimate(adapter.total() as u64 + teacher, adapter.trainable() as u64, states, tokens, shape)
 }
 
 fn model_files(recipe: &Recipe, weights: Option<&Weights>, tokenizer: &Tokenizer) -> Vec<PathBuf> {
