@@ -142,6 +142,15 @@ fn evaluated(run: &Path) -> Value {
     events.into_iter().rfind(|event| event["event"] == "evaluated" && event["best"] == true).unwrap()["scores"].clone()
 }
 
+/// A copy of the export of `full`.
+fn copied(name: &str) -> PathBuf {
+    let dir = place(name);
+    for entry in fs::read_dir(TRAINED.join("full/export")).unwrap().flatten() {
+        fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
 fn eval(model: &Path, data: &Path) -> Value {
     let out = said(&["eval", model.to_str().unwrap(), "--data", data.to_str().unwrap(), "--json"]);
     serde_json::from_str::<Value>(&out).unwrap()["scores"].clone()
@@ -257,11 +266,7 @@ fn a_chat_remembers_what_was_said() {
     assert_eq!(chat(&model("full"), "grass?\n\nthe sky?\n"), "green\nblue\n");
 
     // A template that shows the first message alone: if the chat kept it, it is answered again.
-    let dir = place("chat");
-    let export = TRAINED.join("full/export");
-    for entry in fs::read_dir(&export).unwrap().flatten() {
-        fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
-    }
+    let dir = copied("chat");
     let first = CHATML.replace("message in messages", "message in messages[:1]");
     fs::write(dir.join("chat_template.jinja"), first).unwrap();
     assert_eq!(chat(dir.to_str().unwrap(), "grass?\nthe sky?\n"), "green\ngreen\n");
@@ -281,6 +286,36 @@ fn a_merged_adapter_says_the_same() {
     assert_ne!(base["loss"], adapted["loss"]);
     let answer = |model: &Path| said(&["generate", model.to_str().unwrap(), "--chat", "snow?"]);
     assert_eq!(answer(&run), answer(&merged));
+}
+
+#[test]
+fn what_the_base_says_of_generation_and_its_other_templates_ship() {
+    let base = copied("settled");
+    let own =
+        json!({ "eos_token_id": 258, "pad_token_id": 258, "repetition_penalty": 1.5, "transformers_version": "5.0" });
+    fs::write(base.join("generation_config.json"), own.to_string()).unwrap();
+    fs::create_dir_all(base.join("additional_chat_templates")).unwrap();
+    let brief = CHATML.replace("user", "asked");
+    fs::write(base.join("additional_chat_templates/brief.jinja"), &brief).unwrap();
+    let model = format!("model.base={}", base.display());
+    let set = [model.as_str(), "train.max_steps=1"];
+    let run = train(&TRAINED, "lora.toml", "settled-run", &set);
+    let merged = TRAINED.join("settled-merged");
+    said(&["merge", run.to_str().unwrap(), "--out", merged.to_str().unwrap()]);
+    for dir in [run.join("export"), merged] {
+        let settings = fs::read_to_string(dir.join("generation_config.json")).unwrap();
+        let settings: Value = serde_json::from_str(&settings).unwrap();
+        let ends = json!([257, 258]);
+        assert_eq!(
+            settings,
+            json!({ "eos_token_id": ends, "pad_token_id": 258, "repetition_penalty": 1.5, "bos_token_id": null })
+        );
+        assert_eq!(fs::read_to_string(dir.join("additional_chat_templates/brief.jinja")).unwrap(), brief);
+    }
+    // What was trained with one template is asked with that alone.
+    let run = train(&TRAINED, "lora.toml", "brief-run", &[set[0], set[1], "data.template=brief"]);
+    assert_eq!(fs::read_to_string(run.join("export/chat_template.jinja")).unwrap(), brief);
+    assert!(!run.join("export/additional_chat_templates").exists());
 }
 
 #[test]
@@ -465,7 +500,7 @@ fn prompts_that_cannot_be_answered_are_refused() {
             "--top-k has no effect because the likeliest token is taken; set --temperature",
         ),
         (&["generate", &full, "a", "--seed", "4"], 2, "--seed has no effect"),
-        (&["generate", &full, "a", "--temperature=-1"], 2, "--temperature must be at least 0"),
+        (&["generate", &full, "a", "--temperature", "-1"], 2, "--temperature must be at least 0"),
         (&["generate", &full, "a", "--temperature", "1", "--top-p", "0"], 2, "--top-p must be in (0, 1]"),
         (&["generate", &full, "a", "--stop", ""], 2, "--stop is empty"),
         (&["generate", &full, "a", "--system", "b"], 2, "--chat"),

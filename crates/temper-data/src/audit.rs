@@ -9,6 +9,7 @@ use crate::{
     hash::RowHash,
     labels::Column,
     report::{DataReport, Finding, Severity, SplitReport},
+    tokenizer::Tokenizer,
 };
 
 /// Share of truncated rows, and of unknown tokens, above which a warning is due.
@@ -59,7 +60,13 @@ pub(crate) fn long(examples: &Examples, row: usize) -> String {
 }
 
 /// Everything that looks wrong, worst first.
-pub(crate) fn findings(report: &DataReport, train: &Split, eval: &Split, eval_wanted: bool) -> Vec<Finding> {
+pub(crate) fn findings(
+    report: &DataReport,
+    train: &Split,
+    eval: &Split,
+    eval_wanted: bool,
+    tokenizer: &Tokenizer,
+) -> Vec<Finding> {
     let mut audit = Audit(Vec::new());
     if train.examples.is_empty() {
         audit.add(Severity::Error, "no-rows", "there are no training rows");
@@ -73,6 +80,7 @@ pub(crate) fn findings(report: &DataReport, train: &Split, eval: &Split, eval_wa
     audit.leakage(train, eval);
     for (split, counts) in [(train, &report.train), (eval, &report.eval)] {
         audit.rows(split, counts, report.max_length);
+        audit.targets(split, tokenizer);
     }
     audit.sorted()
 }
@@ -193,6 +201,23 @@ impl Audit {
                 shared.shown()
             );
             self.add(Severity::Warning, "leakage", message);
+        }
+    }
+
+    /// Where tokens are what is learned, as in masked language models, there must be one. Causal language models have a
+    /// finding of their own.
+    fn targets(&mut self, Split { name, examples, .. }: &Split, tokenizer: &Tokenizer) {
+        let from_tokens = matches!(examples.store.labels, Column::None) && !examples.is_causal();
+        let special = |row: usize| examples.ids(row).iter().all(|&id| tokenizer.is_special(id));
+        if from_tokens && !examples.is_empty() && (0..examples.len()).all(special) {
+            let mut cases = Cases::default();
+            (0..examples.len()).for_each(|row| cases.add(|| examples.source(row).to_string()));
+            let message = format!(
+                "the {name} rows have no token but special ones, and nothing to learn: {}; give rows whose text the \
+                 tokenizer knows",
+                cases.shown()
+            );
+            self.add(Severity::Error, "nothing-to-learn", message);
         }
     }
 

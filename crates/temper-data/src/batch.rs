@@ -15,9 +15,7 @@ pub struct TokenBatch {
     pub ids: Vec<i32>,
     /// 0 for the first text and for padding, 1 for the second, `[B, S]`.
     pub type_ids: Vec<i32>,
-    /// Tokens of each row without padding, `[B]`.
-    pub lengths: Vec<u32>,
-    /// Tokens of the segments of each row, in order; they sum up to its length. No segment sees another. A row that is no
+    /// Tokens of the segments of each row, in order; they sum up to its length without padding. No segment sees another. A row that is no
     /// pack is one segment.
     pub segments: Vec<Vec<u32>>,
     /// Whether a token is a target, to be said from the tokens before it in its segment, `[B, S]`: never the first one of
@@ -45,7 +43,6 @@ impl TokenBatch {
                 .iter()
                 .flat_map(|text| pad(text.type_ids.iter().map(|&id| i32::from(id)).collect(), 0))
                 .collect(),
-            lengths: texts.iter().map(|text| text.ids.len() as u32).collect(),
             segments: texts.iter().map(|text| vec![text.ids.len() as u32]).collect(),
             trained: Vec::new(),
         }
@@ -67,6 +64,18 @@ impl TokenBatch {
                 trained[i * seq + run.start..i * seq + run.end].fill(true);
             }
         }
-        Self { rows: rows.to_vec(), batch: rows.len(), seq, ids, type_ids, lengths, segments, trained }
+        Self { rows: rows.to_vec(), batch: rows.len(), seq, ids, type_ids, segments, trained }
+    }
+
+    /// Tokens of each row without padding, `[B]`.
+    #[must_use]
+    pub fn lengths(&self) -> Vec<u32> {
+        self.segments.iter().map(|row| row.iter().sum()).collect()
+    }
+
+    /// Tokens of all rows, padding not counted.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.segments.iter().flatten().map(|&length| u64::from(length)).sum()
     }
 }

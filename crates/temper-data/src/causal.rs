@@ -54,6 +54,8 @@ pub(crate) struct Seen {
     pub misprompted: u32,
     /// Roles of messages that do not show.
     pub lost: Vec<String>,
+    /// Reasoning does not show.
+    pub thoughtless: bool,
     /// The tools do not show.
     pub toolless: bool,
     /// A turn is learned, but not that it ends: no special token is behind it.
@@ -63,7 +65,12 @@ pub(crate) struct Seen {
 impl Seen {
     /// Whether there is nothing to say.
     pub(crate) fn is_nothing(&self) -> bool {
-        self.rewritten == 0 && self.misprompted == 0 && self.lost.is_empty() && !self.toolless && !self.endless
+        self.rewritten == 0
+            && self.misprompted == 0
+            && self.lost.is_empty()
+            && !self.thoughtless
+            && !self.toolless
+            && !self.endless
     }
 }
 
@@ -168,14 +175,15 @@ impl<'a> Causal<'a> {
         let silent = |m: &&Message| m.content().is_none_or(|said| said.trim().is_empty()) && !m.has_calls();
         let answers: Vec<&Message> = messages.iter().filter(|message| message.is_assistant()).collect();
         hash.blank = !answers.is_empty() && answers.iter().all(silent);
-        let (lost, toolless) = conversation.lost(&turns.text);
+        let lost = conversation.lost(&turns.text);
         let endless = self.train_on != TrainOn::All
             && trained.iter().any(|run| !self.tokenizer.is_special(ids[run.end as usize - 1]));
         let seen = Seen {
             rewritten: turns.rewritten,
             misprompted: turns.misprompted + torn,
-            lost: lost.into_iter().map(|i| messages[i].role().to_owned()).collect(),
-            toolless,
+            lost: lost.messages.into_iter().map(|i| messages[i].role().to_owned()).collect(),
+            thoughtless: lost.reasoning,
+            toolless: lost.tools,
             endless,
         };
         Ok(self.cut(ids, trained, hash, seen))

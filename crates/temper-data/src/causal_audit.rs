@@ -79,6 +79,9 @@ impl CausalAudit {
         };
         let what = "have tools that the chat template does not show; name another one (data.template)";
         told(&|seen| seen.toolless, Severity::Error, "lost-tools", what);
+        let what = "have reasoning that the chat template does not show; name another one (data.template), or take the \
+                    reasoning out";
+        told(&|seen| seen.thoughtless, Severity::Error, "lost-reasoning", what);
         let what = "have turns of the assistant that the chat template shows otherwise once others follow, as where earlier \
                     thinking is left out; these turns are not learned";
         told(&|seen| seen.rewritten > 0, Severity::Warning, "rewritten-turns", what);
@@ -94,6 +97,8 @@ impl CausalAudit {
         let (name, examples, max_length) = (split.name, &split.examples, self.max_length);
         let (mut cut, mut beheaded, mut untrained, mut longest) =
             (Cases::default(), Cases::default(), Cases::default(), 0);
+        // Blank rows do no harm beside others; alone they leave no loss to measure.
+        let learned = (0..examples.len()).any(|row| !examples.trained(row).is_empty());
         for row in 0..examples.len() {
             let lost = examples.lost(row);
             if lost > 0 {
@@ -102,7 +107,7 @@ impl CausalAudit {
             }
             if examples.trained(row).is_empty() {
                 match lost {
-                    0 if split.is_blank(row) => {}
+                    0 if learned && split.is_blank(row) => {}
                     0 => untrained.add(|| examples.source(row).to_string()),
                     _ => beheaded.add(|| long(examples, row)),
                 }
@@ -141,7 +146,12 @@ impl CausalAudit {
             self.audit.add(Severity::Error, "cut-answers", message);
         }
         if untrained.count > 0 {
-            let message = format!("{} have nothing to learn: {}", counted(&untrained), untrained.shown());
+            let message = format!(
+                "{} have nothing to learn: {}; they have no text, or no turn of the assistant that is learned: leave them \
+                 out",
+                counted(&untrained),
+                untrained.shown()
+            );
             self.audit.add(Severity::Error, "nothing-to-learn", message);
         }
     }

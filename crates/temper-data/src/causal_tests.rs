@@ -212,7 +212,7 @@ fn texts_are_learned_whole_and_prompts_are_not() {
     assert_eq!((data.train.ids(0), data.train.ids(2).as_ref()), (data.train.ids(1), &[eos][..]));
     assert_eq!(folder.shown(&data.train)[0], "── text.jsonl line 1 ──\nOK⟦</s>⟧\n");
     let batch = data.train.batch(&[2, 0], 9);
-    assert_eq!((batch.lengths.as_slice(), batch.segments), (&[1, 2][..], vec![vec![1], vec![2]]));
+    assert_eq!((batch.lengths(), batch.segments), (vec![1, 2], vec![vec![1], vec![2]]));
     assert_eq!(batch.trained, [false, false, false, true]);
     assert_eq!(batch.ids[1], 9);
     assert_eq!(codes(&data), [(Severity::Warning, "empty-rows")]);
@@ -274,6 +274,24 @@ fn long_rows_are_refused_dropped_or_cut() {
 }
 
 #[test]
+fn rows_to_evaluate_on_must_have_something_to_learn() {
+    let folder = Folder::with(&[
+        ("t.jsonl", "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"c\",\"completion\":\"d\"}"),
+        ("blank.jsonl", "{\"text\":\"\"}"),
+        ("beside.jsonl", "{\"text\":\"\"}\n{\"text\":\"OK OK\"}"),
+    ]);
+    let of = |eval: &str| {
+        let config = DataConfig { eval: Some(Files::one(eval)), eval_fraction: None, ..folder.config("t.jsonl") };
+        folder.load_with(&config, 64).unwrap()
+    };
+    let data = of("blank.jsonl");
+    assert_eq!(codes(&data), [(Severity::Error, "nothing-to-learn"), (Severity::Warning, "empty-rows")]);
+    let said = message(&data, "nothing-to-learn");
+    assert!(said.starts_with("1 of 1 evaluation rows have nothing to learn: blank.jsonl line 1; "), "{said}");
+    assert_eq!(codes(&of("beside.jsonl")), [(Severity::Warning, "empty-rows")]);
+}
+
+#[test]
 fn muted_turns_and_the_last_turn() {
     let talk = r#"{"messages":[{"role":"user","content":"OK"},{"role":"assistant","content":"Four.","weight":0},{"role":"user","content":"OK"},{"role":"assistant","content":"Six."}]}"#;
     let folder = Folder::with(&[("a.jsonl", talk), ("b.jsonl", &talk.replace(",\"weight\":0", ""))]);
@@ -286,6 +304,9 @@ fn muted_turns_and_the_last_turn() {
     assert_eq!(learned("b.jsonl", TrainOn::Assistant), ["Four.<|im_end|>", "Six.<|im_end|>"]);
     assert_eq!(learned("b.jsonl", TrainOn::Last), ["Six.<|im_end|>"]);
     assert_eq!(learned("b.jsonl", TrainOn::All).len(), 1);
+    let all = learned("a.jsonl", TrainOn::All);
+    assert_eq!(all.len(), 2);
+    assert!(all[0].ends_with("assistant\n") && all[1].starts_with("\n<|im_start|>user"), "{all:?}");
 }
 
 #[test]
@@ -307,6 +328,10 @@ fn the_audit_finds_what_a_template_loses() {
             "{% for m in messages if m.role in ['user', 'assistant'] %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}",
         ),
         (
+            "thought.jsonl",
+            r#"{"messages": [{"role": "user", "content": "OK"}, {"role": "assistant", "content": "Four.", "reasoning": "Two and two are four."}, {"role": "user", "content": "OK"}, {"role": "assistant", "content": "Six.", "reasoning_content": "Hm."}]}"#,
+        ),
+        (
             "endless.jinja",
             "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
         ),
@@ -326,6 +351,12 @@ fn the_audit_finds_what_a_template_loses() {
     assert!(message(&of("quoted.jsonl", "deaf.jinja"), "lost-message").contains("\"system\""));
     assert!(message(&of("tool.jsonl", "deaf.jinja"), "lost-message").contains("\"tool\""));
     assert_eq!(codes(&of("tools.jsonl", "deaf.jinja")), [(Severity::Error, "lost-tools")]);
+    let data = of("thought.jsonl", "deaf.jinja");
+    assert_eq!(codes(&data), [(Severity::Error, "lost-reasoning")]);
+    assert!(message(&data, "lost-reasoning").contains("thought.jsonl line 1"));
+    // It shows what was thought last, and what was thought before only until the next question.
+    let qwen = format!("{}/fixtures/templates/qwen3.jinja", env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(codes(&of("thought.jsonl", &qwen)), [(Severity::Warning, "rewritten-turns")]);
     // Its prompt ends in a space, which the answer's first token takes in.
     let codes_of_endless = [(Severity::Warning, "generation-prompt"), (Severity::Warning, "endless-turns")];
     assert_eq!(codes(&of("system.jsonl", "endless.jinja")), codes_of_endless);
@@ -356,7 +387,7 @@ fn padding_with_the_end_of_text_takes_nothing_from_what_is_learned() {
     let [own, same] = [folder.chat.tokenizer.pad_id(), eos].map(|pad| train.batch(&[0, 1], pad));
     assert_ne!(own.ids, same.ids);
     assert_eq!(own.trained, same.trained);
-    let last = same.lengths[0] as usize - 1;
+    let last = same.lengths()[0] as usize - 1;
     assert_eq!((same.ids[last], same.trained[last], same.trained[last + 1]), (eos as i32, true, false));
     let config = fs::read_to_string(folder.chat.tokenizer.directory().join("tokenizer_config.json")).unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -402,7 +433,7 @@ fn packs_hold_every_row_once() {
         }
         assert_eq!(trained, expected);
         let batch = packs.train.batch(&[pack as u32], 0);
-        assert_eq!(batch.segments[0].iter().sum::<u32>(), batch.lengths[0]);
+        assert_eq!((batch.lengths()[0] as usize, batch.tokens() as usize), (ids.len(), ids.len()));
         assert!(
             batch.segments[0]
                 .iter()

@@ -93,12 +93,12 @@ pub enum Format {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrainOn {
-    /// Everything that the assistant says, and that it stops.
+    /// Everything that the assistant says, and that it stops; turns of `weight` 0 are not.
     #[default]
     Assistant,
     /// The assistant's last turn.
     Last,
-    /// Everything.
+    /// Everything but turns of `weight` 0.
     All,
 }
 

@@ -96,7 +96,7 @@ pub fn load(
         findings: Vec::new(),
     };
     let eval_wanted = config.eval.is_some() || fraction > 0.0;
-    report.findings = audit::findings(&report, &train, &eval, eval_wanted);
+    report.findings = audit::findings(&report, &train, &eval, eval_wanted, tokenizer);
     let Some(causal) = causal else {
         return Ok(Dataset { train: train.examples, eval: eval.examples, report });
     };

@@ -26,6 +26,9 @@ const ALIASES: [(&str, &str); 12] = [
     ("ipython", "tool"),
 ];
 
+/// Names of reasoning; all of those that a message has say the same.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// A message: `role`, `content` and what else the row says of it (`tool_calls`, `reasoning_content`, `name`, …). As in
 /// Transformers, keys that are null are not there.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -77,6 +80,21 @@ impl Message {
         let name = map.get_mut("tool_calls")?.get_mut(0)?.get_mut("function")?.get_mut("name")?;
         *name = marked(name.as_str()?, mark)?;
         Some(Self(map))
+    }
+
+    /// The message with `mark` behind its reasoning, under each of its names.
+    pub(crate) fn marked_reasoning(&self, mark: char) -> Option<Self> {
+        let mut map = self.0.clone();
+        let marked = marked(self.reasoning()?, mark)?;
+        for key in REASONING.iter().filter(|key| self.0.contains_key(**key)) {
+            map[*key] = marked.clone();
+        }
+        Some(Self(map))
+    }
+
+    /// What was thought before it was said.
+    pub(crate) fn reasoning(&self) -> Option<&str> {
+        self.0.get(REASONING[0]).and_then(Value::as_str)
     }
 
     /// A message of a row, with other programs' names for its parts put right.
@@ -213,7 +231,7 @@ fn arguments(calls: &mut Value) -> Result<(), String> {
 
 /// Reasoning under every name that templates read it by, as Transformers 5 does.
 fn reasoning(message: &mut Map<String, Value>) {
-    let found = ["reasoning_content", "thinking", "reasoning"].into_iter().find_map(|key| message.get(key)).cloned();
+    let found = REASONING.into_iter().find_map(|key| message.get(key)).cloned();
     if let Some(found) = found {
         message.entry("thinking").or_insert_with(|| found.clone());
         message.insert("reasoning_content".into(), found);

@@ -7,6 +7,9 @@ use crate::{examples::Examples, random::Random};
 /// Global batches whose rows are sorted by length together.
 const WINDOW: usize = 50;
 
+/// Rows that [`Order::largest`] looks at, at most: seconds of work.
+const LOOK: u64 = 1 << 22;
+
 /// How a step's rows are cut into micro-batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Micro {
@@ -110,6 +113,14 @@ impl Order {
             Micro::Rows(size) => rows.chunks(size.max(1)).map(<[u32]>::to_vec).collect(),
             Micro::Tokens(tokens) => self.cut(&rows, tokens),
         }
+    }
+
+    /// The rows, in order of length, of the micro-batch in the first `steps` steps that is largest by `size`. Of runs that
+    /// see more than four million rows, those are looked at: what comes later is larger by little, if at all.
+    #[must_use]
+    pub fn largest(&self, steps: u64, size: impl Fn(&[u32]) -> u64) -> Vec<u32> {
+        let steps = steps.min(LOOK.div_ceil(self.global_batch as u64));
+        (0..steps).flat_map(|step| self.micro_batches(step)).max_by_key(|rows| size(rows)).unwrap_or_default()
     }
 
     /// Rows in order of length, in micro-batches of at most `tokens` tokens each.
@@ -247,6 +258,23 @@ mod tests {
                 assert!(pieces.windows(2).all(|pair| padded(&[pair[0].as_slice(), &pair[1][..1]].concat()) > tokens));
             }
         }
+    }
+
+    #[test]
+    fn the_largest_micro_batch_is_one_that_comes() {
+        // One row of 1000 tokens among short ones: it never stands beside others of its length.
+        let mut lengths = lengths(400);
+        lengths[7] = 1000;
+        let order = Order::of(lengths.clone(), vec![(0, 1.0)], 42, 8, Micro::Rows(4), true);
+        let padded = |rows: &[u32]| rows.len() as u64 * u64::from(lengths[rows[rows.len() - 1] as usize]);
+        let steps = order.steps_per_epoch();
+        let met = |steps: u64| (0..steps).flat_map(|step| order.micro_batches(step)).map(|rows| padded(&rows)).max();
+        for steps in [1, 5, steps, 3 * steps] {
+            assert_eq!(Some(padded(&order.largest(steps, padded))), met(steps), "{steps}");
+        }
+        let short = |rows: &[u32]| rows.len() as u64 * u64::from(1000 - lengths[rows[rows.len() - 1] as usize]);
+        assert!(!order.largest(steps, short).contains(&7) && order.largest(steps, padded).contains(&7));
+        assert!(order.largest(0, padded).is_empty());
     }
 
     #[test]

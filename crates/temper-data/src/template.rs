@@ -48,7 +48,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// The template of the tokenizer in `directory`: `chat_template.jinja`, else `chat_template` of
-    /// `tokenizer_config.json`, with those in `chat_templates/` beside it. `wanted` is the name of one of these, a file, or
+    /// `tokenizer_config.json`, with those in `additional_chat_templates/` beside it. `wanted` is the name of one of these, a file, or
     /// one of temper's own (`chatml`, `plain`).
     ///
     /// # Errors
@@ -221,16 +221,21 @@ fn stored(directory: &Path, settings: &Value) -> Result<(Vec<(String, String)>, 
             _ => {}
         }
     }
-    let Ok(entries) = std::fs::read_dir(directory.join("chat_templates")) else { return Ok((templates, origin)) };
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jinja"));
-    paths.sort();
-    for path in paths {
+    for path in named(directory) {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         templates.retain(|(known, _)| *known != name);
         templates.push((name, read(&path)?));
     }
     Ok((templates, origin))
+}
+
+/// The files of the templates that have a name, where Transformers puts them.
+pub(crate) fn named(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory.join("additional_chat_templates")).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jinja"));
+    paths.sort();
+    paths
 }
 
 /// `bos_token`, `eos_token`, … as a template reads them.

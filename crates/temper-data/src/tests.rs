@@ -343,10 +343,7 @@ fn batches_are_padded_to_their_longest_row() {
     };
     let data = folder.load_with(&config, LabelKind::None).unwrap();
     let batch = data.train.batch(&[1, 0], 99);
-    assert_eq!(
-        (batch.batch, batch.seq, batch.rows.as_slice(), batch.lengths.as_slice()),
-        (2, 6, &[1, 0][..], &[3, 6][..])
-    );
+    assert_eq!((batch.batch, batch.seq, batch.rows.as_slice(), batch.lengths()), (2, 6, &[1, 0][..], vec![3, 6]));
     assert_eq!(batch.ids, [2, 3, 3, 99, 99, 99, 2, 5, 6, 3, 7, 3]);
     assert_eq!(batch.type_ids, [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
     assert_eq!((data.train.boundary(2), data.train.length(2)), (3, 7));
@@ -367,4 +364,24 @@ fn weights_follow_their_files_through_the_split() {
     assert!((0..20).all(|row| data.train.weight(row) == weight(row)));
     let total: f64 = (0..20).map(weight).sum();
     assert_eq!(Order::new(&data.train, 1, 4, Micro::Rows(2), true).rows_per_epoch(), total as u64);
+}
+
+#[test]
+fn rows_without_a_token_to_hide_are_refused_where_tokens_are_learned() {
+    let folder = Folder::with(&[
+        ("t.jsonl", "{\"text\":\"the cat\",\"label\":0}\n{\"text\":\"the dog\",\"label\":1}"),
+        ("blank.jsonl", "{\"text\":\" \",\"label\":0}\n{\"text\":\"\",\"label\":1}"),
+        ("beside.jsonl", "{\"text\":\"\",\"label\":0}\n{\"text\":\"a cat\",\"label\":1}"),
+    ]);
+    let found = |eval: &str, kind| {
+        let config = DataConfig { train: Files::one("t.jsonl"), eval: Some(Files::one(eval)), ..Default::default() };
+        let data = folder.load_with(&config, kind).unwrap();
+        data.report.errors().map(|finding| finding.message.clone()).collect::<Vec<_>>()
+    };
+    let said = found("blank.jsonl", LabelKind::None);
+    let expected = "the evaluation rows have no token but special ones, and nothing to learn: blank.jsonl line 1";
+    assert!(said.len() == 1 && said[0].starts_with(expected), "{said:?}");
+    assert!(found("beside.jsonl", LabelKind::None).is_empty());
+    // A label can be learned of anything.
+    assert!(found("blank.jsonl", LabelKind::Class(None)).is_empty());
 }

@@ -13,7 +13,7 @@ use tokenizers::TruncationDirection;
 use crate::{
     error::{Error, Result},
     frame::Frame,
-    vocabulary,
+    template, vocabulary,
     words::Words,
 };
 
@@ -69,7 +69,8 @@ impl Tokenizer {
     /// When none of these files is there, or one is damaged.
     pub fn from_dir(directory: &Path) -> Result<Self> {
         let fail = |path: &Path, message: String| Error::Tokenizer { path: path.to_owned(), message };
-        let files: Vec<PathBuf> = FILES.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect();
+        let files = FILES.iter().map(|name| directory.join(name)).filter(|path| path.is_file());
+        let files: Vec<PathBuf> = files.chain(template::named(directory)).collect();
         let has = |name: &str| files.iter().any(|path| path.ends_with(name));
         let settings = vocabulary::settings(directory)?;
         let mut inner = if has("tokenizer.json") {

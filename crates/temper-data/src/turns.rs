@@ -46,16 +46,17 @@ impl Conversation<'_> {
     /// assistant's turns.
     pub(crate) fn turns(&self, train_on: TrainOn) -> Result<Turns, String> {
         let reserved = |text: &str| text.contains([MARK, GENERATION[0], GENERATION[1]]);
-        if self.messages.iter().any(|message| message.content().is_some_and(reserved)) {
+        if self.texts().any(reserved) {
             return Err("it holds one of U+FDD0, U+FDD1, U+FDD2, which Unicode reserves for programs".into());
         }
         let (text, said) = unmarked(&self.template.render_marked(self.messages, self.tools, false)?);
         let mut turns = Turns { text, spans: Vec::new(), rewritten: 0, misprompted: 0 };
+        let assistant = |i: &usize| self.messages[*i].is_assistant();
         if train_on == TrainOn::All {
-            turns.spans.push(0..turns.text.len());
+            let muted = (0..self.messages.len()).filter(|i| assistant(i) && self.messages[*i].is_muted());
+            turns.spans = self.all_but(&muted.collect::<Vec<_>>(), &turns.text, said)?;
             return Ok(turns);
         }
-        let assistant = |i: &usize| self.messages[*i].is_assistant();
         let mut wanted: Vec<usize> = (self.first..self.messages.len()).filter(assistant).collect();
         if train_on == TrainOn::Last {
             wanted.drain(..wanted.len().saturating_sub(1));
@@ -74,6 +75,22 @@ impl Conversation<'_> {
             }
         }
         Ok(turns)
+    }
+
+    /// The whole text without the turns `muted`.
+    fn all_but(&self, muted: &[usize], text: &str, said: Vec<Range<usize>>) -> Result<Vec<Range<usize>>, String> {
+        let hidden = match muted {
+            [] => Vec::new(),
+            _ if self.template.has_generation(self.tools) => self.generated(muted, said)?,
+            _ => {
+                let untold = |i| format!("message {i} has weight 0, but where the template shows it cannot be told");
+                let shown = |&i: &usize| self.turn(i, text)?.span.ok_or_else(|| untold(i + 1));
+                muted.iter().map(shown).collect::<Result<_, String>>()?
+            }
+        };
+        let starts = std::iter::once(0).chain(hidden.iter().map(|span| span.end));
+        let ends = hidden.iter().map(|span| span.start).chain([text.len()]);
+        Ok(starts.zip(ends).map(|(start, end)| start..end).filter(|span| !span.is_empty()).collect())
     }
 
     /// The generation blocks of the wanted turns.
@@ -161,30 +178,59 @@ impl Conversation<'_> {
         self.tokenizer.last_special_end(&rendered[said..]).map_or(said, |end| said + end)
     }
 
-    /// Messages that do not show in `rendered`, the rendering of all of them, and whether the tools do not.
-    pub(crate) fn lost(&self, rendered: &str) -> (Vec<usize>, bool) {
-        let lost = |i: &usize| {
-            let message = &self.messages[*i];
-            let said = message.content().map(str::trim).unwrap_or_default();
-            // Long enough to be no chance; as often as messages say it, for one may quote another.
-            let saying =
-                || self.messages.iter().filter_map(Message::content).filter(|text| text.contains(said)).count();
-            let seen = said.len() >= 16 && rendered.matches(said).count() >= saying();
-            let hidden = |marked: Option<Message>| marked.is_some_and(|marked| !self.shows(*i, marked));
-            !seen && hidden(message.marked(MARK)) || hidden(message.marked_call(MARK))
+    /// What does not show in `rendered`, the rendering of all messages.
+    pub(crate) fn lost(&self, rendered: &str) -> Lost {
+        let all = 0..self.messages.len();
+        let hidden =
+            |i: usize, marked: Option<Message>, end: usize| marked.is_some_and(|marked| !self.shows(i, marked, end));
+        let message = |&i: &usize| {
+            let message = &self.messages[i];
+            let seen = message.content().is_some_and(|said| self.is_seen(said, rendered));
+            !seen && hidden(i, message.marked(MARK), all.end) || hidden(i, message.marked_call(MARK), all.end)
         };
-        let lost = (0..self.messages.len()).filter(lost).collect();
+        // Templates may show it until another question follows: that is asked of the model so as well.
+        let reasoning = |i: usize| {
+            let message = &self.messages[i];
+            let seen = message.reasoning().is_some_and(|thought| self.is_seen(thought, rendered));
+            !seen && [all.end, i + 1].iter().all(|&end| hidden(i, message.marked_reasoning(MARK), end))
+        };
         let without_tools = || self.template.render_marked(self.messages, None, false);
-        let toolless = self.tools.is_some() && without_tools().is_ok_and(|text| unmarked(&text).0 == rendered);
-        (lost, toolless)
+        Lost {
+            messages: all.clone().filter(message).collect(),
+            reasoning: all.clone().any(reasoning),
+            tools: self.tools.is_some() && without_tools().is_ok_and(|text| unmarked(&text).0 == rendered),
+        }
     }
 
-    /// Whether the mark in message `i` shows.
-    fn shows(&self, i: usize, marked: Message) -> bool {
-        let mut messages = self.messages.to_vec();
+    /// Whether a text of a message certainly shows: long enough to be no chance, and as often as messages say it, for one
+    /// may quote another.
+    fn is_seen(&self, text: &str, rendered: &str) -> bool {
+        let text = text.trim();
+        let saying = || self.texts().filter(|other| other.contains(text)).count();
+        text.len() >= 16 && rendered.matches(text).count() >= saying()
+    }
+
+    /// What is said and thought.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        self.messages.iter().flat_map(|message| message.content().into_iter().chain(message.reasoning()))
+    }
+
+    /// Whether the mark in message `i` shows in the first `end` messages.
+    fn shows(&self, i: usize, marked: Message, end: usize) -> bool {
+        let mut messages = self.messages[..end].to_vec();
         messages[i] = marked;
         self.template.render_marked(&messages, self.tools, false).is_ok_and(|text| text.contains(MARK))
     }
+}
+
+/// What a template leaves out.
+pub(crate) struct Lost {
+    /// Messages of which what is said or called does not show.
+    pub messages: Vec<usize>,
+    /// The reasoning of a message shows neither where it stands nor where it would be the last.
+    pub reasoning: bool,
+    /// The tools do not show.
+    pub tools: bool,
 }
 
 struct Found {

@@ -35,7 +35,7 @@ pub(crate) struct Progress {
     pub best: Option<(u64, Scores)>,
     /// The last evaluation.
     pub last: Option<Scores>,
-    /// Evaluations since the best.
+    /// Evaluations since the metric last improved.
     pub stale: u32,
     /// Seconds of training.
     pub seconds: f64,

@@ -153,7 +153,8 @@ pub enum Decay {
 pub struct EvalConfig {
     /// `"epoch"` (default), `"never"`, or a number of steps.
     pub every: Every,
-    /// The metric that decides which checkpoint is best, such as `"accuracy"` or `"loss"`. Default: the task's own.
+    /// The metric that decides which checkpoint is best, such as `"accuracy"` or `"loss"`; of equal ones the one with less
+    /// loss is better. Default: the task's own.
     pub metric: Option<String>,
     /// Evaluations without improvement after which training stops; 0 (default) never stops early.
     pub patience: u32,

@@ -197,16 +197,17 @@ impl FitPlan {
 }
 
 impl Progress {
-    /// Takes note of an evaluation; says whether it is the best so far.
+    /// Takes note of an evaluation; says whether it is the best so far. Of two whose metric is equal, as accuracies of few
+    /// rows often are, the one with less loss is better; patience asks the metric alone.
     fn judge(&mut self, scores: &Scores, plan: &FitPlan) -> Result<bool, Error> {
         let new = scores.require(&plan.metric.name)?;
-        let old = self.best.as_ref().and_then(|(_, scores)| scores.get(&plan.metric.name));
-        let best = plan.metric.improves(new, old, plan.min_delta);
+        let best = self.best.as_ref().map(|(_, scores)| scores);
+        let old = best.and_then(|best| best.get(&plan.metric.name));
+        let improved = plan.metric.improves(new, old, plan.min_delta);
+        self.stale = if improved { 0 } else { self.stale + 1 };
+        let best = improved || old == Some(new) && best.is_some_and(|best| scores.has_less_loss_than(best));
         if best {
             self.best = Some((self.step, scores.clone()));
-            self.stale = 0;
-        } else {
-            self.stale += 1;
         }
         self.last = Some(scores.clone());
         Ok(best)

@@ -126,12 +126,13 @@ fn plan(steps: u64) -> FitPlan {
     }
 }
 
-/// Runs, with an evaluation that gives `scores[n]` the n-th time (then the last again).
-fn run(plan: &FitPlan, dir: &Path, micro: usize, scores: &[f64]) -> (Result<Outcome<Net>, Error>, Vec<Event>) {
+/// Runs, with an evaluation that gives the loss `losses[n]` the n-th time (then the last again), and one accuracy always.
+fn run(plan: &FitPlan, dir: &Path, micro: usize, losses: &[f64]) -> (Result<Outcome<Net>, Error>, Vec<Event>) {
     let (mut events, mut at) = (Vec::new(), 0);
     let mut evaluate = |_: &Net| {
         at += 1;
-        Ok(Scores(BTreeMap::from([("loss".into(), scores[(at - 1).min(scores.len() - 1)])])))
+        let loss = losses[(at - 1).min(losses.len() - 1)];
+        Ok(Scores(BTreeMap::from([("accuracy".into(), 0.5), ("loss".into(), loss)])))
     };
     let mut observe = |event: &Event| events.push(event.clone());
     let outcome = fit(Net::new(), plan, dir, |from| steps(from, micro), &mut evaluate, &mut observe, &Stop::default());
@@ -360,6 +361,24 @@ fn early_stopping_returns_the_best_and_stays_stopped() {
 }
 
 #[test]
+fn of_equal_checkpoints_the_one_with_less_loss_ships_however_often_the_run_stops() {
+    let metric = Metric { name: "accuracy".into(), higher_is_better: true };
+    let plan = FitPlan { metric, eval_every: Some(1), patience: 3, ..plan(6) };
+    let losses = [0.9, 0.7, 0.8, f64::NAN];
+    let whole = tempfile::tempdir().unwrap();
+    let whole = run(&plan, whole.path(), 2, &losses).0.unwrap();
+    // Patience asks the metric, which never improved.
+    assert_eq!((whole.reason, whole.step, whole.best.unwrap().0), (StopReason::EarlyStopped, 4, 2));
+    for stop in 1..4 {
+        let dir = tempfile::tempdir().unwrap();
+        run(&FitPlan { steps: stop, ..plan.clone() }, dir.path(), 2, &losses).0.unwrap();
+        let resumed = run(&plan, dir.path(), 2, &losses[stop as usize..]).0.unwrap();
+        assert_eq!((resumed.reason, resumed.step, resumed.best.unwrap().0), (StopReason::EarlyStopped, 4, 2));
+        assert_eq!(resumed.model.bits(), whole.model.bits());
+    }
+}
+
+#[test]
 fn a_report_covers_the_steps_before_a_resume() {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let plan = FitPlan { log_every: 4, save_every: Some(1), ..plan(8) };
@@ -388,7 +407,7 @@ fn a_missing_metric_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let metric = Metric { name: "f1".into(), higher_is_better: true };
     let error = run(&FitPlan { metric, eval_every: Some(1), ..plan(2) }, dir.path(), 2, &[0.0]).0.unwrap_err();
-    assert!(error.to_string().contains("`f1`") && error.to_string().contains("measured loss"), "{error}");
+    assert!(error.to_string().contains("`f1`") && error.to_string().contains("measured accuracy, loss"), "{error}");
 }
 
 #[test]

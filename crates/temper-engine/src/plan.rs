@@ -105,6 +105,11 @@ impl Scores {
         self.0.get(name).copied()
     }
 
+    /// Whether both measured the `loss`, and this one less of it.
+    pub(crate) fn has_less_loss_than(&self, other: &Self) -> bool {
+        self.get("loss").zip(other.get("loss")).is_some_and(|(new, old)| new < old)
+    }
+
     pub(crate) fn require(&self, name: &str) -> Result<f64, Error> {
         self.get(name).ok_or_else(|| {
             let names: Vec<&str> = self.0.keys().map(String::as_str).collect();

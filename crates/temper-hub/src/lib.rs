@@ -81,7 +81,7 @@ pub use hub::Hub;
 pub use id::{Reference, RepoId, RepoKind};
 pub use licence::{Decision, Terms, decide};
 pub use login::{login, logout};
-pub use model::{ModelFiles, TOKENIZER_FILES};
+pub use model::{CHAT_TEMPLATES, ModelFiles, TOKENIZER_FILES};
 pub use names::{Commit, check_revision};
 pub use private::scrub_values;
 pub use pull::{Limits, OnProgress, Progress, PullOptions, Pulled, Snapshot};

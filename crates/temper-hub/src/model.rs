@@ -20,6 +20,9 @@ pub const TOKENIZER_FILES: [&str; 9] = [
     "chat_template.jinja",
 ];
 
+/// The directory of chat templates beside the first, `<name>.jinja` each.
+pub const CHAT_TEMPLATES: &str = "additional_chat_templates";
+
 /// What else describes a model, by exact name.
 const COMPANIONS: [&str; 13] = [
     "config.json",
@@ -93,7 +96,7 @@ impl Hub {
         let mut files: Vec<_> = companions().filter_map(|name| listing.file(name)).cloned().collect();
         let single = SINGLE.iter().find_map(|name| listing.file(name));
         let index = listing.file(INDEX).filter(|_| single.is_none());
-        files.extend(index.cloned());
+        files.extend(listing.chat_templates().chain(index).cloned());
         let pickle = || listing.files.iter().find(|file| PICKLES.iter().any(|end| file.path.ends_with(end)));
         if let (None, None) = (single, index) {
             let (repo, revision) = (pinned.repo.clone(), pinned.commit.to_string());

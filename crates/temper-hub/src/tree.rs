@@ -9,6 +9,7 @@ use crate::{
     Commit, Error, RepoId, Result,
     answer::About,
     http::{Http, Request},
+    model::CHAT_TEMPLATES,
     names::{hostile_path, is_hex},
     verify::Checksum,
 };
@@ -65,6 +66,13 @@ impl Listing {
     /// The file of this name.
     pub fn file(&self, path: &str) -> Option<&TreeFile> {
         self.files.iter().find(|file| file.path == path)
+    }
+
+    /// The chat templates beside the first.
+    pub fn chat_templates(&self) -> impl Iterator<Item = &TreeFile> {
+        let name =
+            |path: &str| path.strip_prefix(CHAT_TEMPLATES)?.strip_prefix('/')?.strip_suffix(".jinja").map(str::len);
+        self.files.iter().filter(move |file| name(&file.path).is_some())
     }
 }
 

@@ -231,6 +231,11 @@ impl Config {
         self.sizes().feed_forward
     }
 
+    /// The dropout probabilities of the network, by the name of their setting.
+    pub fn dropouts(&self) -> Vec<(&'static str, f64)> {
+        self.sizes().dropouts
+    }
+
     /// The dropout probability of a classification head.
     pub fn head_dropout(&self) -> f64 {
         self.sizes().head_dropout

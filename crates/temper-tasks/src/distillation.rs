@@ -67,11 +67,11 @@ impl Distillation {
         let wanted = self.wanted(tokens, &device);
         let [rows, seq, width] = wanted.dims();
         let said = self.head.projection.forward(self.backbone.forward(&input(tokens, &device), pass), pass);
-        let real = tokens.lengths.iter().flat_map(|&length| (0..seq).map(move |i| f32::from(i < length as usize)));
+        let real =
+            tokens.lengths().into_iter().flat_map(|length| (0..seq).map(move |i| f32::from(i < length as usize)));
         let real = Tensor::<3>::from_data(TensorData::new(real.collect::<Vec<_>>(), [rows, seq, 1]), &device);
-        let targets: u32 = tokens.lengths.iter().sum();
         let squares = ((said - wanted) * real).square().sum();
-        Loss { sum: squares.div_scalar(width as f64), targets: f64::from(targets) }
+        Loss { sum: squares.div_scalar(width as f64), targets: tokens.tokens() as f64 }
     }
 
     /// The teacher's hidden states [B, S, W].
@@ -97,7 +97,7 @@ impl Objective for Distillation {
     }
 
     fn tokens(batch: &TokenBatch) -> u64 {
-        batch.lengths.iter().map(|&length| u64::from(length)).sum()
+        batch.tokens()
     }
 }
 

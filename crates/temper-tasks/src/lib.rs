@@ -46,6 +46,12 @@ pub trait Task: Objective<Batch: 'static> {
     /// Measures `model` on `examples`, `rows` at a time, without dropout.
     fn evaluate(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Evaluation;
 
+    /// What must stay as it is when an adapter is merged, as many numbers as `examples` give: logits and loss.
+    fn outputs(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Vec<f32> {
+        let Evaluation { scores, logits, .. } = self.evaluate(collator, examples, rows);
+        logits.concat().into_iter().chain(scores.get(Metric::Loss.name()).map(|&loss| loss as f32)).collect()
+    }
+
     /// The network under the head.
     fn backbone(&self) -> &Backbone;
 
@@ -98,7 +104,7 @@ pub fn checkpoint_names(prefix: &str, path: &str) -> Vec<String> {
 }
 
 /// Uploads a batch. Shapes: ids and type ids [B, S].
-fn input(tokens: &TokenBatch, device: &Device) -> Input {
+pub fn input(tokens: &TokenBatch, device: &Device) -> Input {
     let matrix = |values: &[i32]| {
         Tensor::<2, Int>::from_data(TensorData::new(values.to_vec(), [tokens.batch, tokens.seq]), device)
     };

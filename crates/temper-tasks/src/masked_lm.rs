@@ -75,9 +75,9 @@ impl Masking {
     /// Hides tokens of `tokens`; where chance hides none of a batch, one of its tokens.
     fn apply(&self, mut tokens: TokenBatch, seed: u64) -> MaskedBatch {
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
-        for row in 0..tokens.batch {
+        for (row, length) in tokens.lengths().into_iter().enumerate() {
             let mut random = Random::new(seed, u64::from(tokens.rows[row]));
-            for column in 0..tokens.lengths[row] as usize {
+            for column in 0..length as usize {
                 let position = row * tokens.seq + column;
                 let id = tokens.ids[position] as u32;
                 if self.special_ids.contains(&id) || random.unit() >= self.probability {
@@ -101,7 +101,8 @@ impl Masking {
 
     /// Hides one token of a batch in which chance has hidden none.
     fn hide_one(&self, tokens: &mut TokenBatch, positions: &mut Vec<i32>, targets: &mut Vec<i32>, seed: u64) {
-        let real = |position: &usize| position % tokens.seq < tokens.lengths[position / tokens.seq] as usize;
+        let lengths = tokens.lengths();
+        let real = |position: &usize| position % tokens.seq < lengths[position / tokens.seq] as usize;
         let candidates: Vec<usize> = (0..tokens.ids.len())
             .filter(real)
             .filter(|&position| !self.special_ids.contains(&(tokens.ids[position] as u32)))
@@ -164,7 +165,7 @@ impl Objective for MaskedLm {
     }
 
     fn tokens(batch: &Self::Batch) -> u64 {
-        batch.tokens.lengths.iter().map(|&length| u64::from(length)).sum()
+        batch.tokens.tokens()
     }
 }
 
@@ -231,7 +232,7 @@ mod tests {
             seq,
             ids: texts.iter().flat_map(pad).collect(),
             type_ids: vec![0; rows.len() * seq],
-            lengths: texts.iter().map(|text| text.len() as u32).collect(),
+            segments: texts.iter().map(|text| vec![text.len() as u32]).collect(),
             ..TokenBatch::default()
         }
     }
@@ -244,7 +245,7 @@ mod tests {
         let MaskedBatch { tokens, positions, targets } = masking(0.3).apply(batch(rows), seed);
         let of_row = |row: usize| {
             let start = row * tokens.seq;
-            let ids = tokens.ids[start..start + tokens.lengths[row] as usize].to_vec();
+            let ids = tokens.ids[start..start + tokens.lengths()[row] as usize].to_vec();
             let chosen = positions.iter().map(|&position| position as usize).zip(targets.iter().copied());
             let chosen = chosen.filter(|(position, _)| position / tokens.seq == row);
             (ids, chosen.map(|(position, target)| (position - start, target)).collect())
@@ -273,7 +274,7 @@ mod tests {
     fn shares_are_as_asked_and_special_tokens_stay() {
         let rows: Vec<u32> = (0..3000).collect();
         let before = batch(&rows);
-        let words: u32 = before.lengths.iter().map(|length| length - 2).sum();
+        let words: u32 = before.lengths().iter().map(|length| length - 2).sum();
         for probability in [0.15, 0.4] {
             let MaskedBatch { tokens, positions, targets } = masking(probability).apply(before.clone(), 11);
             let share = positions.len() as f64 / f64::from(words);
@@ -300,7 +301,7 @@ mod tests {
             let chosen: HashSet<usize> = positions.iter().map(|&position| position as usize).collect();
             let changed = (0..before.ids.len()).filter(|&at| tokens.ids[at] != before.ids[at]);
             assert!(changed.into_iter().all(|at| chosen.contains(&at)), "a token changed that is no target");
-            assert_eq!((tokens.rows, tokens.lengths), (before.rows.clone(), before.lengths.clone()));
+            assert_eq!((tokens.rows, tokens.segments), (before.rows.clone(), before.segments.clone()));
         }
     }
 
@@ -311,7 +312,7 @@ mod tests {
             batch: 1,
             seq: 2,
             ids: vec![CLS, SEP],
-            lengths: vec![2],
+            segments: vec![vec![2]],
             ..TokenBatch::default()
         };
         let masked = masking(0.99).apply(empty.clone(), 1);

@@ -243,7 +243,7 @@ impl Objective for SequenceClassifier {
     }
 
     fn tokens(batch: &Self::Batch) -> u64 {
-        batch.tokens.lengths.iter().map(|&length| u64::from(length)).sum()
+        batch.tokens.tokens()
     }
 }
 

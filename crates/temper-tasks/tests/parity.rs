@@ -91,7 +91,6 @@ impl Case {
             seq: self.ids[0].len(),
             ids: self.ids.concat(),
             type_ids: self.type_ids.concat(),
-            lengths: self.lengths.clone(),
             segments: self.lengths.iter().map(|&length| vec![length]).collect(),
             trained: self.trained.concat(),
         }
@@ -108,7 +107,6 @@ impl Case {
             batch: 1,
             seq: ids.len(),
             type_ids: vec![0; ids.len()],
-            lengths: vec![ids.len() as u32],
             segments: vec![self.lengths.clone()],
             trained: join(&self.trained, &self.lengths),
             ids,

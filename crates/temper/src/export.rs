@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use temper_data::{ChatTemplate, Tokenizer};
-use temper_hub::Decision;
+use temper_hub::{CHAT_TEMPLATES, Decision};
 use temper_models::Config;
 use temper_peft::AdapterConfig;
 use temper_peft::file::{self, PeftConfig};
@@ -20,6 +20,7 @@ use crate::finish::Front;
 use crate::plan::{Plan, TaskPlan};
 use crate::provenance::{Provenance, Trained};
 use crate::recipe::{Dtype, Recipe, plain};
+use crate::resolve::generation_config;
 use crate::run_dir::{write_atomically, write_json};
 
 /// The largest difference of an output that a merge may make, relative to the largest output (at least 1). Sums are
@@ -87,7 +88,9 @@ pub fn write_full<T: Task>(model: &T, shipped: &Shipped<'_>, front: &Front, dir:
 }
 
 fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, front: &Front, dir: &Path) -> Result<(), Failure> {
-    write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, dtype, dir)?;
+    let base = shipped.recipe.model.base.as_ref().map(|base| shipped.recipe.resolve(base));
+    let generation = base.map(|base| generation_config(&base)).unwrap_or_default();
+    write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, generation, dtype, dir)?;
     write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)?;
     write_template(shipped, dir)?;
     Provenance::of(shipped.plan, shipped.trained, front.card.clone()).write(dir)?;
@@ -196,8 +199,16 @@ fn save_weights(
     temper_models::save(dir, &named.collect(), dtype.into()).context(Kind::Other, "failed to write the weights")
 }
 
-/// Writes `config.json` with the class, the labels and the kind of problem.
-pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype, dir: &Path) -> Result<(), Failure> {
+/// Writes `config.json` with the class, the labels and the kind of problem, and of a model that generates the settings
+/// `generation` with its ends.
+pub fn write_config(
+    class: &str,
+    task: &TaskPlan,
+    config: &Config,
+    mut generation: Map<String, Value>,
+    dtype: Dtype,
+    dir: &Path,
+) -> Result<(), Failure> {
     let mut raw = config.raw.clone();
     raw["architectures"] = json!([class]);
     raw["dtype"] = json!(match dtype {
@@ -205,15 +216,14 @@ pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype,
         Dtype::F16 => "float16",
         Dtype::Bf16 => "bfloat16",
     });
-    for stale in ["_name_or_path", "torch_dtype", "transformers_version"] {
-        raw.as_object_mut().map(|raw| raw.remove(stale));
-    }
-    drop_local_paths(&mut raw);
+    raw.as_object_mut().into_iter().for_each(drop_foreign);
     if let TaskPlan::CausalLm { tied, end_ids, .. } = task {
         raw["tie_word_embeddings"] = json!(tied);
         // With these Transformers, too, stops where the model was taught to.
-        let generation = json!({ "bos_token_id": config.bos_token_id(), "eos_token_id": end_ids });
-        write_json(&dir.join("generation_config.json"), &generation)?;
+        drop_foreign(&mut generation);
+        generation.entry("bos_token_id").or_insert_with(|| json!(config.bos_token_id()));
+        generation.insert("eos_token_id".into(), json!(end_ids));
+        write_json(&dir.join("generation_config.json"), &Value::Object(generation))?;
     }
     if let TaskPlan::SequenceClassification { problem, labels, .. } = task {
         let names = || labels.iter().enumerate();
@@ -227,7 +237,8 @@ pub fn write_config(class: &str, task: &TaskPlan, config: &Config, dtype: Dtype,
     write_json(&dir.join("config.json"), &raw)
 }
 
-/// Writes the chat template that the recipe names: what was trained with one is asked with the same.
+/// Writes the chat template that the recipe names, in place of those of the base: what was trained with one is asked with
+/// the same.
 fn write_template(shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
     let data = &shipped.recipe.data;
     if data.template.is_none() {
@@ -235,29 +246,35 @@ fn write_template(shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
     }
     let template = ChatTemplate::of(data, &shipped.recipe.beside(""), shipped.tokenizer);
     let template = template.context(Kind::Data, "failed to read the chat template")?;
+    if let Err(error) = fs::remove_dir_all(dir.join(CHAT_TEMPLATES))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        Err(error).context(Kind::Other, "failed to remove the base's chat templates")?;
+    }
     write_atomically(&dir.join("chat_template.jinja"), template.source().as_bytes())
 }
 
-/// Takes out the keys that name a place on some machine: they mean nothing elsewhere, and say too much.
-fn drop_local_paths(settings: &mut Value) {
+/// Takes out what is not true of what we write, and the keys that name a place on some machine: they mean nothing
+/// elsewhere, and say too much.
+fn drop_foreign(settings: &mut Map<String, Value>) {
+    const STALE: [&str; 4] = ["_name_or_path", "torch_dtype", "transformers_version", "_from_model_config"];
     let local = |value: &Value| value.as_str().is_some_and(|text| Path::new(text).is_absolute());
-    if let Some(settings) = settings.as_object_mut() {
-        settings.retain(|_, value| !local(value));
-    }
+    settings.retain(|key, value| !STALE.contains(&key.as_str()) && !local(value));
 }
 
 /// Copies the tokenizer and notes the longest input.
 pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> Result<(), Failure> {
     for from in tokenizer.files() {
-        let to = dir.join(from.file_name().unwrap_or_default());
-        let bytes = fs::read(from).context(Kind::Other, format!("failed to copy {}", from.display()))?;
-        write_atomically(&to, &bytes)?;
+        let to = dir.join(from.strip_prefix(tokenizer.directory()).unwrap_or(from));
+        let failed = || format!("failed to copy {}", from.display());
+        to.parent().map_or(Ok(()), fs::create_dir_all).context(Kind::Other, failed())?;
+        write_atomically(&to, &fs::read(from).context(Kind::Other, failed())?)?;
     }
     let path = dir.join("tokenizer_config.json");
     let text = fs::read_to_string(&path).unwrap_or_else(|_| r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#.into());
     let settings: Result<Value, _> = serde_json::from_str(&text);
     let mut settings = settings.context(Kind::Data, "failed to understand tokenizer_config.json")?;
     settings["model_max_length"] = json!(max_length);
-    drop_local_paths(&mut settings);
+    settings.as_object_mut().into_iter().for_each(drop_foreign);
     write_json(&path, &settings)
 }

@@ -296,7 +296,8 @@ impl Fetcher<'_> {
     /// Those of the files `names` that there are.
     fn named(&self, pinned: &Pinned, names: &[&str]) -> temper_hub::Result<PathBuf> {
         let listing = self.hub.list(pinned)?;
-        let files: Vec<_> = names.iter().filter_map(|name| listing.file(name)).cloned().collect();
+        let templates = listing.chat_templates().filter(|_| names == TOKENIZER_FILES);
+        let files: Vec<_> = names.iter().filter_map(|name| listing.file(name)).chain(templates).cloned().collect();
         bring(&self.hub, &listing, &files).map(|snapshot| snapshot.dir)
     }
 

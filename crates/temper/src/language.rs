@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use temper_data::{ChatTemplate, DataConfig, Examples, Finding, Message, Severity, Target, Tokenizer};
+use burn::tensor::Device;
+use temper_data::{
+    ChatTemplate, DataConfig, Encoded, Examples, Finding, Message, Severity, Target, TokenBatch, Tokenizer,
+};
 use temper_nn::Pass;
-use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Sampling, Task};
+use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Sampling, Task, input};
 
 use crate::build;
 use crate::failure::{Context, Failure, Kind};
@@ -16,7 +18,7 @@ use crate::resolve::stop_ids;
 
 /// Rows per forward pass in evaluation.
 const ROWS: usize = 16;
-/// Tokens of a prompt that are decoded with what follows: some tokenizers drop the space before the first word.
+/// Tokens that are decoded with what follows: some tokenizers drop the space before the first word.
 const OVERLAP: usize = 16;
 
 /// A decoder with its tokenizer and chat template.
@@ -64,8 +66,6 @@ impl LanguageModel {
         }
         let Answers { metrics, answer, max_new_tokens } =
             opened.provenance.as_ref().and_then(|provenance| provenance.answers.clone()).unwrap_or_default();
-        let generates = opened.dir.join("generation_config.json").is_file();
-        let settings = if generates { &opened.dir } else { &opened.weights_dir };
         let task = TaskPlan::CausalLm {
             tied: config.tied(),
             label_smoothing: 0.0,
@@ -74,7 +74,7 @@ impl LanguageModel {
             answer,
             samples: 0,
             max_new_tokens,
-            end_ids: stop_ids(config, &opened.tokenizer, settings).into_iter().collect(),
+            end_ids: stop_ids(config, &opened.tokenizer, opened.generation_dir()).into_iter().collect(),
             best_by: Metric::Loss,
         };
         let model = opened.restore(build::language_model(config, &task, device), &task)?;
@@ -194,10 +194,8 @@ impl LanguageModel {
 /// The last layer's states of a text.
 fn states(model: &CausalLm, ids: &[u32]) -> Vec<f32> {
     let device = model.backbone.word_embeddings().device();
-    let values: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(values, [1, ids.len()]), &device);
-    let segments = vec![vec![ids.dims()[1]]];
-    let input = temper_models::Input { ids, type_ids: None, segments };
+    let text = Encoded { ids: ids.to_vec(), type_ids: vec![0; ids.len()], full_length: ids.len() };
+    let input = input(&TokenBatch::from_encoded(&[text], 0), &device);
     model.backbone.forward(&input, &Pass::eval()).into_data().iter().collect()
 }
 
@@ -205,11 +203,13 @@ fn states(model: &CausalLm, ids: &[u32]) -> Vec<f32> {
 struct Stream<'a> {
     tokenizer: &'a Tokenizer,
     stop: &'a [String],
-    /// The end of the prompt, then the answer.
+    /// The last tokens of what is settled (of the prompt, then of the answer), and those after it.
     ids: Vec<u32>,
-    /// Bytes of the text that the end of the prompt makes.
+    /// Bytes of the text that the former make.
     before: usize,
     text: String,
+    /// Bytes of `text` that are settled: whole characters.
+    settled: usize,
     /// Bytes of `text` that were handed out.
     shown: usize,
     stopped: bool,
@@ -217,18 +217,33 @@ struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     fn new(prompt: &[u32], stop: &'a [String], tokenizer: &'a Tokenizer) -> Self {
-        let ids = prompt[prompt.len().saturating_sub(OVERLAP)..].to_vec();
-        let before = tokenizer.decode(&ids).unwrap_or_default().len();
-        Self { tokenizer, stop, ids, before, text: String::new(), shown: 0, stopped: false }
+        let ids = prompt.to_vec();
+        let mut stream =
+            Self { tokenizer, stop, ids, before: 0, text: String::new(), settled: 0, shown: 0, stopped: false };
+        stream.settle();
+        stream
+    }
+
+    /// From here on only the last tokens are decoded again.
+    fn settle(&mut self) {
+        self.ids.drain(..self.ids.len().saturating_sub(OVERLAP));
+        self.before = self.tokenizer.decode(&self.ids).unwrap_or_default().len();
+        self.settled = self.text.len();
     }
 
     /// Takes a token; false if it completes a text that ends the answer.
     fn push(&mut self, id: u32, on_text: impl FnMut(&str)) -> bool {
         self.ids.push(id);
         let whole = self.tokenizer.decode(&self.ids).unwrap_or_default();
-        self.text = whole.get(self.before..).unwrap_or_default().to_owned();
-        if let Some(end) = self.stop.iter().filter_map(|stop| self.text.find(stop)).min() {
-            self.text.truncate(end);
+        self.text.truncate(self.settled);
+        self.text.push_str(whole.get(self.before..).unwrap_or_default());
+        if self.ids.len() >= 2 * OVERLAP && !self.text.ends_with('\u{fffd}') {
+            self.settle();
+        }
+        // What may have become a stop was not shown.
+        let new = self.text.get(self.shown..).unwrap_or_default();
+        if let Some(end) = self.stop.iter().filter_map(|stop| new.find(stop)).min() {
+            self.text.truncate(self.shown + end);
             self.stopped = true;
         }
         // A character of which tokens are missing, and what may become the end, wait.
@@ -260,8 +275,35 @@ fn beginning(text: &str, stops: &[String]) -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_answer_is_decoded_by_its_end_and_says_the_same() {
+        let decoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/decoder");
+        let tokenizer = Tokenizer::from_dir(&decoder).unwrap();
+        let text = "Grüße an die 猫 🐈: 1,000.5 don't ##! ".repeat(40);
+        let ids = tokenizer.encode_prompt(&text).unwrap();
+        let whole = tokenizer.decode(&ids).unwrap();
+        let before = |end: usize| tokenizer.decode(&ids[..end]).unwrap();
+        // Prompts end between two characters.
+        for (prompt, answer) in (0..50).filter(|&end| whole.starts_with(&before(end))).map(|end| ids.split_at(end)) {
+            let mut said = String::new();
+            let mut stream = Stream::new(prompt, &[], &tokenizer);
+            for &id in answer {
+                assert!(stream.push(id, |new| said.push_str(new)));
+                assert!(stream.ids.len() < 2 * OVERLAP + 8, "{} tokens are decoded again", stream.ids.len());
+            }
+            stream.finish(|new| said.push_str(new));
+            let expected = &whole[before(prompt.len()).len()..];
+            assert_eq!((said.as_str(), stream.text.as_str()), (expected, expected));
+        }
+        let stop = ["猫 🐈: 1".to_owned()];
+        let (mut stream, mut said) = (Stream::new(&ids[..2], &stop, &tokenizer), String::new());
+        assert!(!ids[2..].iter().all(|&id| stream.push(id, |new| said.push_str(new))));
+        assert!(said.ends_with("an die ") && stream.text == said, "{said}");
+    }
 
     #[test]
     fn what_may_become_a_stop_waits() {

@@ -1,39 +1,41 @@
-//! What a run will take in memory, item by item.
+//! What a run will take in memory, item by item, on a machine where programs and tensors share it.
 //!
 //! Weights, gradients and optimizer state are counted. Activations are what eager autodiff keeps from forward to backward
-//! in one micro-batch of the longest rows: for each layer and token `WIDE` vectors of the model's width, `FEED` of the
-//! feed-forward's, and `SCORES` square attention maps a head. The three were read off the operations of the encoder layer
-//! (`temper-nn`) and are compared with the measured peak at the end of each run.
+//! in the largest micro-batch that the run will meet; `resolve::footprint` says what that is. The estimate is compared with
+//! the measured peak at the end of each run.
+//!
+//! Not predicted: what the allocator holds back of memory that was freed, some percent of activations; and evaluation, which
+//! takes less than training but for rows that are much longer than those of training.
 
 use serde::Serialize;
 
 use crate::units::bytes;
 
-/// Vectors of the model's width that a layer keeps for each token.
-const WIDE: u64 = 14;
-/// Vectors of the feed-forward's width that a layer keeps for each token.
-const FEED: u64 = 4;
-/// Attention maps that a layer keeps for each head.
-const SCORES: u64 = 4;
-/// The program itself, its tokenizer and its buffers.
-const PROGRAM: u64 = 120 << 20;
+/// The program itself: code that was touched, threads, buffers.
+const PROGRAM: u64 = 28 << 20;
+/// Bytes that a tokenizer takes for each byte of its files: vocabularies and merges are hash tables.
+const TOKENIZER: u64 = 10;
 
-/// What decides how much memory activations take.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    /// Layers of the network.
-    pub layers: u64,
-    /// Width of the model.
-    pub hidden: u64,
-    /// Width of the feed-forward.
-    pub feed_forward: u64,
-    /// Attention heads.
-    pub heads: u64,
-    /// Rows in a micro-batch.
-    pub rows: u64,
-    /// Tokens in its longest row.
-    pub length: u64,
-    /// Outputs for which logits exist, in one micro-batch.
+/// What decides how much memory a run takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Needs {
+    /// Parameters.
+    pub parameters: u64,
+    /// Those that train.
+    pub trainable: u64,
+    /// Gradients of each of them that exist at once: those of a micro-batch, and the sum of those before it.
+    pub gradients: u64,
+    /// Values that the optimizer keeps for each of them.
+    pub states: u64,
+    /// Bytes of the files of weights.
+    pub weight_files: u64,
+    /// Bytes of the tokenizer's files.
+    pub tokenizer_files: u64,
+    /// Tokens of the data set.
+    pub tokens: u64,
+    /// Values that forward keeps for backward in one micro-batch, and that backward holds beside them.
+    pub activations: u64,
+    /// Logits, and values made of them.
     pub logits: u64,
 }
 
@@ -42,48 +44,50 @@ pub struct Shape {
 pub struct Memory {
     /// All parameters, f32.
     pub weights: u64,
-    /// One gradient for each trainable parameter, f32.
+    /// The gradients of each trainable parameter, f32.
     pub gradients: u64,
     /// What the optimizer keeps for each trainable parameter.
     pub optimizer: u64,
     /// What the forward pass keeps for the backward pass.
     pub activations: u64,
-    /// Logits, their log-softmax and gradient.
+    /// Logits and what is made of them.
     pub logits: u64,
     /// The tokens of the data set.
     pub data: u64,
-    /// The program itself.
+    /// The program itself, with its tokenizer.
     pub program: u64,
+    /// What more it takes at the beginning, while the files of weights are mapped.
+    pub loading: u64,
     /// What the machine can give; absent where that is not known.
     pub available: Option<u64>,
 }
 
 impl Memory {
-    /// The estimate for `total` parameters of which `trainable` train, with `states` values each in the optimizer.
-    pub fn estimate(total: u64, trainable: u64, states: u64, tokens: u64, shape: Shape) -> Self {
-        let positions = shape.rows * shape.length;
-        let layer = positions * (WIDE * shape.hidden + FEED * shape.feed_forward)
-            + SCORES * shape.rows * shape.heads * shape.length * shape.length;
-        Self {
-            weights: 4 * total,
-            gradients: 4 * trainable,
-            optimizer: 4 * states * trainable,
-            activations: 4 * shape.layers * layer,
-            logits: 4 * 3 * shape.logits,
-            data: (4 * tokens).min(64 << 20),
-            program: PROGRAM,
+    /// The estimate.
+    pub fn estimate(needs: Needs) -> Self {
+        let mut memory = Self {
+            weights: 4 * needs.parameters,
+            gradients: 4 * needs.gradients * needs.trainable,
+            optimizer: 4 * needs.states * needs.trainable,
+            activations: 4 * needs.activations,
+            logits: 4 * needs.logits,
+            data: (4 * needs.tokens).min(64 << 20),
+            program: PROGRAM + TOKENIZER * needs.tokenizer_files,
+            loading: 0,
             available: available(),
-        }
+        };
+        let training = memory.gradients + memory.optimizer + memory.activations + memory.logits;
+        memory.loading = needs.weight_files.saturating_sub(training);
+        memory
     }
 
     /// All items together.
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.data + self.program
+        self.items().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Names and values, for people.
-    pub fn rows(&self) -> Vec<(String, String)> {
-        let items = [
+    fn items(&self) -> [(&'static str, u64); 8] {
+        [
             ("weights", self.weights),
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
@@ -91,10 +95,16 @@ impl Memory {
             ("logits", self.logits),
             ("data", self.data),
             ("program", self.program),
-            ("in all", self.total()),
-        ];
-        let available = self.available.map(|value| ("available".to_owned(), bytes(value)));
-        items.iter().map(|(name, value)| ((*name).to_owned(), bytes(*value))).chain(available).collect()
+            ("loading", self.loading),
+        ]
+    }
+
+    /// Names and values, for people.
+    pub fn rows(&self) -> Vec<(String, String)> {
+        let whole = [("in all", self.total())];
+        let available = self.available.map(|value| ("available", value));
+        let rows = self.items().into_iter().chain(whole).chain(available);
+        rows.map(|(name, value)| (name.to_owned(), bytes(value))).collect()
     }
 }
 
@@ -123,19 +133,21 @@ fn field(path: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { layers: 2, hidden: 8, feed_forward: 32, heads: 2, rows: 4, length: 16, logits: 8 };
-
     #[test]
     fn states_and_trainable_parameters_are_counted() {
-        let memory = Memory::estimate(1000, 100, 2, 50, SHAPE);
+        let needs = Needs { parameters: 1000, trainable: 100, gradients: 1, states: 2, tokens: 50, ..Needs::default() };
+        let memory = Memory::estimate(needs);
         assert_eq!((memory.weights, memory.gradients, memory.optimizer, memory.data), (4000, 400, 800, 200));
+        assert_eq!((memory.loading, memory.total()), (0, 4000 + 400 + 800 + 200 + PROGRAM));
     }
 
     #[test]
-    fn attention_grows_with_the_square_of_the_length() {
-        let at =
-            |length| Memory::estimate(0, 0, 0, 0, Shape { length, hidden: 0, feed_forward: 0, ..SHAPE }).activations;
-        assert_eq!(at(32), 4 * at(16));
+    fn weights_are_mapped_before_activations_are_there() {
+        let of = |activations| {
+            let memory = Memory::estimate(Needs { weight_files: 4000, activations, ..Needs::default() });
+            memory.total() - PROGRAM
+        };
+        assert_eq!([0, 500, 1000, 2000].map(of), [4000, 4000, 4000, 8000]);
     }
 
     #[test]

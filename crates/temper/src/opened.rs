@@ -16,7 +16,7 @@ use crate::finish::Front;
 use crate::plan::TaskPlan;
 use crate::provenance::Provenance;
 use crate::recipe::Dtype;
-use crate::resolve::pin;
+use crate::resolve::{generation_config, pin};
 use crate::{build, export, fetch};
 
 /// Configuration, tokenizer, weights, adapter.
@@ -88,6 +88,12 @@ impl Opened {
         build::restore(model, &self.config, task, &self.weights, self.adapter.as_ref())
     }
 
+    /// Where it is said how it generates: with an adapter, or with its base.
+    pub fn generation_dir(&self) -> &Path {
+        let own = self.dir.join("generation_config.json").is_file();
+        if own { &self.dir } else { &self.weights_dir }
+    }
+
     /// The class of Transformers that it is saved as.
     pub fn class(&self) -> String {
         self.config.raw["architectures"][0].as_str().unwrap_or_default().to_owned()
@@ -121,7 +127,8 @@ impl Opened {
         }
         let write = |merged: &T, dir: &Path| {
             export::write_weights(merged, &self.config, Dtype::F32, dir)?;
-            export::write_config(&self.class(), task, &self.config, Dtype::F32, dir)?;
+            let generation = generation_config(self.generation_dir());
+            export::write_config(&self.class(), task, &self.config, generation, Dtype::F32, dir)?;
             export::write_tokenizer(&self.tokenizer, self.max_length, dir)?;
             let front = self.merged_front(task);
             if let Some(provenance) = &self.provenance {

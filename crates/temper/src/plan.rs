@@ -3,6 +3,7 @@
 //! Two machines given the same plan run the same steps. `fingerprint` covers all that decides a number; a run directory
 //! goes on only with a plan of the same fingerprint.
 
+mod fingerprint;
 mod shown;
 
 use serde::{Deserialize, Serialize};

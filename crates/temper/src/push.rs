@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 use temper_hub::{
-    Decision, Hub, Push, PushFile, Pushed, Reference, RepoId, TOKENIZER_FILES, Target, Terms, license_of,
+    CHAT_TEMPLATES, Decision, Hub, Push, PushFile, Pushed, Reference, RepoId, TOKENIZER_FILES, Target, Terms,
+    license_of,
 };
 
 use crate::failure::{Context, Failure, Kind};
@@ -128,9 +129,12 @@ pub fn push(
 pub fn shipped(from: &Path, copies: &Path, export: &ExportConfig) -> Result<Vec<PushFile>, Failure> {
     let refuse = |message: &str| Err(Failure::new(Kind::Data, format!("error: {}: {message}", from.display())));
     let shards = shards(from)?;
-    let names = SHIPPED.iter().chain(&TOKENIZER_FILES).copied().chain(shards.iter().map(String::as_str));
-    let here = names.map(|name| (name, from.join(name))).filter(|(_, path)| path.is_file());
-    let mut files: Vec<PushFile> = here.map(|(name, local)| PushFile { path: name.into(), local }).collect();
+    let templates = fs::read_dir(from.join(CHAT_TEMPLATES)).into_iter().flatten().flatten();
+    let templates = templates.map(|entry| format!("{CHAT_TEMPLATES}/{}", entry.file_name().to_string_lossy()));
+    let names = SHIPPED.iter().chain(&TOKENIZER_FILES).map(|name| (*name).to_owned());
+    let names = names.chain(templates.filter(|name| name.ends_with(".jinja"))).chain(shards.iter().cloned());
+    let here = names.map(|path| PushFile { local: from.join(&path), path }).filter(|file| file.local.is_file());
+    let mut files: Vec<PushFile> = here.collect();
     let has = |name: &str| files.iter().any(|file| file.path == name);
     if let Some(lost) = shards.iter().find(|name| !has(name)) {
         return refuse(&format!("{INDEX} names {lost}, which is not there"));

@@ -1,6 +1,7 @@
 //! From what the user wrote to what will happen: reads configuration, tensor headers and data, and allocates no tensor.
 
 mod adapter;
+mod footprint;
 mod task;
 
 use std::path::{Path, PathBuf};
@@ -18,13 +19,13 @@ use temper_tasks::{Distillation, MaskedLm, Problem, TaskConfig, hugging_face_nam
 use crate::build;
 use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
-use crate::memory::{Memory, Shape};
-use crate::plan::{self, AdapterPlan, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
+use crate::plan::{self, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
 use crate::provenance::Provenance;
 use crate::recipe::{Recipe, plain};
 use adapter::{check_weights, resolve_adapter};
+use footprint::Made;
 use task::resolve_task;
-pub use task::{TeacherInputs, stop_ids};
+pub use task::{TeacherInputs, generation_config, stop_ids};
 
 /// What the plan was made from, ready to be built from.
 pub struct Inputs {
@@ -59,7 +60,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
     let adapter_plan = resolve_adapter(recipe, &config, &lazy, checked.as_ref(), adapter.as_ref())?;
     let train = resolve_train(recipe, &dataset)?;
-    let memory = estimate(&config, &task, &dataset, &adapter_plan, &train);
+    let made = Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter_plan };
+    let memory = made.memory(&train, &dataset, recipe.data.bucket, weights.as_ref(), &tokenizer);
     let device = DevicePlan {
         name: "cpu".into(),
         threads: recipe.device.threads.unwrap_or_else(crate::device::cores),
@@ -107,7 +109,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         device,
         memory,
     };
-    plan.fingerprint = fingerprint(&plan)?;
+    plan.fingerprint = plan.to_fingerprint()?;
     Ok((plan, Inputs { config, weights, tokenizer: Arc::new(tokenizer), dataset, adapter, teacher }))
 }
 
@@ -299,44 +301,6 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failur
     })
 }
 
-fn estimate(config: &Config, task: &TaskPlan, dataset: &Dataset, adapter: &AdapterPlan, train: &TrainPlan) -> Memory {
-    use temper_engine::OptimKind;
-    let rows = train.micro_batch.min(dataset.report.train.rows) as u64;
-    let length = dataset.report.train.lengths.max as u64;
-    let logits = match task {
-        TaskPlan::SequenceClassification { labels, .. } => rows * labels.len() as u64,
-        TaskPlan::Distillation { width, .. } => rows * length * *width as u64,
-        TaskPlan::CausalLm { .. } => {
-            (rows * length * config.vocab_size() as u64).min(temper_tasks::causal_lm::LOGITS as u64)
-        }
-        TaskPlan::MaskedLm { mask_probability, .. } => {
-            (rows as f64 * length as f64 * mask_probability) as u64 * config.vocab_size() as u64
-        }
-    };
-    let states = match train.optim.kind {
-        OptimKind::Adamw => 2,
-        OptimKind::Lion => 1,
-        // A row and a column of numbers for each matrix: too little to count.
-        OptimKind::Adafactor => 0,
-        OptimKind::Sgd => u64::from(train.optim.momentum > 0.0),
-    };
-    let shape = Shape {
-        layers: config.layers() as u64,
-        hidden: config.hidden_size() as u64,
-        feed_forward: config.feed_forward_size() as u64,
-        heads: config.heads() as u64,
-        rows,
-        length,
-        logits,
-    };
-    let tokens = dataset.report.train.tokens + dataset.report.eval.tokens;
-    let teacher = match task {
-        TaskPlan::Distillation { files, .. } => files.iter().map(|file| file.bytes / 4).sum(),
-        _ => 0,
-    };
-    Memory::estimate(adapter.total() as u64 + teacher, adapter.trainable() as u64, states, tokens, shape)
-}
-
 fn model_files(recipe: &Recipe, weights: Option<&Weights>, tokenizer: &Tokenizer) -> Vec<PathBuf> {
     let config = match (&recipe.model.config, base_dir(recipe)) {
         (Some(config), _) => recipe.resolve(config),
@@ -368,40 +332,6 @@ pub fn pin(path: PathBuf) -> Result<PinnedFile, Failure> {
     Ok(PinnedFile { path: shown, bytes, sha256: hex(&hash.finalize()) })
 }
 
-/// Hash of what decides a number: not where the run goes, how often it reports or saves, nor what memory there is.
-fn fingerprint(plan: &Plan) -> Result<String, Failure> {
-    let mut value = serde_json::to_value(plan).context(Kind::Other, "failed to hash the plan")?;
-    for table in ["run", "sources", "endpoint", "to_come", "export", "memory", "device", "fingerprint"] {
-        value.as_object_mut().map(|plan| plan.remove(table));
-    }
-    value["task"].as_object_mut().map(|task| task.remove("samples"));
-    for key in ["log_every", "save_every", "keep_last", "max_wall"] {
-        value["train"]["config"].as_object_mut().map(|train| train.remove(key));
-    }
-    value["data"]["config"].as_object_mut().map(|data| data.remove("workers"));
-    for paths in ["train", "eval"] {
-        strip_paths(&mut value["data"]["config"][paths]);
-    }
-    for (table, files) in [("model", "files"), ("model", "adapter"), ("data", "files"), ("task", "files")] {
-        for file in value[table][files].as_array_mut().into_iter().flatten() {
-            file.as_object_mut().map(|file| file.remove("path"));
-        }
-    }
-    Ok(hex(&Sha256::digest(value.to_string().as_bytes())[..16]))
-}
-
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Takes the paths out of a `train` or `eval` of `[data]` and leaves the weights: files are known by their hashes.
-fn strip_paths(files: &mut serde_json::Value) {
-    match files {
-        serde_json::Value::String(path) => path.clear(),
-        serde_json::Value::Array(files) => files.iter_mut().for_each(strip_paths),
-        serde_json::Value::Object(file) => {
-            file.remove("path");
-        }
-        _ => {}
-    }
 }

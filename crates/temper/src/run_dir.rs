@@ -64,8 +64,7 @@ impl RunDir {
         if !checkpoints || old["fingerprint"] == plan.fingerprint.as_str() {
             return Ok(());
         }
-        let new = serde_json::to_value(plan).context(Kind::Other, "failed to compare plans")?;
-        let changed = differences(&old, &new).join(", ");
+        let changed = plan.differences_from(old)?.join(", ");
         Err(Failure::new(
             Kind::Recipe,
             format!(
@@ -127,26 +126,6 @@ fn remove(result: std::io::Result<()>, path: &Path) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-/// The dotted names of the leaves that differ between two plans, at most six.
-fn differences(old: &serde_json::Value, new: &serde_json::Value) -> Vec<String> {
-    fn walk(path: &str, old: &serde_json::Value, new: &serde_json::Value, out: &mut Vec<String>) {
-        match (old, new) {
-            (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
-                for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
-                    let null = serde_json::Value::Null;
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    walk(&path, a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null), out);
-                }
-            }
-            _ if old != new && path != "fingerprint" && out.len() < 6 => out.push(path.to_owned()),
-            _ => {}
-        }
-    }
-    let mut out = Vec::new();
-    walk("", old, new, &mut out);
-    out
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use temper_data::{Examples, Order, Severity, prefetch};
 use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
 use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
-use temper_tasks::{Causal, Distillation, Evaluation, MaskedLm, Task};
+use temper_tasks::{Causal, Distillation, MaskedLm, Task};
 
 use crate::export::{self, Shipped, export};
 use crate::failure::{Failure, Kind};
@@ -129,7 +129,8 @@ impl Corridor<'_> {
         let model = build::prepare(model, plan, &inputs)?;
         let entries = parameters::list(&model).into_iter();
         let trained: Vec<String> = entries.filter(|entry| entry.trainable).map(|entry| entry.path).collect();
-        let Inputs { config, tokenizer, dataset, .. } = inputs;
+        let Inputs { config, tokenizer, dataset, weights, adapter, .. } = inputs;
+        drop((weights, adapter));
         let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
         let measure = |model: &T, rows: &Examples| model.evaluate(&collator, rows, plan.train.eval_batch);
 
@@ -192,7 +193,8 @@ impl Corridor<'_> {
         export(&model, &trained, &shipped, &pages.front(false), &run.join("export"))?;
         if plan.export.merge {
             let probe = if eval.is_empty() { &*train } else { &eval };
-            self.merge(&model, &shipped, &pages.front(true), |model| measure(model, probe))?;
+            let outputs = |model: &T| model.outputs(&collator, probe, plan.train.eval_batch);
+            self.merge(&model, &shipped, &pages.front(true), outputs)?;
         }
         run.write("report.html", pages.report().as_bytes())?;
         tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
@@ -206,14 +208,10 @@ impl Corridor<'_> {
         model: &T,
         shipped: &Shipped<'_>,
         front: &Front,
-        measure: impl Fn(&T) -> Evaluation,
+        outputs: impl Fn(&T) -> Vec<f32>,
     ) -> Result<(), Failure> {
-        let outputs = |model: &T| {
-            let Evaluation { scores, logits, .. } = measure(model);
-            Ok(logits.concat().into_iter().chain(scores.get("loss").map(|&loss| loss as f32)).collect())
-        };
         let write = |merged: &T, dir: &Path| export::write_full(merged, shipped, front, dir);
-        let difference = export::export_merged(model, outputs, write, &self.run.join("merged"))?;
+        let difference = export::export_merged(model, |model| Ok(outputs(model)), write, &self.run.join("merged"))?;
         tracing::info!(difference, "the merged model says the same");
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Measuring a language model: loss and perplexity of all rows and of each file, and answers that it generates.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use regex::Regex;
 use temper_data::Examples;
@@ -50,29 +51,47 @@ pub(super) fn evaluate(model: &CausalLm, causal: &Causal, examples: &Examples, r
 }
 
 /// Loss and perplexity; where rows come from several files, the loss of each too.
-fn losses(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -> Scores {
-    let mut files: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    for row in 0..examples.len() {
-        let file = examples.source(row).path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        files.entry(file).or_default().push(row as u32);
-    }
+pub(super) fn losses(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -> Scores {
+    let mut files: BTreeMap<&Path, Vec<u32>> = BTreeMap::new();
+    (0..examples.len()).for_each(|row| files.entry(examples.source(row).path).or_default().push(row as u32));
+    let names = short_names(&files.keys().copied().collect::<Vec<_>>());
     let measure = |order: Vec<u32>| {
         by_length(examples, order, rows).into_iter().fold(Sum::default(), |sum, rows| {
             let loss = model.cross_entropy(&CausalLm::collate(causal, examples, &rows, 0));
             Sum { loss: sum.loss + loss.sum.into_scalar::<f64>(), targets: sum.targets + loss.targets }
         })
     };
-    let sums: BTreeMap<String, Sum> = files.into_iter().map(|(file, rows)| (file, measure(rows))).collect();
+    let sums: Vec<Sum> = files.into_values().map(measure).collect();
     let all = sums
-        .values()
+        .iter()
         .fold(Sum::default(), |all, sum| Sum { loss: all.loss + sum.loss, targets: all.targets + sum.targets });
     let loss = all.loss / all.targets;
     let mut scores =
         Scores::from([(Metric::Loss.name().to_owned(), loss), (Metric::Perplexity.name().to_owned(), loss.exp())]);
     if sums.len() > 1 {
-        scores.extend(sums.into_iter().map(|(file, sum)| (format!("loss_{file}"), sum.loss / sum.targets)));
+        let of_file = |(name, sum): (String, Sum)| (format!("loss_{name}"), sum.loss / sum.targets);
+        scores.extend(names.into_iter().zip(sums).map(of_file));
     }
     scores
+}
+
+/// What tells each of `paths` from the others: its stem; where others have that too its name, then with as many
+/// directories as it takes.
+fn short_names(paths: &[&Path]) -> Vec<String> {
+    fn candidates(path: &Path) -> impl Iterator<Item = String> {
+        let parts: Vec<&std::ffi::OsStr> = path.iter().collect();
+        let ending =
+            |path: &Path, from: usize| path.iter().skip(from).collect::<std::path::PathBuf>().display().to_string();
+        let stem = path.with_extension("");
+        let whole = path.to_owned();
+        (0..parts.len()).rev().flat_map(move |from| [ending(&stem, from), ending(&whole, from)])
+    }
+    let own = |path: &Path, name: &String| {
+        paths.iter().all(|other| *other == path || candidates(other).all(|candidate| candidate != *name))
+    };
+    let name =
+        |path: &&Path| candidates(path).find(|name| own(path, name)).unwrap_or_else(|| path.display().to_string());
+    paths.iter().map(name).collect()
 }
 
 /// A row whose last trained part is asked for.
@@ -134,6 +153,17 @@ fn last_match<'a>(regex: &Regex, text: &'a str) -> Option<&'a str> {
 mod tests {
     use super::*;
     use crate::Sampling;
+
+    #[test]
+    fn files_are_told_apart_by_as_little_as_it_takes() {
+        let names = |paths: &[&str]| short_names(&paths.iter().map(Path::new).collect::<Vec<_>>()).join(" ");
+        assert_eq!(names(&["/data/a.jsonl", "/data/b.csv"]), "a b");
+        assert_eq!(names(&["/data/a.jsonl", "/data/a.csv", "/data/c.csv"]), "a.jsonl a.csv c");
+        assert_eq!(names(&["/x/en/dev.jsonl", "/x/de/dev.jsonl", "/x/it/test.jsonl"]), "en/dev de/dev test");
+        assert_eq!(names(&["/x/en/1/dev.jsonl", "/x/de/1/dev.jsonl"]), "en/1/dev de/1/dev");
+        assert_eq!(names(&["a.csv", "x/a.csv"]), "a.csv x/a");
+        assert_eq!(names(&["a/x.csv", "a/x.jsonl", "b/x.csv", "x.jsonl.gz"]), "a/x.csv a/x.jsonl b/x x.jsonl.gz");
+    }
 
     #[test]
     fn answers_are_compared_whole_or_by_what_counts() {

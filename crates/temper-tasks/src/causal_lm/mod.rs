@@ -181,7 +181,7 @@ impl Objective for CausalLm {
     }
 
     fn tokens(batch: &Self::Batch) -> u64 {
-        batch.tokens.segments.iter().flatten().map(|&length| u64::from(length)).sum()
+        batch.tokens.tokens()
     }
 }
 
@@ -196,6 +196,12 @@ impl Task for CausalLm {
 
     fn evaluate(&self, causal: &Causal, examples: &Examples, rows: usize) -> Evaluation {
         judge::evaluate(self, causal, examples, rows)
+    }
+
+    /// The loss alone: nothing is generated.
+    fn outputs(&self, causal: &Causal, examples: &Examples, rows: usize) -> Vec<f32> {
+        let scores = judge::losses(self, causal, examples, rows);
+        scores.get(Metric::Loss.name()).map(|&loss| loss as f32).into_iter().collect()
     }
 
     fn backbone(&self) -> &Backbone {
@@ -219,7 +225,6 @@ mod tests {
             seq: 5,
             ids: vec![1, 2, 3, 4, 5, 6, 7, 8, 0, 0],
             type_ids: vec![0; 10],
-            lengths: vec![5, 3],
             segments: vec![vec![2, 3], vec![3]],
             trained: [1, 1, 1, 1, 0, 0, 0, 1, 1, 1].map(|trained| trained == 1).to_vec(),
         };

@@ -60,19 +60,19 @@ struct SamplingArgs {
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_new_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token each time.
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
     temperature: f64,
     /// Draw from the K likeliest tokens alone; 0: all.
-    #[arg(long, default_value_t = 0, value_name = "K")]
+    #[arg(long, default_value_t = 0, value_name = "K", allow_negative_numbers = true)]
     top_k: usize,
     /// Draw from the likeliest tokens that together have probability P.
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(long, default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
     top_p: f64,
     /// Draw from tokens at least this share as likely as the likeliest.
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", allow_negative_numbers = true)]
     min_p: f64,
     /// Makes tokens that were there before less likely, above 1.
-    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", allow_negative_numbers = true)]
     repetition_penalty: f64,
     /// A text that ends the answer; may be given several times.
     #[arg(long, value_name = "TEXT")]

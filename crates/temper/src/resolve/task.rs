@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use regex::Regex;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use temper_data::{Dataset, Tokenizer};
 use temper_models::{Config, Weights};
@@ -198,9 +198,7 @@ fn end_ids(recipe: &Recipe, config: &Config, dataset: &Dataset, tokenizer: &Toke
 /// The tokens with which a model in `dir` stops, as Transformers reads them: those of generation_config.json, or else of
 /// config.json, and the tokenizer's.
 pub fn stop_ids(config: &Config, tokenizer: &Tokenizer, dir: &Path) -> BTreeSet<u32> {
-    let read =
-        || serde_json::from_str::<Value>(&std::fs::read_to_string(dir.join("generation_config.json")).ok()?).ok();
-    let listed: Vec<u32> = match read().map(|settings| settings["eos_token_id"].clone()) {
+    let listed: Vec<u32> = match generation_config(dir).get("eos_token_id") {
         Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
         Some(id) => id.as_u64().map(|id| id as u32).into_iter().collect(),
         None => Vec::new(),
@@ -208,6 +206,12 @@ pub fn stop_ids(config: &Config, tokenizer: &Tokenizer, dir: &Path) -> BTreeSet<
     let own = config.eos_token_ids().into_iter().map(|id| id as u32);
     let own: Vec<u32> = if listed.is_empty() { own.collect() } else { listed };
     own.into_iter().chain(tokenizer.eos_id()).collect()
+}
+
+/// How the model in `dir` is said to generate; nothing where it has no such file.
+pub fn generation_config(dir: &Path) -> Map<String, Value> {
+    let text = std::fs::read_to_string(dir.join("generation_config.json")).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
 }
 
 fn masked_lm(recipe: &Recipe, task: &MaskedLmConfig, tokenizer: &Tokenizer) -> Result<TaskPlan, Failure> {
