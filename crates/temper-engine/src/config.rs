@@ -22,6 +22,9 @@ pub struct TrainConfig {
     /// Tokens per forward pass, padding included, instead of `micro_batch`: short rows go together in larger numbers.
     /// Lowering it saves memory; the result is the same. Contradicts `micro_batch`.
     pub micro_batch_tokens: Option<usize>,
+    /// Whether layers keep their inputs alone and are computed again for their gradients: a third more work for much less
+    /// memory, and the same result. Default `auto`.
+    pub gradient_checkpointing: Checkpointing,
     /// Global gradient norm above which gradients are scaled down; 0 turns clipping off. Default 1.0.
     pub max_grad_norm: f64,
     /// Seed of everything random: new weights, data order, dropout. Default 42.
@@ -44,6 +47,7 @@ impl Default for TrainConfig {
             global_batch: 32,
             micro_batch: None,
             micro_batch_tokens: None,
+            gradient_checkpointing: Checkpointing::Auto,
             max_grad_norm: 1.0,
             seed: 42,
             log_every: 10,
@@ -51,6 +55,19 @@ impl Default for TrainConfig {
             keep_last: 2,
         }
     }
+}
+
+/// When layers are computed again for their gradients (Chen et al. 2016, arXiv:1604.06174).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Checkpointing {
+    /// Where the plan says that the run would not fit otherwise.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// `[optim]`: the optimizer.

@@ -10,7 +10,7 @@ use crate::error::{BoxError, Error};
 use crate::event::{Event, StopReason};
 use crate::gradients::Gradients;
 use crate::optim::Optimizer;
-use crate::plan::{FitPlan, Objective, Scores, Stop};
+use crate::plan::{FitPlan, Mode, Objective, Scores, Stop};
 
 /// How training ended.
 #[derive(Debug)]
@@ -144,15 +144,20 @@ fn step<M: Objective>(
 
     let (mut gradients, mut losses, mut targets) = (Gradients::default(), Vec::new(), 0.0);
     for (micro, batch) in batches.iter().enumerate() {
-        let loss = model.loss(batch, seed(plan.seed, index, micro as u64));
+        let mode = Mode { seed: seed(plan.seed, index, micro as u64), recompute: plan.recompute };
+        let loss = model.loss(batch, mode);
+        let value = loss.sum.clone().inner().cast(FloatDType::F32);
         if loss.targets > 0.0 {
             if !loss.sum.is_tracked() {
                 return Err(Error::Untracked { step: at, rows: M::rows(batch) });
             }
-            gradients.add(&model, loss.sum.backward());
+            match loss.checkpoints {
+                None => gradients.add(&model, loss.sum.backward()),
+                Some(layers) => layers.backward(loss.sum, |tape| gradients.add(&model, tape)),
+            }
         }
         targets += loss.targets;
-        losses.push(loss.sum.inner().cast(FloatDType::F32));
+        losses.push(value);
     }
     if targets <= 0.0 {
         return Err(Error::NoTargets { step: at, rows: all_rows() });

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::config::{OptimConfig, OptimKind, ScheduleConfig, ScheduleKind};
 use crate::weights;
 use crate::{
-    BoxError, Error, Event, FitPlan, Loss, Metric, Objective, Outcome, Schedule, Scores, Stop, StopReason, fit,
+    BoxError, Error, Event, FitPlan, Loss, Metric, Mode, Objective, Outcome, Schedule, Scores, Stop, StopReason, fit,
 };
 
 /// `out · tanh(inner · x + bias) + offset`, where `offset` is frozen.
@@ -57,7 +57,7 @@ impl Net {
 impl Objective for Net {
     type Batch = Rows;
 
-    fn loss(&self, batch: &Rows, seed: u64) -> Loss {
+    fn loss(&self, batch: &Rows, Mode { seed, .. }: Mode) -> Loss {
         let (device, count) = (self.inner.device(), batch.0.len());
         let inputs: Vec<f32> = batch.0.iter().flat_map(|row| row.1).collect();
         let inputs = Tensor::<2>::from_data(TensorData::new(inputs, [count, IN]), &device);
@@ -70,7 +70,7 @@ impl Objective for Net {
         let jitter = if batch.0.iter().any(|row| row.0 >= 900) { (seed % 1000) as f64 * 1e-4 } else { 0.0 };
         let hidden = (inputs.matmul(self.inner.val()) + self.bias.val().reshape([1, HIDDEN])).tanh();
         let error = hidden.matmul(self.out.val()) + self.offset.val().reshape([1, 1]) - answers + jitter;
-        Loss { sum: (error.square() * mask).sum(), targets }
+        Loss::new((error.square() * mask).sum(), targets)
     }
 
     fn rows(batch: &Rows) -> Vec<u32> {
@@ -114,6 +114,7 @@ fn plan(steps: u64) -> FitPlan {
         optim: OptimConfig { weight_decay: 0.1, ..Default::default() },
         max_grad_norm: 1.0,
         seed: 5,
+        recompute: false,
         log_every: 1,
         eval_every: None,
         save_every: None,
@@ -465,12 +466,12 @@ struct Linear {
 impl Objective for Linear {
     type Batch = [Vec<f32>; 2];
 
-    fn loss(&self, [a, b]: &[Vec<f32>; 2], _seed: u64) -> Loss {
+    fn loss(&self, [a, b]: &[Vec<f32>; 2], _: Mode) -> Loss {
         let device = self.a.device();
         let a = Tensor::<2>::from_data(TensorData::new(a.clone(), [3, 4]), &device);
         let b = Tensor::<1>::from_data(TensorData::new(b.clone(), [4]), &device);
         let a = (self.a.val() * a.cast(self.a.dtype())).sum().cast(FloatDType::F32);
-        Loss { sum: a + (self.b.val() * b).sum(), targets: 1.0 }
+        Loss::new(a + (self.b.val() * b).sum(), 1.0)
     }
 
     fn rows(_: &[Vec<f32>; 2]) -> Vec<u32> {

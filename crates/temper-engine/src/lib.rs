@@ -18,10 +18,11 @@ mod weights;
 
 pub use checkpoint::read_trained;
 pub use config::{
-    Decay, EvalConfig, Every, EveryName, OptimConfig, OptimKind, ScheduleConfig, ScheduleKind, TrainConfig,
+    Checkpointing, Decay, EvalConfig, Every, EveryName, OptimConfig, OptimKind, ScheduleConfig, ScheduleKind,
+    TrainConfig,
 };
 pub use error::{BoxError, Error};
 pub use event::{Event, StopReason};
 pub use fit::{Outcome, fit};
-pub use plan::{FitPlan, Loss, Metric, Objective, Scores, Stop};
+pub use plan::{FitPlan, Loss, Metric, Mode, Objective, Scores, Stop};
 pub use schedule::Schedule;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Deserializer, Serialize};
+use temper_kernels::Checkpoints;
 
 use crate::config::OptimConfig;
 use crate::error::Error;
@@ -18,9 +19,8 @@ pub trait Objective: Module {
     /// One micro-batch.
     type Batch: Send;
 
-    /// The loss on a micro-batch. All randomness (dropout) comes from `seed`, which differs from one micro-batch to the
-    /// next.
-    fn loss(&self, batch: &Self::Batch, seed: u64) -> Loss;
+    /// The loss on a micro-batch.
+    fn loss(&self, batch: &Self::Batch, mode: Mode) -> Loss;
 
     /// The rows of the data in a micro-batch, to name them in error messages.
     fn rows(batch: &Self::Batch) -> Vec<u32>;
@@ -29,12 +29,30 @@ pub trait Objective: Module {
     fn tokens(batch: &Self::Batch) -> u64;
 }
 
+/// How a micro-batch is computed.
+#[derive(Debug, Clone, Copy)]
+pub struct Mode {
+    /// Where all randomness (dropout) comes from; it differs from one micro-batch to the next.
+    pub seed: u64,
+    /// Whether layers keep their inputs alone, and are computed again when their gradients are wanted.
+    pub recompute: bool,
+}
+
 /// A sum and a count, never a mean: only `fit` divides, once, by the count of the whole step.
 pub struct Loss {
     /// Sum of the losses of all targets, shape `[1]`.
     pub sum: Tensor<1>,
     /// How many targets there are.
     pub targets: f64,
+    /// The layers that are to be computed again, if they are.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+impl Loss {
+    /// A loss whose graph is whole.
+    pub fn new(sum: Tensor<1>, targets: f64) -> Self {
+        Self { sum, targets, checkpoints: None }
+    }
 }
 
 /// All decisions about a run, taken.
@@ -54,6 +72,8 @@ pub struct FitPlan {
     pub max_grad_norm: f64,
     /// Seed of all randomness within a step.
     pub seed: u64,
+    /// Whether layers are computed again for their gradients.
+    pub recompute: bool,
     /// Steps between two reports.
     pub log_every: u64,
     /// Steps between two evaluations; `None` never evaluates. The last step is evaluated as well.

@@ -92,6 +92,7 @@ pub fn dropout<const D: usize>(x: Tensor<D>, p: f64, pass: &Pass) -> Tensor<D> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use burn::tensor::Device;
@@ -106,6 +107,39 @@ mod tests {
         assert_eq!(masks(3), masks(3));
         assert_ne!(masks(3), masks(4));
         assert_ne!(masks(3)[0], masks(3)[1]);
+    }
+
+    #[test]
+    fn a_layer_that_is_computed_again_draws_the_same_masks() {
+        use crate::Linear;
+        use burn::module::Param;
+        use temper_peft::init;
+
+        let device = Device::flex().autodiff();
+        let tensor = |name: &str| {
+            let values = init::normal(1, name, 64, 1.0);
+            Tensor::<2>::from_data(burn::tensor::TensorData::new(values, [8, 8]), &device)
+        };
+        let layers = ["a", "b", "c"].map(|name| {
+            let mut layer = Linear::without_bias(8, 8, &device);
+            layer.weight = Param::from_tensor(tensor(name).require_grad());
+            layer
+        });
+        let gradients = |pass: Pass| {
+            let layer = |layer: &Linear, x: Tensor<2>, pass: &Pass| dropout(layer.forward(x, pass), 0.5, pass);
+            let y = layers.iter().fold(tensor("x"), |x, it| dropout(pass.layer(x, it, layer), 0.5, &pass));
+            let (loss, mut all) = ((y.clone() * y).sum(), vec![Vec::<f32>::new(); 3]);
+            pass.into_checkpoints().unwrap_or_default().backward(loss, |mut part| {
+                for (all, layer) in all.iter_mut().zip(&layers) {
+                    let gradient = layer.weight.val().grad_remove(&mut part);
+                    all.extend(gradient.into_iter().flat_map(|x| x.try_into_vec_as::<f32>().unwrap()));
+                }
+            });
+            all
+        };
+        let found = gradients(Pass::train(5).recomputed());
+        assert_eq!(found, gradients(Pass::train(5)));
+        assert_ne!(found, gradients(Pass::train(6)));
     }
 
     #[test]

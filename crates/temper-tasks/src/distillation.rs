@@ -13,12 +13,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, TokenBatch};
-use temper_engine::{Loss, Objective};
+use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
 
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Task, all_by_length, input};
+use crate::{Evaluation, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "distillation"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -71,7 +71,7 @@ impl Distillation {
             tokens.lengths().into_iter().flat_map(|length| (0..seq).map(move |i| f32::from(i < length as usize)));
         let real = Tensor::<3>::from_data(TensorData::new(real.collect::<Vec<_>>(), [rows, seq, 1]), &device);
         let squares = ((said - wanted) * real).square().sum();
-        Loss { sum: squares.div_scalar(width as f64), targets: tokens.tokens() as f64 }
+        Loss::new(squares.div_scalar(width as f64), tokens.tokens() as f64)
     }
 
     /// The teacher's hidden states [B, S, W].
@@ -88,8 +88,8 @@ impl Distillation {
 impl Objective for Distillation {
     type Batch = TokenBatch;
 
-    fn loss(&self, batch: &TokenBatch, seed: u64) -> Loss {
-        self.loss_in(batch, &Pass::train(seed))
+    fn loss(&self, batch: &TokenBatch, mode: Mode) -> Loss {
+        training(mode, |pass| self.loss_in(batch, pass))
     }
 
     fn rows(batch: &TokenBatch) -> Vec<u32> {

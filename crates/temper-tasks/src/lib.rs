@@ -11,8 +11,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, TokenBatch};
-use temper_engine::Objective;
+use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Input, candidates};
+use temper_nn::Pass;
 
 pub use causal_lm::{Causal, CausalLm, CausalLmConfig, Generated, Generation, Judge, Sampling};
 pub use distillation::{Distillation, DistillationConfig};
@@ -125,4 +126,12 @@ fn all_by_length(examples: &Examples, rows: usize) -> Vec<Vec<u32>> {
 fn by_length(examples: &Examples, mut order: Vec<u32>, rows: usize) -> Vec<Vec<u32>> {
     order.sort_by_key(|&row| examples.length(row as usize));
     order.chunks(rows.max(1)).map(<[u32]>::to_vec).collect()
+}
+
+/// A loss in a pass that trains.
+fn training(mode: Mode, loss: impl FnOnce(&Pass) -> Loss) -> Loss {
+    let pass = Pass::train(mode.seed);
+    let pass = if mode.recompute { pass.recomputed() } else { pass };
+    let loss = loss(&pass);
+    Loss { checkpoints: pass.into_checkpoints(), ..loss }
 }

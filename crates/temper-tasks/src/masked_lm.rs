@@ -14,13 +14,13 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, Random, TokenBatch};
-use temper_engine::{Loss, Objective};
+use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::Pass;
 
 use crate::heads::MaskedLmHead;
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Task, all_by_length, input};
+use crate::{Evaluation, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "masked-lm"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -144,20 +144,20 @@ impl MaskedLm {
     fn loss_in(&self, batch: &MaskedBatch, pass: &Pass) -> Loss {
         let count = batch.targets.len();
         if count == 0 {
-            return Loss { sum: Tensor::zeros([1], &self.head.device()), targets: 0.0 };
+            return Loss::new(Tensor::zeros([1], &self.head.device()), 0.0);
         }
         let logits = self.logits(batch, pass);
         let targets = TensorData::new(batch.targets.clone(), [count, 1]);
         let targets = Tensor::<2, Int>::from_data(targets, &logits.device());
-        Loss { sum: log_softmax(logits, 1).gather(1, targets).sum().neg(), targets: count as f64 }
+        Loss::new(log_softmax(logits, 1).gather(1, targets).sum().neg(), count as f64)
     }
 }
 
 impl Objective for MaskedLm {
     type Batch = MaskedBatch;
 
-    fn loss(&self, batch: &Self::Batch, seed: u64) -> Loss {
-        self.loss_in(batch, &Pass::train(seed))
+    fn loss(&self, batch: &Self::Batch, mode: Mode) -> Loss {
+        training(mode, |pass| self.loss_in(batch, pass))
     }
 
     fn rows(batch: &Self::Batch) -> Vec<u32> {

@@ -13,13 +13,13 @@ use burn::tensor::{Device, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, Label, TokenBatch};
-use temper_engine::{Loss, Objective};
+use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::Pass;
 
 use crate::heads::ClassificationHead;
 use crate::metrics::{self, Metric, Scores, class_of, score_of, set_of};
-use crate::{Evaluation, Task, all_by_length, input};
+use crate::{Evaluation, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "sequence-classification"`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -184,7 +184,7 @@ impl SequenceClassifier {
                         w * (hit + label_smoothing / outputs as f32)
                     }));
                 }
-                Loss { sum: (log_softmax(logits, 1) * matrix(target)).sum().neg(), targets }
+                Loss::new((log_softmax(logits, 1) * matrix(target)).sum().neg(), targets)
             }
             Problem::MultiLabel => {
                 let mut present = Vec::with_capacity(rows * outputs);
@@ -198,11 +198,11 @@ impl SequenceClassifier {
                 }
                 let log_likelihood =
                     log_sigmoid(logits.clone()) * matrix(present) + log_sigmoid(logits.neg()) * matrix(absent);
-                Loss { sum: log_likelihood.sum().neg(), targets: (rows * outputs) as f64 }
+                Loss::new(log_likelihood.sum().neg(), (rows * outputs) as f64)
             }
             Problem::Regression => {
                 let scores: Vec<f32> = labels.iter().map(|label| score_of(label) as f32).collect();
-                Loss { sum: (logits - matrix(scores)).square().sum(), targets: rows as f64 }
+                Loss::new((logits - matrix(scores)).square().sum(), rows as f64)
             }
         }
     }
@@ -234,8 +234,8 @@ impl SequenceClassifier {
 impl Objective for SequenceClassifier {
     type Batch = ClassificationBatch;
 
-    fn loss(&self, batch: &Self::Batch, seed: u64) -> Loss {
-        self.loss_of(self.logits(&batch.tokens, &Pass::train(seed)), &batch.labels)
+    fn loss(&self, batch: &Self::Batch, mode: Mode) -> Loss {
+        training(mode, |pass| self.loss_of(self.logits(&batch.tokens, pass), &batch.labels))
     }
 
     fn rows(batch: &Self::Batch) -> Vec<u32> {

@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::Value;
 use temper_data::{Label, TokenBatch};
+use temper_engine::Mode;
 use temper_models::{Backbone, Config, Init, Weights, candidates, initialise, load};
 use temper_nn::Pass;
 use temper_peft::file::to_f32;
@@ -146,7 +147,7 @@ impl Case {
 
     /// Compares the loss and the gradients of its mean; gives the largest errors of both.
     fn compare<T: Task>(&self, model: &T, batch: &T::Batch) -> (f64, f64) {
-        let loss = model.loss(batch, 7);
+        let loss = model.loss(batch, Mode { seed: 7, recompute: false });
         assert!((loss.targets - self.targets).abs() < 1e-6, "{} {}: {} targets", self.model, self.name, loss.targets);
         let mean = loss.sum / loss.targets;
         let loss = (mean.clone().into_scalar::<f64>() / self.loss - 1.0).abs();
@@ -243,7 +244,7 @@ fn a_batch_with_nothing_hidden_counts_for_nothing() {
     let loss = temper_engine::Objective::loss(
         &model,
         &MaskedBatch { tokens: case.batch(), positions: vec![], targets: vec![] },
-        0,
+        Mode { seed: 0, recompute: false },
     );
     assert_eq!((loss.sum.into_scalar::<f64>(), loss.targets), (0.0, 0.0));
 }

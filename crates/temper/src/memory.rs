@@ -4,7 +4,9 @@
 //! in the largest micro-batch that the run will meet; `resolve::footprint` says what that is. The estimate is compared with
 //! the measured peak at the end of each run.
 //!
-//! Not predicted: what the allocator holds back of memory that was freed, some percent of activations; and evaluation, which
+//! Where layers are computed again, they keep their inputs, and one of them at a time keeps the rest.
+//!
+//! Not predicted: the operands that bf16 products pack, at most 2 bytes for each value of the largest matrix; what the allocator holds back of memory that was freed, some percent of activations; and evaluation, which
 //! takes less than training but for rows that are much longer than those of training.
 
 use serde::Serialize;
@@ -58,6 +60,8 @@ pub struct Memory {
     pub program: u64,
     /// What more it takes at the beginning, while the files of weights are mapped.
     pub loading: u64,
+    /// Whether layers are computed again for their gradients.
+    pub recompute: bool,
     /// What the machine can give; absent where that is not known.
     pub available: Option<u64>,
 }
@@ -74,11 +78,17 @@ impl Memory {
             data: (4 * needs.tokens).min(64 << 20),
             program: PROGRAM + TOKENIZER * needs.tokenizer_files,
             loading: 0,
+            recompute: false,
             available: available(),
         };
         let training = memory.gradients + memory.optimizer + memory.activations + memory.logits;
         memory.loading = needs.weight_files.saturating_sub(training);
         memory
+    }
+
+    /// Whether it is more than there is.
+    pub fn is_short(&self) -> bool {
+        self.available.is_some_and(|available| self.total() > available)
     }
 
     /// All items together.
@@ -91,7 +101,7 @@ impl Memory {
             ("weights", self.weights),
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
-            ("activations", self.activations),
+            (if self.recompute { "activations (layers computed again)" } else { "activations" }, self.activations),
             ("logits", self.logits),
             ("data", self.data),
             ("program", self.program),

@@ -252,6 +252,7 @@ fn fit_plan(plan: &Plan) -> FitPlan {
         optim: train.optim.clone(),
         max_grad_norm: config.max_grad_norm,
         seed: config.seed,
+        recompute: plan.memory.recompute,
         log_every: config.log_every,
         eval_every: train.eval_every,
         save_every: config.save_every,

@@ -141,6 +141,7 @@ impl Fixture {
         let error = self.hidden_error(hidden.clone(), &format!("{case}hidden"), device);
         let grads = self.objective(backbone, hidden, case, device).backward();
         let found = gradients(backbone, &grads);
+        assert!(found == self.recomputed(backbone, case, device), "{} {case}: layers computed again", self.name);
         let prefix = format!("{case}grad.");
         let expected: Vec<_> =
             self.io.iter().filter_map(|(name, values)| Some((name.strip_prefix(&prefix)?, values))).collect();
@@ -153,6 +154,22 @@ impl Fixture {
         let worst = worst.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
         assert!(worst.0 < GRADIENT, "{} {case} gradient of {}: {}", self.name, worst.1, worst.0);
         (error, worst.0)
+    }
+
+    /// The gradients of the objective where each layer keeps its input alone.
+    fn recomputed(&self, backbone: &Backbone, case: &str, device: &Device) -> BTreeMap<String, Vec<f32>> {
+        let pass = Pass::train(0).recomputed();
+        let loss = self.objective(backbone, backbone.forward(&self.input(device), &pass), case, device);
+        let mut all = BTreeMap::<String, Vec<f32>>::new();
+        pass.into_checkpoints().unwrap().backward(loss, |part| {
+            for (path, values) in gradients(backbone, &part) {
+                match all.get_mut(&path) {
+                    None => drop(all.insert(path, values)),
+                    Some(sum) => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+                }
+            }
+        });
+        all
     }
 
     pub fn hidden_error(&self, hidden: Tensor<3>, expected: &str, device: &Device) -> f32 {

@@ -18,12 +18,12 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, TokenBatch, Tokenizer};
-use temper_engine::{Loss, Objective};
+use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
 
 use crate::metrics::Metric;
-use crate::{Evaluation, Task, input};
+use crate::{Evaluation, Task, input, training};
 
 pub use generate::{Generated, Generation};
 pub use judge::Judge;
@@ -160,20 +160,20 @@ impl CausalLm {
         let device = output.device();
         let targets = batch.targets.len() as f64;
         if batch.targets.is_empty() {
-            return Loss { sum: Tensor::zeros([1], &device), targets };
+            return Loss::new(Tensor::zeros([1], &device), targets);
         }
         let states = self.backbone.forward(&input(&batch.tokens, &device), pass).flatten::<2>(0, 1);
         let positions = Tensor::<1, Int>::from_data(TensorData::from(batch.positions.as_slice()), &device);
         let sum = linear_cross_entropy(states.select(0, positions), output, &batch.targets, terms);
-        Loss { sum, targets }
+        Loss::new(sum, targets)
     }
 }
 
 impl Objective for CausalLm {
     type Batch = CausalBatch;
 
-    fn loss(&self, batch: &Self::Batch, seed: u64) -> Loss {
-        self.loss_in(batch, &Pass::train(seed), &self.terms)
+    fn loss(&self, batch: &Self::Batch, mode: Mode) -> Loss {
+        training(mode, |pass| self.loss_in(batch, pass, &self.terms))
     }
 
     fn rows(batch: &Self::Batch) -> Vec<u32> {

@@ -30,11 +30,15 @@ impl Plan {
 /// The part of a plan that decides a number: not where the run goes, how often it reports or saves, nor what memory there
 /// is.
 fn deciding(mut plan: Value) -> Value {
-    const APART: [&str; 8] = ["run", "sources", "endpoint", "to_come", "export", "memory", "device", "fingerprint"];
-    const REPORTS: [&str; 4] = ["log_every", "save_every", "keep_last", "max_wall"];
-    for (table, apart) in
-        [("", &APART[..]), ("/task", &["samples"]), ("/train/config", &REPORTS), ("/data/config", &["workers"])]
-    {
+    const APART: [&str; 7] = ["run", "sources", "endpoint", "to_come", "export", "memory", "fingerprint"];
+    const REPORTS: [&str; 5] = ["log_every", "save_every", "keep_last", "max_wall", "gradient_checkpointing"];
+    for (table, apart) in [
+        ("", &APART[..]),
+        ("/task", &["samples"]),
+        ("/train/config", &REPORTS),
+        ("/data/config", &["workers"]),
+        ("/device", &["name", "threads"]),
+    ] {
         let table = plan.pointer_mut(table).and_then(Value::as_object_mut);
         table.into_iter().for_each(|table| table.retain(|key, _| !apart.contains(&key.as_str())));
     }

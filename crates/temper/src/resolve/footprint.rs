@@ -5,9 +5,8 @@
 use std::path::Path;
 
 use temper_data::{Dataset, Examples, Order, Tokenizer};
-use temper_engine::OptimKind;
+use temper_engine::{Checkpointing, OptimKind};
 use temper_models::{Config, Weights};
-use temper_nn::Activation;
 use temper_peft::Method;
 use temper_tasks::causal_lm::LOGITS;
 
@@ -30,21 +29,22 @@ struct Kept {
     layers: u64,
     /// Values that one keeps of each token.
     of_token: u64,
-    /// Square attention maps that one keeps of each head.
-    maps: u64,
+    /// Values of each token that go from layer to layer.
+    hidden: u64,
 }
 
 impl Kept {
-    /// Values that `rows` rows of `length` tokens take, padding included, if `logits` were made of them. The backward pass
-    /// of a layer takes as much as it again, but not before the logits are gone.
-    fn values(&self, rows: u64, length: u64, heads: u64, logits: u64) -> u64 {
-        let layer = rows * length * (self.of_token + self.maps * heads * length);
-        self.layers * layer + layer.saturating_sub(logits)
+    /// Values that some tokens take, padding included, if `logits` were made of them. The backward pass of a layer takes as
+    /// much as it again, but not before the logits are gone.
+    fn values(&self, tokens: u64, logits: u64, recompute: bool) -> u64 {
+        let layer = tokens * self.of_token;
+        let kept = if recompute { self.layers * tokens * self.hidden + layer } else { self.layers * layer };
+        kept + layer.saturating_sub(logits)
     }
 }
 
 impl Made<'_> {
-    /// The estimate.
+    /// The estimate. Layers are computed again if the recipe says so, or if it leaves the choice and the run would not fit.
     pub(super) fn memory(
         &self,
         train: &TrainPlan,
@@ -53,12 +53,30 @@ impl Made<'_> {
         weights: Option<&Weights>,
         tokenizer: &Tokenizer,
     ) -> Memory {
-        let examples = &dataset.train;
-        let (kept, heads) = (self.kept(), self.config.heads() as u64);
+        let estimate = |recompute| self.memory_if(recompute, train, dataset, bucket, weights, tokenizer);
+        match train.config.gradient_checkpointing {
+            Checkpointing::Off => estimate(false),
+            Checkpointing::On => estimate(true),
+            Checkpointing::Auto => {
+                Some(estimate(false)).filter(|memory| !memory.is_short()).unwrap_or_else(|| estimate(true))
+            }
+        }
+    }
+
+    fn memory_if(
+        &self,
+        recompute: bool,
+        train: &TrainPlan,
+        dataset: &Dataset,
+        bucket: bool,
+        weights: Option<&Weights>,
+        tokenizer: &Tokenizer,
+    ) -> Memory {
+        let (examples, kept) = (&dataset.train, self.kept());
         let values = |rows: &[u32]| {
             let longest = rows.last().map_or(0, |&row| examples.length(row as usize));
             let logits = self.logits(examples, rows, longest);
-            (kept.values(rows.len() as u64, longest as u64, heads, logits), logits)
+            (kept.values((rows.len() * longest) as u64, logits, recompute), logits)
         };
         let order = Order::new(examples, train.config.seed, train.config.global_batch, train.micro(), bucket);
         let largest = order.largest(train.steps, |rows| {
@@ -79,7 +97,7 @@ impl Made<'_> {
             _ => 0,
         };
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
-        Memory::estimate(Needs {
+        let memory = Memory::estimate(Needs {
             parameters: self.adapter.total() as u64 + teacher,
             trainable: self.adapter.trainable() as u64,
             gradients: if several { 2 } else { 1 },
@@ -89,7 +107,8 @@ impl Made<'_> {
             tokens: dataset.report.train.tokens + dataset.report.eval.tokens,
             activations,
             logits,
-        })
+        });
+        Memory { recompute, ..memory }
     }
 
     /// Values that are logits of `rows`, of which the longest has `longest` tokens, or made of them: of each its exponential
@@ -110,9 +129,9 @@ impl Made<'_> {
         }
     }
 
-    /// What eager autodiff keeps in each layer, read off the operations of `temper-nn`: what enters each norm; queries, keys
-    /// and values; of each head what enters the exponential, that, and its share of the sum; of the activation function what
-    /// its formula multiplies; what enters a linear layer that learns; the masks of dropout.
+    /// What is kept in each layer, read off the kernels that it is made of: what enters each norm; queries, keys, values and
+    /// the result of attention, with one number for each head; what enters the activation function, and its gate; what
+    /// enters a linear layer that learns.
     fn kept(&self) -> Kept {
         let (config, linears) = (self.config, &self.lazy.linears);
         let each = linears.len() / config.layers().max(1);
@@ -123,49 +142,47 @@ impl Made<'_> {
         let halves = [attention, feed].map(|half| half.split_at(half.len().saturating_sub(1)));
         let read: u64 = halves.iter().flat_map(|(first, last)| [first, last]).map(|paths| self.read(paths)).sum();
         let projected: u64 = halves[0].0.iter().map(|path| self.widths(path)[1]).sum();
+        // The result of attention is what enters the last linear layer of its half.
+        let result: u64 = halves[0].1.iter().map(|path| self.widths(path)[0] - self.own_input(path)).sum();
 
         let [hidden, inner] = [config.hidden_size(), config.feed_forward_size()].map(|width| width as u64);
-        let formula = match config.activation() {
-            Activation::Gelu | Activation::Relu | Activation::Tanh => 1,
-            Activation::Silu => 2,
-            Activation::GeluTanh => 4,
-        };
-        let gate = if feed.iter().any(|path| path.contains("gate")) { 2 } else { 0 };
-        let drops =
-            |attention: bool| config.dropouts().iter().any(|(name, p)| *p > 0.0 && name.contains("att") == attention);
-        let masks = if drops(false) { 2 * hidden } else { 0 };
+        let gate = u64::from(feed.iter().any(|path| path.contains("gate")));
         Kept {
             layers: (config.layers() - first / each) as u64,
-            of_token: self.norms() * hidden + projected + (formula + gate) * inner + read + masks,
-            maps: 3 + u64::from(drops(true)),
+            of_token: self.norms() * hidden + projected + result + config.heads() as u64 + (1 + gate) * inner + read,
+            hidden,
         }
     }
 
-    /// Vectors of the model's width that the norms of a layer keep: what is normalised, and for a weight that learns what it
-    /// scales.
+    /// Values of its input that a linear layer keeps for each token.
+    fn own_input(&self, path: &str) -> u64 {
+        if self.learns(path) && !self.drops() { self.widths(path)[0] } else { 0 }
+    }
+
+    /// Whether what adapters read is dropped, each by a mask of its own.
+    fn drops(&self) -> bool {
+        self.adapter.config.method.is_adapter() && self.adapter.config.dropout > 0.0
+    }
+
+    /// How many norms a layer has over the model's width; each keeps what it normalises.
     fn norms(&self) -> u64 {
         let norm = |path: &str| {
             let named = ["norm", ".ln_"].iter().any(|part| path.to_lowercase().contains(part));
             named && path.contains(".0.") && path.ends_with(".weight")
         };
         let entries = self.lazy.entries.iter();
-        let count = entries.filter(|entry| norm(&entry.path) && entry.shape == [self.config.hidden_size()]).count();
-        count as u64 * if self.adapter.config.method == Method::Full { 2 } else { 1 }
+        entries.filter(|entry| norm(&entry.path) && entry.shape == [self.config.hidden_size()]).count() as u64
     }
 
     /// Values that linear layers which read one input keep for each token.
     fn read(&self, paths: &[String]) -> u64 {
-        let adapter = &self.adapter.config;
-        let drops = adapter.method.is_adapter() && adapter.dropout > 0.0;
         let learning: Vec<&String> = paths.iter().filter(|path| self.learns(path)).collect();
-        let input = learning.first().map_or(0, |path| self.widths(path)[0]);
         let of_adapter = |path: &&String| {
-            let scaled = if adapter.method == Method::Dora { self.widths(path)[1] } else { 0 };
-            let dropped = if drops { 2 * input } else { 0 };
-            2 * self.rank(path) + scaled + dropped
+            let scaled = if self.adapter.config.method == Method::Dora { self.widths(path)[1] } else { 0 };
+            let dropped = if self.drops() { self.widths(path)[0] } else { 0 };
+            self.rank(path) + scaled + dropped
         };
-        let shared = if drops { 0 } else { input };
-        shared + learning.iter().map(of_adapter).sum::<u64>()
+        learning.first().map_or(0, |path| self.own_input(path)) + learning.iter().map(of_adapter).sum::<u64>()
     }
 
     /// Whether a linear layer has something that trains.
@@ -226,25 +243,27 @@ mod tests {
 
     #[test]
     fn what_learns_decides_what_is_kept() {
-        // Two norms, queries with keys and values, SiLU and the gate.
-        let always = 2 * 192 + (192 + 64 + 64) + 4 * 512;
-        let of = |layers: u64, more: u64| Kept { layers, of_token: always + more, maps: 3 };
-        let inputs = 192 + 192 + 192 + 512;
-        assert_eq!(kept(Method::Lora, 0.0, |_| true), of(6, inputs + 7 * 16));
-        assert_eq!(kept(Method::Lora, 0.0, |path| path.ends_with("q_proj")), of(6, 192 + 16));
-        assert_eq!(kept(Method::Lora, 0.1, |path| path.ends_with("v_proj")), of(6, 2 * 192 + 16));
-        assert_eq!(kept(Method::Dora, 0.0, |path| path.ends_with("v_proj")), of(6, 192 + 16 + 64));
+        // Two norms, queries with keys and values, the result of 6 heads, SiLU and the gate.
+        let always = 2 * 192 + (192 + 64 + 64) + 192 + 6 + 2 * 512;
+        let of = |layers: u64, more: u64| Kept { layers, of_token: always + more, hidden: 192 };
+        // What enters the output projection is the result of attention, kept once.
+        let inputs = 192 + 192 + 512;
+        assert_eq!(kept(Method::Lora, 0.0, |_| true), of(6, inputs + 7 * 8));
+        assert_eq!(kept(Method::Lora, 0.0, |path| path.ends_with("q_proj")), of(6, 192 + 8));
+        assert_eq!(kept(Method::Lora, 0.1, |path| path.ends_with("v_proj")), of(6, 192 + 8));
+        assert_eq!(kept(Method::Lora, 0.1, |path| path.ends_with("o_proj")), of(6, 192 + 8));
+        assert_eq!(kept(Method::Dora, 0.0, |path| path.ends_with("v_proj")), of(6, 192 + 8 + 64));
         // Before the first layer that learns nothing is kept.
-        assert_eq!(kept(Method::Lora, 0.0, |path| path.ends_with("4.mlp.down_proj")), of(2, 512 + 16));
-        assert_eq!(kept(Method::Full, 0.0, |_| false), of(6, inputs + 2 * 192));
+        assert_eq!(kept(Method::Lora, 0.0, |path| path.ends_with("4.mlp.down_proj")), of(2, 512 + 8));
+        assert_eq!(kept(Method::Full, 0.0, |_| false), of(6, inputs));
         assert_eq!(kept(Method::Frozen, 0.0, |_| false), Kept::default());
     }
 
     #[test]
-    fn attention_grows_with_the_square_of_the_length() {
-        let maps = Kept { layers: 5, of_token: 0, maps: 3 };
-        assert_eq!(maps.values(4, 16, 2, 0), 6 * 3 * 4 * 2 * 16 * 16);
-        let logits = 3 * 4 * 2 * 16 * 16 + 1;
-        assert_eq!(maps.values(4, 16, 2, logits), 5 * 3 * 4 * 2 * 16 * 16);
+    fn layers_that_are_computed_again_keep_their_inputs_and_one_of_them_the_rest() {
+        let kept = Kept { layers: 5, of_token: 100, hidden: 10 };
+        assert_eq!(kept.values(8, 0, false), 6 * 8 * 100);
+        assert_eq!(kept.values(8, 0, true), 5 * 8 * 10 + 2 * 8 * 100);
+        assert_eq!(kept.values(8, 801, true), 5 * 8 * 10 + 8 * 100);
     }
 }
