@@ -66,9 +66,9 @@ impl Sight {
 
 /// The smallest range that holds all that are not empty.
 fn union<'a>(ranges: impl Iterator<Item = &'a Range<u32>>) -> Range<usize> {
-    let wider = |all: Range<u32>, range: &Range<u32>| all.start.min(range.start)..all.end.max(range.end);
-    let all = ranges.filter(|range| !range.is_empty()).fold(u32::MAX..0, wider);
-    if all.is_empty() { 0..0 } else { all.start as usize..all.end as usize }
+    let ranges = ranges.filter(|range| !range.is_empty()).cloned();
+    let all = ranges.reduce(|all, range| all.start.min(range.start)..all.end.max(range.end));
+    all.map_or(0..0, |all| all.start as usize..all.end as usize)
 }
 
 /// `softmax(scale · q kᵀ) v` over the keys in sight. N/K neighbouring query heads share a key/value head (Ainslie et al. 2023,

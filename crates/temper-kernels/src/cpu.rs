@@ -101,7 +101,7 @@ pub(crate) fn rows<const O: usize>(
 /// # Safety
 ///
 /// All of them were.
-pub(crate) unsafe fn written<'a>(places: &'a mut [MaybeUninit<f32>]) -> &'a mut [f32] {
+pub(crate) unsafe fn written(places: &mut [MaybeUninit<f32>]) -> &mut [f32] {
     // SAFETY: the same layout, and initialised.
     unsafe { std::slice::from_raw_parts_mut(places.as_mut_ptr().cast(), places.len()) }
 }

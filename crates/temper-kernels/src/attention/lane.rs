@@ -102,7 +102,7 @@ impl AttentionOps for Flex {
         let sizes = f32_sizes(&query, &key);
         let [query, key, value] = [query, key, value].map(|x| x.to_contiguous());
         let shape = query.layout().shape().clone();
-        let [query, key, value] = [&query, &key, &value].map(|x| slice(x));
+        let [query, key, value] = [&query, &key, &value].map(slice);
         let Sizes { batch, queries, heads: count, features, .. } = sizes;
         let (mut result, mut lse) = (vec![0.0; query.len()], vec![0.0; batch * count * queries]);
         let out = Target::new(result.as_mut_ptr(), count * features);

@@ -1,11 +1,11 @@
 //! The inner loop with AVX-512 BF16: 8 rows by 32 columns in 16 registers.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh,
-    _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m256bh, __m256i, __m512, __m512bh, __m512i, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtne2ps_pbh,
+    _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::{PANEL, Piece, STEP};
@@ -92,7 +92,7 @@ pub(super) unsafe fn narrow(x: &[f32], alpha: f32, out: &mut [u16]) {
         while start < count {
             let mask = mask(count - start);
             let values = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x.as_ptr().add(start)), alpha);
-            let narrowed = std::mem::transmute(_mm512_cvtneps_pbh(values));
+            let narrowed = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
             _mm256_mask_storeu_epi16(out.as_mut_ptr().add(start).cast(), mask, narrowed);
             start += 16;
         }
@@ -118,7 +118,7 @@ pub(super) unsafe fn interleave(upper: &[f32], lower: &[f32], out: &mut [u32]) {
         let order = _mm512_loadu_si512(PAIRS.as_ptr().cast());
         for half in [0, 16] {
             let (a, b) = (_mm512_loadu_ps(upper.as_ptr().add(half)), _mm512_loadu_ps(lower.as_ptr().add(half)));
-            let both = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a));
             let pairs = _mm512_permutexvar_epi16(order, both);
             _mm512_storeu_si512(out.as_mut_ptr().add(half).cast(), pairs);
         }
