@@ -55,7 +55,7 @@ impl Activation {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use temper_device::testing;
 
     #[test]
     fn values_equal_pytorch() {
@@ -67,7 +67,7 @@ mod tests {
             ("silu", [-0.142_277_6, -0.268_941_4, 0.311_229_7, 1.761_594_2]),
             ("tanh", [-0.995_054_8, -0.761_594_2, 0.462_117_2, 0.964_027_6]),
         ] {
-            let y = Activation::named(name).unwrap().forward(Tensor::<1>::from_floats(x, &Device::flex()));
+            let y = Activation::named(name).unwrap().forward(Tensor::<1>::from_floats(x, &testing::device()));
             let y: Vec<f32> = y.try_into_vec_as().unwrap();
             assert!(y.iter().zip(expected).all(|(a, b)| (a - b).abs() < 2e-6), "{name}: {y:?}");
         }

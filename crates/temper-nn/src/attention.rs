@@ -66,11 +66,12 @@ pub fn softmax<const R: usize>(x: Tensor<R>) -> Tensor<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use temper_device::testing;
     use temper_peft::init;
 
     #[test]
     fn padding_does_not_change_the_result() {
-        let device = Device::flex();
+        let device = testing::device();
         let tensor = |name: &str, rows: usize, padded: usize| {
             let mut values = init::normal(1, name, rows * 8, 1.0);
             values.resize(padded * 8, 7.0);
@@ -82,12 +83,12 @@ mod tests {
             attention.forward(inputs, padding_mask(&[3], padded, &device).as_ref(), &Pass::eval()).narrow(0, 0, 3)
         };
         assert!(padding_mask(&[3], 3, &device).is_none());
-        assert!((run(3) - run(5)).abs().max().into_scalar::<f32>() < 1e-6);
+        assert!((run(3) - run(5)).abs().max().into_scalar::<f32>() < testing::tolerance(1e-6));
     }
 
     #[test]
     fn shared_heads_equal_repeated_ones() {
-        let device = Device::flex();
+        let device = testing::device();
         let tensor = |name: &str, heads: usize| {
             let values = init::normal(1, name, 2 * 3 * heads * 4, 1.0);
             Tensor::<4>::from_data(TensorData::new(values, [2, 3, heads, 4]), &device)
@@ -101,15 +102,15 @@ mod tests {
             Tensor::cat(heads, 2)
         };
         let repeated = run(repeat(&key), repeat(&value));
-        assert!((run(key, value) - repeated).abs().max().into_scalar::<f32>() < 1e-6);
+        assert!((run(key, value) - repeated).abs().max().into_scalar::<f32>() < testing::tolerance(1e-6));
     }
 
     #[test]
     fn tracked_softmax_equals_the_plain_one() {
-        let device = Device::flex();
+        let device = testing::device();
         let data = || TensorData::new(init::normal(1, "x", 12, 5.0), [3, 4]);
         let plain = softmax(Tensor::<2>::from_data(data(), &device));
         let tracked = softmax(Tensor::<2>::from_data(data(), &device.autodiff()).require_grad());
-        assert!((plain - tracked.inner()).abs().max().into_scalar::<f32>() < 1e-6);
+        assert!((plain - tracked.inner()).abs().max().into_scalar::<f32>() < testing::tolerance(1e-6));
     }
 }

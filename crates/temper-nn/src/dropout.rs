@@ -72,7 +72,7 @@ fn mask(count: usize, p: f64, [first, second]: [u32; 2]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use temper_device::testing;
 
     fn masks(seed: u64) -> [Vec<f32>; 2] {
         let pass = Pass::train(seed);
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn evaluation_and_zero_probability_change_nothing() {
-        let x = Tensor::<1>::ones([100], &Device::flex());
+        let x = Tensor::<1>::ones([100], &testing::device());
         for (p, pass) in [(0.5, Pass::eval()), (0.0, Pass::train(1))] {
             assert_eq!(dropout(x.clone(), p, &pass).sum().into_scalar::<f32>(), 100.0);
         }

@@ -83,10 +83,11 @@ impl Layout {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use temper_device::testing;
 
     /// The mask as text: `x` where a key is seen.
     fn text(layout: &Layout, window: Option<usize>) -> Vec<String> {
-        let mask = layout.causal_mask(window, &Device::flex()).unwrap();
+        let mask = layout.causal_mask(window, &testing::device()).unwrap();
         let values: Vec<f32> = mask.try_into_vec_as().unwrap();
         let rows = values.chunks(layout.keys());
         rows.map(|row| row.iter().map(|v| if *v == 0.0 { 'x' } else { '.' }).collect()).collect()
@@ -113,6 +114,6 @@ mod tests {
         assert_eq!(text(&layout, None), ["xxxx", "..xx"]);
         assert_eq!(text(&layout, Some(1)), ["...x", "...x"]);
         assert_eq!(text(&Layout::continued(&[1], 0, 2), None), ["..", ".x"]);
-        assert!(Layout::continued(&[0, 0], 3, 1).causal_mask(Some(4), &Device::flex()).is_none());
+        assert!(Layout::continued(&[0, 0], 3, 1).causal_mask(Some(4), &testing::device()).is_none());
     }
 }

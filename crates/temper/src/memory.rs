@@ -54,12 +54,12 @@ pub struct Memory {
     pub data: u64,
     /// The program itself.
     pub program: u64,
-    /// What the machine can give; absent where that is not known.
+    /// What the device can give; absent where that is not known.
     pub available: Option<u64>,
 }
 
 impl Memory {
-    /// The estimate for `total` parameters of which `trainable` train, with `states` values each in the optimizer.
+    /// The estimate, without what is available, for `total` parameters of which `trainable` train, with `states` values each in the optimizer.
     pub fn estimate(total: u64, trainable: u64, states: u64, tokens: u64, shape: Shape) -> Self {
         let positions = shape.rows * shape.length;
         let layer = positions * (WIDE * shape.hidden + FEED * shape.feed_forward)
@@ -72,7 +72,7 @@ impl Memory {
             logits: 4 * 3 * shape.logits,
             data: (4 * tokens).min(64 << 20),
             program: PROGRAM,
-            available: available(),
+            available: None,
         }
     }
 
@@ -99,7 +99,7 @@ impl Memory {
 }
 
 /// The memory that can still be had, in bytes: the machine's, or less where a control group limits it.
-fn available() -> Option<u64> {
+pub fn available() -> Option<u64> {
     let machine = field("/proc/meminfo", "MemAvailable:")?;
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
     let group = read("memory.max").zip(read("memory.current")).map(|(max, used)| max.saturating_sub(used));

@@ -64,7 +64,6 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
 /// Why a value that other tools, or later builds, know is refused at `path`.
 pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
     Some(match (path, value) {
-        ("device.use", _) => "this build has: cpu",
         ("device.precision", "bf16" | "f16" | "fp16" | "float16" | "bfloat16" | "half" | "f64") => {
             "this build computes in f32 only"
         }
