@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bf16", action="store_true", help="measure the peer under bf16 autocast too")
+    parser.add_argument("--bf16", action="store_true", help="measure both in bf16 too (the peer under autocast)")
     args = parser.parse_args()
     if "TEMPER_ASSETS" not in os.environ:
         sys.exit(f"set TEMPER_ASSETS to the directory that holds {BASE}")
@@ -86,13 +86,24 @@ def main():
     order = subprocess.run([temper, "plan", "--recipe", str(recipe), "--order"], check=True, capture_output=True, text=True)
     (out / "order.jsonl").write_text(order.stdout)
 
-    command = [temper, "train", "--recipe", str(recipe), "--fresh"]
-    ours = measured(command, out / "temper.out", out / "temper.log", run / "events.jsonl")
-    our_steps, _ = told(run / "events.jsonl")
-    totals = [0] + [step["tokens"] for step in our_steps]
-    ours["tokens_per_s"] = rate(our_steps, [after - before for before, after in zip(totals, totals[1:])])
-    results = {"arguments": vars(args), "temper": ours, "peers": {}}
-    for precision in ["f32", "bf16"][: 1 + args.bf16]:
+    def ours(precision, run):
+        command = [temper, "train", "--recipe", str(recipe), "--fresh",
+                   "--set", f"device.precision={precision}", "--set", f"run.dir={json.dumps(str(run))}"]
+        cost = measured(command, out / f"temper-{precision}.out", out / f"temper-{precision}.log", run / "events.jsonl")
+        steps, _ = told(run / "events.jsonl")
+        totals = [0] + [step["tokens"] for step in steps]
+        cost["tokens_per_s"] = rate(steps, [after - before for before, after in zip(totals, totals[1:])])
+        return steps, cost
+
+    precisions = ["f32", "bf16"][: 1 + args.bf16]
+    our_steps, own = ours("f32", run)
+    results = {"arguments": vars(args), "temper": {"f32": own}, "peers": {}}
+    for precision in precisions[1:]:
+        steps, own = ours(precision, out / f"run-{precision}")
+        own["loss_difference"] = relative([s["loss"] for s in steps], [s["loss"] for s in our_steps])
+        own["norm_difference"] = relative([s["grad_norm"] for s in steps], [s["grad_norm"] for s in our_steps])
+        results["temper"][precision] = own
+    for precision in precisions:
         events = out / f"peer-{precision}.jsonl"
         flags = ["--rows", args.rows, "--order", str(out / "order.jsonl"), "--init", str(init), "--precision", precision]
         cost = measured([*peer, *flags, "--threads", str(args.threads)], events, out / f"peer-{precision}.log", events)
@@ -110,7 +121,9 @@ def main():
     (out / "results.json").write_text(json.dumps(results, indent=1))
 
     print("| who | tokens/s | max RSS, MiB | to first step, s | loss, largest relative difference | norm |\n|---|---|---|---|---|---|")
-    for name, cost in {"temper": ours, **results["peers"]}.items():
+    rows = [(f"{who}, {precision}", cost) for who, costs in [("temper", results["temper"]), ("peer", results["peers"])]
+            for precision, cost in costs.items()]
+    for name, cost in rows:
         differences = [max(cost[key]) if key in cost else float("nan") for key in ["loss_difference", "norm_difference"]]
         print(f"| {name} | {cost['tokens_per_s']:.0f} | {cost['max_rss_mib']:.0f} | {cost.get('first_step_s', float('nan')):.1f} | "
               + " | ".join(f"{value:.1e}" for value in differences) + " |")

@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use serde::Deserialize;
+use temper_device::testing;
 
 use crate::config::{OptimConfig, OptimKind, ScheduleConfig, ScheduleKind};
 use crate::weights;
@@ -34,7 +35,7 @@ struct Rows(Vec<(u32, [f32; IN], Option<f32>)>);
 
 impl Net {
     fn new() -> Self {
-        let device = Device::flex().autodiff();
+        let device = testing::device().autodiff();
         let values = |count: usize, salt: u32| -> Vec<f32> { (0..count).map(|i| noise(i as u32, salt)).collect() };
         let matrix = |shape: [usize; 2], salt| {
             let data = TensorData::new(values(shape[0] * shape[1], salt), shape);
@@ -185,7 +186,7 @@ fn one_micro_batch_of_eight_equals_eight_of_one() {
     assert_eq!(one_losses.len(), 10);
     assert!(one.iter().zip(&eight).all(|(a, b)| (a - b).abs() < 2e-6), "{one:?}\n{eight:?}");
     assert!(
-        one_losses.iter().zip(&eight_losses).all(|(a, b)| (a - b).abs() < 1e-5 * a),
+        one_losses.iter().zip(&eight_losses).all(|(a, b)| (a - b).abs() < f64::from(testing::tolerance(1e-5)) * a),
         "{one_losses:?}\n{eight_losses:?}"
     );
     assert!(one_losses[9] < one_losses[0], "{one_losses:?}");
@@ -487,7 +488,7 @@ impl Objective for Linear {
 fn optimizers_and_clipping_equal_torch_over_ten_steps() {
     let traces: Vec<Trace> = serde_json::from_str(include_str!("../fixtures/optim.json")).unwrap();
     assert_eq!(traces.len(), 7);
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     let schedule = Schedule::new(
         &ScheduleConfig { kind: ScheduleKind::Constant, warmup_steps: Some(0), ..Default::default() },
         10,
@@ -515,12 +516,18 @@ fn optimizers_and_clipping_equal_torch_over_ten_steps() {
             let mut evaluate = |_: &Linear| Ok(Scores::default());
             let model =
                 fit(model, &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap().model;
-            assert!(norms.iter().zip(&trace.norms).all(|(got, want)| (got / want - 1.0).abs() < 1e-6), "{norms:?}");
+            assert!(
+                norms
+                    .iter()
+                    .zip(&trace.norms)
+                    .all(|(got, want)| (got / want - 1.0).abs() < testing::tolerance(1e-6).into()),
+                "{norms:?}"
+            );
             for ((path, got), want) in weights::read(&model).unwrap().iter().zip(&trace.params[done - 1]) {
                 let scale = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                 for (got, want) in got.iter::<f32>().zip(want) {
                     assert!(
-                        (got - want).abs() <= 1e-6 * scale,
+                        (got - want).abs() <= testing::tolerance(1e-6) * scale,
                         "{:?} step {done} {path}: {got} is not {want}",
                         trace.config
                     );
@@ -533,7 +540,10 @@ fn optimizers_and_clipping_equal_torch_over_ten_steps() {
 #[test]
 fn half_precision_parameters_keep_f32_masters() {
     let dir = tempfile::tempdir().unwrap();
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
+    if !device.supports_dtype(FloatDType::BF16) {
+        return println!("skipped: the device has no bf16");
+    }
     let fresh = || Linear {
         a: Param::from_tensor(Tensor::<2>::ones([3, 4], &device).cast(FloatDType::BF16).detach()),
         b: Param::from_tensor(Tensor::<1>::ones([4], &device)),
@@ -559,7 +569,7 @@ fn half_precision_parameters_keep_f32_masters() {
 fn cost_of_an_adamw_step() {
     use crate::gradients::Gradients;
     use crate::optim::Optimizer;
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     const MILLIONS: usize = 8;
     let ones = || Tensor::<2>::ones([1000, MILLIONS * 1000], &device);
     let mut model = Linear { a: Param::from_tensor(ones()), b: Param::from_tensor(Tensor::ones([4], &device)) };

@@ -94,7 +94,7 @@ impl Activation {
 }
 
 /// The extension behind [`Activation`].
-#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait ActivationOps: Backend {
     /// `act(x)`.
     fn activate(x: FloatTensor<Self>, kind: Activation) -> FloatTensor<Self> {
@@ -171,7 +171,6 @@ impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "flex")]
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;

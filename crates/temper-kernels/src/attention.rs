@@ -94,7 +94,7 @@ pub struct Form {
 }
 
 /// The extension behind [`attention`].
-#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait AttentionOps: Backend {
     /// The result alone.
     fn attention(
@@ -331,7 +331,6 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "flex")]
 mod lane;
 
 #[cfg(test)]

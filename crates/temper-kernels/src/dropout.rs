@@ -42,7 +42,7 @@ pub fn dropout<const D: usize>(x: Tensor<D>, drop: Drop) -> Tensor<D> {
 }
 
 /// The extension behind [`dropout`].
-#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait DropOps: Backend {
     /// x times its factors.
     fn dropout(x: FloatTensor<Self>, drop: Drop) -> FloatTensor<Self> {
@@ -79,7 +79,6 @@ impl<B: DropOps, C: CheckpointStrategy> DropOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "flex")]
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;

@@ -18,7 +18,7 @@ pub fn row_exponential(z: Tensor<2>) -> (Tensor<2>, Tensor<2>, Tensor<2>) {
 }
 
 /// The extension behind [`row_exponential`].
-#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"))]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait ExponentialOps: Backend {
     /// `e^(z - max)`, its sum and the max of each row.
     fn row_exponential(z: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
@@ -35,7 +35,6 @@ fn portable<B: Backend>(z: Float<B>) -> (FloatTensor<B>, FloatTensor<B>, FloatTe
 #[cfg(feature = "cube")]
 impl ExponentialOps for burn::backend::Cube {}
 
-#[cfg(feature = "flex")]
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;

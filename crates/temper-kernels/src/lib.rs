@@ -10,7 +10,6 @@
 mod activation;
 mod attention;
 mod checkpoint;
-#[cfg(feature = "flex")]
 mod cpu;
 mod dropout;
 mod exponential;

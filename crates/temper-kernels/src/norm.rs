@@ -46,7 +46,7 @@ pub struct Form {
 }
 
 /// The extension behind [`rms_norm`] and [`layer_norm`].
-#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait NormOps: Backend {
     /// Without a mean to take off, and without a bias.
     fn norm_by_scale(x: FloatTensor<Self>, weight: FloatTensor<Self>, form: Form) -> FloatTensor<Self> {
@@ -173,7 +173,6 @@ impl<B: NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "flex")]
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;

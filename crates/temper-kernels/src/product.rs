@@ -71,7 +71,7 @@ pub fn add_rows(x: Tensor<2>, row: Tensor<1>) -> Tensor<2> {
 }
 
 /// The extension behind this file.
-#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait ProductOps: Backend {
     /// `alpha · lhs · rhs` of matrices.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, alpha: f64) -> FloatTensor<Self> {
@@ -219,7 +219,6 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "flex")]
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;

@@ -22,7 +22,7 @@ pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>, rest: f64) -> Tensor
 }
 
 /// The extension behind [`rotate`].
-#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait RotationOps: Backend {
     /// The rotation.
     fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, rest: f64) -> FloatTensor<Self> {
@@ -65,7 +65,6 @@ impl<B: RotationOps, C: CheckpointStrategy> RotationOps for Autodiff<B, C> {
     }
 }
 
-#[cfg(feature = "flex")]
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;

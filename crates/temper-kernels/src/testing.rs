@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 /// The device under test.
 pub(crate) fn device() -> Device {
-    Device::flex()
+    temper_device::testing::device()
 }
 
 /// Numbers between -`scale` and `scale` that look random.
@@ -51,9 +51,10 @@ pub(crate) fn vec_of<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.try_into_vec_as().expect("f32")
 }
 
-/// Asserts that both are equal up to `tolerance` of the largest value of each.
+/// Asserts that both are equal up to `tolerance` of the largest value of each, a tolerance on the processor.
 pub(crate) fn close(found: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
+    let tolerance = temper_device::testing::tolerance(tolerance);
     for (number, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert_eq!(found.len(), expected.len());
         let scale = expected.iter().fold(0.05_f32, |most, x| most.max(x.abs()));

@@ -186,7 +186,7 @@ fn is_adapter(path: &str) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use temper_device::testing;
     use temper_nn::lazy;
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn missing_parameters_begin_by_their_kind() {
-        let device = Device::flex();
+        let device = testing::device();
         let init = Init { seed: 1, range: 0.02 };
         let values =
             |path: &str, param: Param<Tensor<1>>| init.fill(path, param).val().try_into_vec_as::<f32>().unwrap();

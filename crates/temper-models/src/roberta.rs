@@ -44,10 +44,11 @@ fn positions(ids: Tensor<2, Int>, pad: usize) -> Tensor<2, Int> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use temper_device::testing;
 
     #[test]
     fn positions_skip_padding() {
-        let ids = Tensor::<2, Int>::from_data([[0, 5, 1, 6, 2], [0, 7, 2, 1, 1]], &Device::flex());
+        let ids = Tensor::<2, Int>::from_data([[0, 5, 1, 6, 2], [0, 7, 2, 1, 1]], &testing::device());
         let positions: Vec<i64> = positions(ids, 1).try_into_vec_as().unwrap();
         assert_eq!(positions, [2, 3, 1, 4, 5, 2, 3, 4, 1, 1]);
     }

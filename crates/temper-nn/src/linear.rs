@@ -99,6 +99,7 @@ impl Linear {
 mod tests {
     use super::*;
     use burn::tensor::TensorData;
+    use temper_device::testing;
     use temper_peft::init;
 
     fn tensor<const D: usize>(shape: [usize; D], name: &str, device: &Device) -> Tensor<D> {
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn merging_keeps_the_output() {
-        let device = Device::flex();
+        let device = testing::device();
         let x = || tensor([2, 3, 8], "x", &device);
         for (conv1d, dora) in [(false, false), (false, true), (true, false), (true, true)] {
             let mut layer = layer(conv1d, dora, 0.5, &device);
@@ -129,23 +130,23 @@ mod tests {
             layer.merge();
             assert!(layer.adapter.is_none() && layer.weight.lazy_shape() == shape);
             let merged = layer.forward(x(), &Pass::eval());
-            assert!((adapted - merged).abs().max().into_scalar::<f32>() < 1e-5);
+            assert!((adapted - merged).abs().max().into_scalar::<f32>() < testing::tolerance(1e-5));
         }
     }
 
     #[test]
     fn a_weight_may_be_stored_either_way() {
-        let device = Device::flex();
+        let device = testing::device();
         for dora in [false, true] {
             let [a, b] = [false, true]
                 .map(|conv1d| layer(conv1d, dora, 0.0, &device).forward(tensor([4, 8], "x", &device), &Pass::eval()));
-            assert!((a - b).abs().max().into_scalar::<f32>() < 1e-5);
+            assert!((a - b).abs().max().into_scalar::<f32>() < testing::tolerance(1e-5));
         }
     }
 
     #[test]
     fn adapter_dropout_reaches_the_adapter_alone() {
-        let device = Device::flex();
+        let device = testing::device();
         let mut layer = layer(false, false, 0.5, &device);
         let x = tensor([4, 8], "x", &device);
         let [a, b] = [1, 2].map(|seed| layer.forward(x.clone(), &Pass::train(seed)));

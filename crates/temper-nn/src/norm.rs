@@ -76,27 +76,30 @@ fn in_f32<const R: usize>(x: Tensor<R>, norm: impl FnOnce(Tensor<R>) -> Tensor<R
 mod tests {
     use super::*;
     use burn::tensor::TensorData;
+    use temper_device::testing;
     use temper_peft::init;
 
     #[test]
     fn the_root_mean_square_becomes_the_weight() {
-        let device = Device::flex();
+        let device = testing::device();
         let x = Tensor::<2>::from_data(TensorData::new(init::normal(1, "x", 4 * 16, 3.0), [4, 16]), &device);
         for (offset, expected) in [(0.0, 2.0), (1.0, 3.0)] {
             let mut norm = RmsNorm::new(16, 1e-6, offset, &device);
             assert_eq!(norm.weight.val().max().into_scalar::<f32>(), 1.0 - offset as f32);
             norm.weight = Param::from_tensor(Tensor::full([16], 2.0, &device));
             let y = norm.forward(x.clone());
-            assert!((y.square().mean_dim(1).sqrt() - expected).abs().max().into_scalar::<f32>() < 1e-5);
+            assert!(
+                (y.square().mean_dim(1).sqrt() - expected).abs().max().into_scalar::<f32>() < testing::tolerance(1e-5)
+            );
         }
     }
 
     #[test]
     fn mean_and_variance_become_0_and_1() {
-        let device = Device::flex();
+        let device = testing::device();
         let x = Tensor::<2>::from_data(TensorData::new(init::normal(1, "x", 4 * 16, 3.0), [4, 16]), &device);
         let y = LayerNorm::new(16, 1e-5, &device).forward(x);
-        assert!(y.clone().mean_dim(1).abs().max().into_scalar::<f32>() < 1e-5);
-        assert!((y.square().mean_dim(1) - 1.0).abs().max().into_scalar::<f32>() < 1e-4);
+        assert!(y.clone().mean_dim(1).abs().max().into_scalar::<f32>() < testing::tolerance(1e-5));
+        assert!((y.square().mean_dim(1) - 1.0).abs().max().into_scalar::<f32>() < testing::tolerance(1e-4));
     }
 }

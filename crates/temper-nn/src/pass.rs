@@ -95,7 +95,7 @@ pub fn dropout<const D: usize>(x: Tensor<D>, p: f64, pass: &Pass) -> Tensor<D> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use temper_device::testing;
 
     fn masks(seed: u64) -> [Option<Drop>; 2] {
         let pass = Pass::train(seed);
@@ -115,7 +115,7 @@ mod tests {
         use burn::module::Param;
         use temper_peft::init;
 
-        let device = Device::flex().autodiff();
+        let device = testing::device().autodiff();
         let tensor = |name: &str| {
             let values = init::normal(1, name, 64, 1.0);
             Tensor::<2>::from_data(burn::tensor::TensorData::new(values, [8, 8]), &device)
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn evaluation_and_zero_probability_change_nothing() {
-        let x = Tensor::<1>::ones([100], &Device::flex());
+        let x = Tensor::<1>::ones([100], &testing::device());
         for (p, pass) in [(0.5, Pass::eval()), (0.0, Pass::train(1))] {
             assert_eq!(dropout(x.clone(), p, &pass).sum().into_scalar::<f32>(), 100.0);
         }

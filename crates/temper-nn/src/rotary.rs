@@ -61,15 +61,16 @@ impl Rotation {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use temper_device::testing;
 
     #[test]
     fn pairs_turn_and_the_rest_is_scaled() {
         let rotary = Rotary { head_dim: 3, frequencies: vec![std::f32::consts::FRAC_PI_2], factor: 3.0 };
-        let device = Device::flex();
+        let device = testing::device();
         let x = Tensor::<4>::from_floats([[[[1.0, 2.0, 5.0]], [[1.0, 2.0, 5.0]], [[1.0, 2.0, 5.0]]]], &device);
         let y = rotary.at(&[vec![0, 1, 2]], 2.0, &device).forward(x);
         let y: Vec<f32> = y.try_into_vec_as().unwrap();
         let expected = [6.0, 12.0, 10.0, -12.0, 6.0, 10.0, -6.0, -12.0, 10.0];
-        assert!(y.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{y:?}");
+        assert!(y.iter().zip(expected).all(|(a, b)| (a - b).abs() < testing::tolerance(1e-5)), "{y:?}");
     }
 }

@@ -160,6 +160,7 @@ fn row_squares(matrix: Tensor<2>) -> Tensor<2> {
 mod tests {
     use super::*;
     use burn::tensor::Device;
+    use temper_device::testing;
 
     fn weight(device: &Device) -> Param<Tensor<2>> {
         let values = init::normal(3, "w", 12 * 8, 1.0);
@@ -183,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_new_adapter_changes_nothing_and_allocates_late() {
-        let device = Device::flex();
+        let device = testing::device();
         let w = weight(&device);
         for dora in [false, true] {
             let spec = Spec { rank: 2, scaling: 2.0, dropout: 0.0, dora, seed: 1 };
@@ -191,7 +192,7 @@ mod tests {
             assert!(!adapter.lora_a.is_initialized() && !adapter.lora_b.is_initialized());
             let x = Tensor::from_data(TensorData::new(init::normal(9, "x", 5 * 8, 1.0), [5, 8]), &device);
             let base = matmul(x.clone(), w.val().transpose());
-            assert!(max_difference(adapter.forward(x, None, w.val()), base) < 1e-5);
+            assert!(max_difference(adapter.forward(x, None, w.val()), base) < testing::tolerance(1e-5));
             let a: Vec<f32> = adapter.lora_a.val().try_into_vec_as().unwrap();
             let bound = 1.0 / 8_f32.sqrt();
             assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > bound / 2.0));
@@ -200,7 +201,7 @@ mod tests {
 
     #[test]
     fn merged_equals_unmerged() {
-        let device = Device::flex();
+        let device = testing::device();
         let w = weight(&device);
         for dora in [false, true] {
             let adapter = adapter(dora, &device);
@@ -209,22 +210,22 @@ mod tests {
             let adapted = adapter.forward(x.clone(), None, w.val());
             let merged = matmul(x, adapter.merged_weight(w.val()).transpose());
             assert!(max_difference(adapted.clone(), base) > 0.1);
-            assert!(max_difference(adapted, merged) < 1e-5);
+            assert!(max_difference(adapted, merged) < testing::tolerance(1e-5));
         }
     }
 
     #[test]
     fn dora_norm_equals_the_dense_norm() {
-        let device = Device::flex();
+        let device = testing::device();
         let (adapter, w) = (adapter(true, &device), weight(&device));
         let dense = row_squares(w.val() + adapter.delta_weight()).sqrt().transpose();
         let expected = adapter.magnitude.as_ref().unwrap().val().unsqueeze::<2>() / dense;
-        assert!(max_difference(adapter.dora_scale(&w.val()).unwrap(), expected) < 1e-5);
+        assert!(max_difference(adapter.dora_scale(&w.val()).unwrap(), expected) < testing::tolerance(1e-5));
     }
 
     #[test]
     fn no_gradient_for_the_frozen_weight() {
-        let device = Device::flex().autodiff();
+        let device = testing::device().autodiff();
         let w = weight(&device);
         for dora in [false, true] {
             let adapter = adapter(dora, &device);

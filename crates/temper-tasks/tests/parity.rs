@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::Value;
 use temper_data::{Label, TokenBatch};
+use temper_device::testing;
 use temper_engine::Mode;
 use temper_models::{Backbone, Config, Init, Weights, candidates, initialise, load};
 use temper_nn::Pass;
@@ -27,9 +28,9 @@ use temper_tasks::{
 };
 
 /// Largest difference relative to the largest value, in f32.
-const LOGITS: f64 = 1e-4;
-const LOSS: f64 = 1e-5;
-const GRADIENT: f64 = 1e-3;
+const LOGITS: f32 = 1e-4;
+const LOSS: f32 = 1e-5;
+const GRADIENT: f32 = 1e-3;
 
 #[derive(Deserialize)]
 struct Case {
@@ -151,7 +152,7 @@ impl Case {
         assert!((loss.targets - self.targets).abs() < 1e-6, "{} {}: {} targets", self.model, self.name, loss.targets);
         let mean = loss.sum / loss.targets;
         let loss = (mean.clone().into_scalar::<f64>() / self.loss - 1.0).abs();
-        assert!(loss < LOSS, "{} {} loss: {loss}", self.model, self.name);
+        assert!(loss < testing::tolerance(LOSS).into(), "{} {} loss: {loss}", self.model, self.name);
 
         let prefix = self.config().prefix();
         let found = gradients(model, &mean.backward(), prefix);
@@ -163,7 +164,12 @@ impl Case {
         assert_eq!(names(&found), names(&expected), "{} {}", self.model, self.name);
         let errors = expected.iter().map(|(name, expected)| (relative(&found[name], expected), name));
         let (worst, name) = errors.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
-        assert!(worst < GRADIENT, "{} {} gradient of {name}: {worst}", self.model, self.name);
+        assert!(
+            worst < testing::tolerance(GRADIENT).into(),
+            "{} {} gradient of {name}: {worst}",
+            self.model,
+            self.name
+        );
         (loss, worst)
     }
 
@@ -171,7 +177,7 @@ impl Case {
         let rows = self.logits.len();
         assert_eq!(logits.dims(), [rows, self.logits[0].len()]);
         let error = relative(&logits.inner().try_into_vec_as::<f32>().unwrap(), &self.logits.concat());
-        assert!(error < LOGITS, "{} {} logits: {error}", self.model, self.name);
+        assert!(error < testing::tolerance(LOGITS).into(), "{} {} logits: {error}", self.model, self.name);
         error
     }
 }
@@ -201,7 +207,7 @@ fn gradients<T: Task>(model: &T, grads: &Gradients, prefix: &str) -> BTreeMap<St
 
 #[test]
 fn sequence_classification_equals_transformers() {
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     let cases = cases(&["single-label", "multi-label", "regression"]);
     assert_eq!(cases.len(), 7);
     for case in cases {
@@ -215,7 +221,7 @@ fn sequence_classification_equals_transformers() {
         let model = case.load(SequenceClassifier::new(&case.config(), outputs, objective, &device));
         let logits = case.compare_logits(model.logits(&case.batch(), &Pass::train(7)));
         let predicted = relative(&model.predict_batch(&case.batch()).concat(), &case.logits.concat());
-        assert!(predicted < LOGITS, "{predicted}");
+        assert!(predicted < testing::tolerance(LOGITS).into(), "{predicted}");
         let batch = ClassificationBatch { tokens: case.batch(), labels: case.labels() };
         let (loss, gradient) = case.compare(&model, &batch);
         println!("{:18} {:21} logits {logits:.1e} loss {loss:.1e} gradients {gradient:.1e}", case.model, case.name);
@@ -224,7 +230,7 @@ fn sequence_classification_equals_transformers() {
 
 #[test]
 fn masked_lm_equals_transformers() {
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     let cases = cases(&["masked-lm"]);
     assert_eq!(cases.len(), 3);
     for case in cases {
@@ -240,7 +246,7 @@ fn masked_lm_equals_transformers() {
 #[test]
 fn a_batch_with_nothing_hidden_counts_for_nothing() {
     let case = cases(&["masked-lm"]).remove(0);
-    let model = initialise(MaskedLm::new(&case.config(), &Device::flex()), &Init { seed: 0, range: 0.1 });
+    let model = initialise(MaskedLm::new(&case.config(), &testing::device()), &Init { seed: 0, range: 0.1 });
     let loss = temper_engine::Objective::loss(
         &model,
         &MaskedBatch { tokens: case.batch(), positions: vec![], targets: vec![] },
@@ -251,12 +257,12 @@ fn a_batch_with_nothing_hidden_counts_for_nothing() {
 
 #[test]
 fn distillation_equals_torch() {
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     let cases = cases(&["distillation"]);
     assert_eq!(cases.len(), 1);
     for case in cases {
         let config = Config::read(&directory(&case.teacher)).unwrap();
-        let backbone = Backbone::new(&config, &Device::flex()).without_pooler();
+        let backbone = Backbone::new(&config, &testing::device()).without_pooler();
         let weights = Weights::open(&directory(&case.teacher)).unwrap();
         let names = |path: &str| candidates(config.prefix(), path);
         let (backbone, report) = load(backbone, &weights, names, &Init { seed: 0, range: 0.0 }).unwrap();
@@ -270,7 +276,7 @@ fn distillation_equals_torch() {
 
 #[test]
 fn causal_lm_equals_transformers_padded_and_packed() {
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     let cases = cases(&["causal-lm"]);
     assert_eq!(cases.iter().map(|case| case.config().tied()).collect::<Vec<_>>(), [true, true, false, false]);
     for case in cases {
@@ -285,7 +291,7 @@ fn causal_lm_equals_transformers_padded_and_packed() {
 #[test]
 fn generation_equals_transformers() {
     for case in cases(&["causal-lm"]) {
-        let model = case.causal_lm(&Device::flex());
+        let model = case.causal_lm(&testing::device());
         let generate = |how: &Generation| model.generate(&case.prompts, how, &mut |_, _| true).unwrap();
         let ids = |how: &Generation| generate(how).into_iter().map(|answer| answer.ids).collect::<Vec<_>>();
         let sampling = Sampling::default();

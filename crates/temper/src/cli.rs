@@ -1,6 +1,7 @@
 //! The command line.
 
 mod data;
+mod devices;
 mod generate;
 mod hub;
 
@@ -12,6 +13,7 @@ use serde_json::Value;
 use temper_data::{DataConfig, Files, LabelColumns};
 use temper_engine::Stop;
 
+use crate::device::DeviceArgs;
 use crate::failure::{Context, Failure, Kind};
 use crate::fetch::fetch;
 use crate::inference::Trained;
@@ -87,6 +89,8 @@ enum Verb {
     /// Look at data as the model will see them, or send them to the hub.
     #[command(subcommand)]
     Data(data::DataVerb),
+    /// List the devices of this build and this machine, and what is missing for others.
+    Devices(devices::DevicesArgs),
     /// Say what of the environment decides where files come from and go to.
     Env,
 }
@@ -140,6 +144,8 @@ struct EvalArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -163,6 +169,8 @@ struct PredictArgs {
     file: Option<PathBuf>,
     #[command(flatten)]
     columns: ColumnArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +183,8 @@ struct MergeArgs {
     /// A file of lines to prove the merge on, beside the built-in ones.
     #[arg(long, value_name = "FILE")]
     probe: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 impl Cli {
@@ -196,6 +206,7 @@ impl Cli {
             Verb::Push(args) => args.run(),
             Verb::Hub(verb) => verb.run(),
             Verb::Data(verb) => verb.run(),
+            Verb::Devices(args) => args.run(),
             Verb::Env => hub::env(),
         }
     }
@@ -281,12 +292,12 @@ impl EvalArgs {
                     "error: a language model reads neither labels nor pairs: leave out --label and --text-pair";
                 return Err(Failure::new(Kind::Recipe, message));
             }
-            let model = LanguageModel::new(opened, None, &device::inference())?;
+            let model = LanguageModel::new(opened, None, &self.device.open()?)?;
             let examples = model.examples(&data)?;
             let scores = model.evaluate(&examples).scores;
             (examples, scores)
         } else {
-            let model = Trained::new(opened, &device::inference())?;
+            let model = Trained::new(opened, &self.device.open()?)?;
             let examples = model.examples(&data)?;
             let scores = model.evaluate(&examples).scores;
             (examples, scores)
@@ -301,7 +312,7 @@ impl EvalArgs {
 
 impl PredictArgs {
     fn run(self) -> Result<(), Failure> {
-        let model = Trained::new(Opened::open(&self.model)?, &device::inference())?;
+        let model = Trained::new(Opened::open(&self.model)?, &self.device.open()?)?;
         if !self.texts.is_empty() {
             if self.columns.text_pair.is_some() {
                 let message = "error: --text-pair names a column, and texts given as arguments have none; use --file";
@@ -352,9 +363,9 @@ impl MergeArgs {
         }
         let (difference, what) = if opened.config.is_decoder() {
             let texts: Vec<String> = probe.iter().map(|(text, _)| text.clone()).collect();
-            (LanguageModel::new(opened, None, &device::inference())?.merge(&out, &texts)?, "states")
+            (LanguageModel::new(opened, None, &self.device.open()?)?.merge(&out, &texts)?, "states")
         } else {
-            (Trained::new(opened, &device::inference())?.merge(&out, &probe)?, "logits")
+            (Trained::new(opened, &self.device.open()?)?.merge(&out, &probe)?, "logits")
         };
         writeln(&format!(
             "{}: largest difference of {what} on {} probe texts {difference:.1e}",

@@ -39,6 +39,8 @@ pub struct Needs {
     pub activations: u64,
     /// Logits, and values made of them.
     pub logits: u64,
+    /// Bytes that the device can give, where that is known.
+    pub available: Option<u64>,
 }
 
 /// Bytes by what they are for.
@@ -62,7 +64,7 @@ pub struct Memory {
     pub loading: u64,
     /// Whether layers are computed again for their gradients.
     pub recompute: bool,
-    /// What the machine can give; absent where that is not known.
+    /// What the device can give; absent where that is not known.
     pub available: Option<u64>,
 }
 
@@ -79,7 +81,7 @@ impl Memory {
             program: PROGRAM + TOKENIZER * needs.tokenizer_files,
             loading: 0,
             recompute: false,
-            available: available(),
+            available: needs.available,
         };
         let training = memory.gradients + memory.optimizer + memory.activations + memory.logits;
         memory.loading = needs.weight_files.saturating_sub(training);
@@ -119,7 +121,7 @@ impl Memory {
 }
 
 /// The memory that can still be had, in bytes: the machine's, or less where a control group limits it.
-fn available() -> Option<u64> {
+pub fn available() -> Option<u64> {
     let machine = field("/proc/meminfo", "MemAvailable:")?;
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
     let group = read("memory.max").zip(read("memory.current")).map(|(max, used)| max.saturating_sub(used));

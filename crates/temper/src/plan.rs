@@ -8,6 +8,7 @@ mod shown;
 
 use serde::{Deserialize, Serialize};
 use temper_data::{DataConfig, DataReport, Micro};
+use temper_device::Passed;
 use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
 use temper_hub::Pinned;
 use temper_peft::AdapterConfig;
@@ -272,8 +273,11 @@ pub fn micro(config: &TrainConfig, rows: usize) -> Micro {
 /// On what.
 #[derive(Debug, Clone, Serialize)]
 pub struct DevicePlan {
-    /// The device's name.
+    /// The device's name, never `auto`.
     pub name: String,
+    /// What `auto` passed over before it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed: Vec<Passed>,
     /// Threads that compute.
     pub threads: usize,
     /// The type that numbers have in the computation.

@@ -7,21 +7,21 @@ mod task;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use sha2::{Digest, Sha256};
 use temper_data::{DataConfig, Dataset, Files, LabelColumns, LabelKind, Target, Tokenizer};
+use temper_device::{DeviceName, Found};
 use temper_engine::{Every, EveryName, Schedule};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters::{self, Entry};
 use temper_tasks::{Distillation, MaskedLm, Problem, TaskConfig, hugging_face_name};
 
-use crate::build;
 use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{self, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
 use crate::provenance::Provenance;
-use crate::recipe::{Recipe, plain};
+use crate::recipe::{Precision, Recipe, plain};
+use crate::{build, device, memory};
 use adapter::{check_weights, resolve_adapter};
 use footprint::Made;
 use task::resolve_task;
@@ -41,6 +41,8 @@ pub struct Inputs {
     pub adapter: Option<AdapterFile>,
     /// The network to learn from, in a distillation.
     pub teacher: Option<TeacherInputs>,
+    /// Where to compute.
+    pub device: Found,
 }
 
 /// Decides everything.
@@ -48,6 +50,12 @@ pub struct Inputs {
 /// # Errors
 /// Whatever is wrong with the recipe, the weights or the data, pointing into the recipe.
 pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
+    let found = device::find(&recipe.device.use_).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
+    if recipe.device.precision == Precision::Bf16 && found.name != DeviceName::Cpu {
+        let error =
+            format!("`bf16` is computed on the CPU alone so far, and the device is {}; write `f32`", found.name);
+        return Err(point(recipe, Kind::Recipe, "device.precision", error));
+    }
     let (config, weights) = read_model(recipe)?;
     let tokenizer = read_tokenizer(recipe, &config)?;
     let max_length = max_length(recipe, &config)?;
@@ -60,11 +68,12 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
     let adapter_plan = resolve_adapter(recipe, &config, &lazy, checked.as_ref(), adapter.as_ref())?;
     let train = resolve_train(recipe, &dataset)?;
-    let made = Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter_plan };
+    let made = Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter_plan, available: available(&found) };
     let memory = made.memory(&train, &dataset, recipe.data.bucket, weights.as_ref(), &tokenizer);
     let device = DevicePlan {
-        name: "cpu".into(),
-        threads: recipe.device.threads.unwrap_or_else(crate::device::cores),
+        name: found.name.to_string(),
+        passed: found.passed.clone(),
+        threads: recipe.device.threads.unwrap_or_else(device::cores),
         precision: recipe.device.precision.name().into(),
     };
     let model = ModelPlan {
@@ -110,7 +119,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         memory,
     };
     plan.fingerprint = plan.to_fingerprint()?;
-    Ok((plan, Inputs { config, weights, tokenizer: Arc::new(tokenizer), dataset, adapter, teacher }))
+    let tokenizer = Arc::new(tokenizer);
+    Ok((plan, Inputs { config, weights, tokenizer, dataset, adapter, teacher, device: found }))
 }
 
 impl Inputs {
@@ -160,7 +170,7 @@ impl LazyModel {
                 fan_in_fan_out: config.fan_in_fan_out(),
             }
         }
-        let device = Device::flex();
+        let device = temper_device::cpu();
         match task {
             TaskPlan::SequenceClassification { .. } => of(build::classifier(config, task, &device), config),
             TaskPlan::CausalLm { .. } => of(build::language_model(config, task, &device), config),
@@ -334,4 +344,12 @@ pub fn pin(path: PathBuf) -> Result<PinnedFile, Failure> {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The memory that the device can still give, in bytes, where that is known.
+fn available(device: &Found) -> Option<u64> {
+    match device.name {
+        DeviceName::Gpu(..) => device.memory,
+        DeviceName::Auto | DeviceName::Cpu => memory::available(),
+    }
 }

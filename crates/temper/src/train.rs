@@ -21,7 +21,7 @@ use crate::push::Permission;
 use crate::pushing::Pushing;
 use crate::recipe::{Recipe, parse_duration};
 use crate::reporters::Reporters;
-use crate::resolve::{Inputs, resolve};
+use crate::resolve::{Inputs, point, resolve};
 use crate::run_dir::RunDir;
 use crate::{build, device, logs, memory, push, signals, units};
 
@@ -74,7 +74,9 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop) -> Result<Finished, Fai
     for finding in plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info) {
         tracing::warn!("{}", finding.message);
     }
-    let device = device::training();
+    let opened = device::open(&inputs.device).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
+    tracing::info!(device = plan.device.name, facts = ?inputs.device.facts(&opened));
+    let device = opened.clone().autodiff();
     let pad_id = inputs.tokenizer.pad_id();
     let corridor = Corridor { plan: &plan, recipe, run: &run, permission: permission.as_ref(), stop, started };
     let (best, pushed) = match &plan.task {
@@ -98,8 +100,7 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop) -> Result<Finished, Fai
             corridor.walk(MaskedLm::new(&inputs.config, &device), masking, inputs)
         }
         TaskPlan::Distillation { width, .. } => {
-            let teacher =
-                inputs.teacher.take().map(|teacher| build::teacher(teacher, &device::inference())).transpose()?;
+            let teacher = inputs.teacher.take().map(|teacher| build::teacher(teacher, &opened)).transpose()?;
             corridor.walk(Distillation::new(&inputs.config, *width, teacher, &device), pad_id, inputs)
         }
     }?;

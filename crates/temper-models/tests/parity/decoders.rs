@@ -1,6 +1,7 @@
 //! What holds of every decoder: rows of several texts, and texts that grow.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use temper_device::testing;
 use temper_models::{Backbone, Cache, Config, Init, Input, Weights, candidates, load};
 use temper_nn::{Pass, matmul};
 use temper_peft::parameters;
@@ -37,7 +38,7 @@ fn alone(fixture: &Fixture, text: &[i64], device: &Device) -> Vec<f32> {
 
 #[test]
 fn packed_rows_equal_padded_rows() {
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     let texts = [text(6, 0), text(3, 20), text(5, 40)];
     let packed = Input {
         ids: ids(&[[&texts[0][..], &texts[1][..]].concat(), padded(&texts[2], 0, 4)], &device),
@@ -60,18 +61,22 @@ fn packed_rows_equal_padded_rows() {
         let width = fixture.config.hidden_size();
         let states = |values: &[f32], token: usize, count: usize| values[token * width..][..count * width].to_vec();
         for (at, place, count) in [(0, 0, 6), (6, 6, 3), (9, 12, 5)] {
-            assert!(relative(&states(&one, at, count), &states(&other, place, count)) < SAME, "{}", fixture.name);
+            assert!(
+                relative(&states(&one, at, count), &states(&other, place, count)) < testing::tolerance(SAME),
+                "{}",
+                fixture.name
+            );
         }
         assert_eq!(packed.len(), padded.len());
         let worst = packed.iter().map(|(path, gradient)| relative(gradient, &padded[path])).fold(0.0, f32::max);
         println!("{:12} packed, gradients {worst:.1e}", fixture.name);
-        assert!(worst < SAME, "{}: {worst}", fixture.name);
+        assert!(worst < testing::tolerance(SAME), "{}: {worst}", fixture.name);
     }
 }
 
 #[test]
 fn a_text_token_by_token_equals_the_whole_text() {
-    let device = Device::flex();
+    let device = testing::device();
     let texts = [text(12, 0), text(9, 30)];
     for fixture in decoders() {
         let (backbone, _) = fixture.backbone(&device, false);
@@ -89,14 +94,14 @@ fn a_text_token_by_token_equals_the_whole_text() {
         for (row, (text, pad)) in texts.iter().zip([0, 3]).enumerate() {
             let error = relative(&states[row][pad * width..], &alone(&fixture, text, &device));
             println!("{:12} token by token, pad {pad}: {error:.1e}", fixture.name);
-            assert!(error < SAME, "{} row {row}: {error}", fixture.name);
+            assert!(error < testing::tolerance(SAME), "{} row {row}: {error}", fixture.name);
         }
     }
 }
 
 #[test]
 fn rows_that_have_ended_can_be_dropped() {
-    let device = Device::flex();
+    let device = testing::device();
     let texts = [text(6, 0), text(4, 10), text(6, 20)];
     for fixture in decoders() {
         let (backbone, _) = fixture.backbone(&device, false);
@@ -110,7 +115,7 @@ fn rows_that_have_ended_can_be_dropped() {
             let states = alone(&fixture, text, &device);
             states[states.len() - fixture.config.hidden_size()..].to_vec()
         });
-        assert!(relative(&hidden, &expected.concat()) < SAME, "{}", fixture.name);
+        assert!(relative(&hidden, &expected.concat()) < testing::tolerance(SAME), "{}", fixture.name);
     }
 }
 
@@ -123,7 +128,7 @@ fn the_class_is_the_one_that_transformers_wrote() {
 
 #[test]
 fn what_cannot_go_on_is_refused() {
-    let device = Device::flex();
+    let device = testing::device();
     for fixture in fixtures() {
         let (backbone, _) = fixture.backbone(&device, false);
         let mut cache = Cache::new(vec![0]);
@@ -142,7 +147,7 @@ fn what_cannot_go_on_is_refused() {
 
 #[test]
 fn new_decoders_begin_with_norms_that_scale_by_one() {
-    let device = Device::flex();
+    let device = testing::device();
     for fixture in decoders() {
         let backbone = Backbone::new(&fixture.config, &device);
         let backbone = temper_models::initialise(backbone, &Init { seed: 1, range: 0.02 });
@@ -164,7 +169,7 @@ fn real_weights_equal_transformers() {
         eprintln!("skipped: TEMPER_ASSETS or TEMPER_REFERENCE is not set");
         return;
     };
-    let device = Device::flex();
+    let device = testing::device();
     for entry in std::fs::read_dir(reference).unwrap() {
         let file = entry.unwrap().path();
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
@@ -185,7 +190,7 @@ fn real_weights_equal_transformers() {
                 let found = values(logits.clone());
                 let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 println!("{name}: largest difference of a logit {worst:.1e}");
-                assert!(worst < 1e-3, "{worst}");
+                assert!(worst < testing::tolerance(1e-3), "{worst}");
             }
             next = logits.argmax(1);
             chosen.push(next.clone().try_into_vec_as::<i64>().unwrap());

@@ -8,6 +8,7 @@ use burn::module::Param;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
+use temper_device::testing;
 use temper_models::{Backbone, Config, Init, Input, LoadReport, MODEL_TYPES, Weights, candidates, load};
 use temper_nn::{Pass, matmul};
 use temper_peft::file;
@@ -95,7 +96,11 @@ impl Fixture {
         }
         let loss = self.loss(backbone, &self.input(device), hidden);
         let (found, expected) = (loss.clone().into_scalar::<f32>(), self.io[&format!("{case}loss")].data[0]);
-        assert!((found - expected).abs() < LOSS * expected, "{} {case} loss {found} is not {expected}", self.name);
+        assert!(
+            (found - expected).abs() < testing::tolerance(LOSS) * expected,
+            "{} {case} loss {found} is not {expected}",
+            self.name
+        );
         loss
     }
 
@@ -152,7 +157,7 @@ impl Fixture {
             (relative(found, values), *name)
         });
         let worst = worst.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
-        assert!(worst.0 < GRADIENT, "{} {case} gradient of {}: {}", self.name, worst.1, worst.0);
+        assert!(worst.0 < testing::tolerance(GRADIENT), "{} {case} gradient of {}: {}", self.name, worst.1, worst.0);
         (error, worst.0)
     }
 
@@ -181,7 +186,7 @@ impl Fixture {
             rows.flat_map(|(row, length)| row[..*length as usize * model].to_vec()).collect::<Vec<_>>()
         });
         let error = relative(&found, &expected);
-        assert!(error < HIDDEN, "{} hidden states: {error}", self.name);
+        assert!(error < testing::tolerance(HIDDEN), "{} hidden states: {error}", self.name);
         error
     }
 }

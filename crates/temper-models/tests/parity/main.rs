@@ -7,7 +7,8 @@ mod fixture;
 use std::path::Path;
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
+use temper_device::testing;
 use temper_models::{Backbone, Config, Init, Input, Weights, candidates, load};
 use temper_nn::Pass;
 use temper_peft::file::{self, PeftConfig};
@@ -18,7 +19,7 @@ use fixture::{Fixture, fixtures};
 
 #[test]
 fn full_training_equals_transformers() {
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     for fixture in fixtures() {
         let (backbone, report) = fixture.backbone(&device, true);
         assert_eq!(report.missing, Vec::<String>::new(), "{}", fixture.name);
@@ -32,7 +33,7 @@ fn full_training_equals_transformers() {
 
 #[test]
 fn adapters_equal_peft_and_leave_frozen_weights_without_gradient() {
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     for fixture in fixtures() {
         for adapter in ["lora", "dora"] {
             let backbone = fixture.adapted(adapter, &device);
@@ -44,7 +45,7 @@ fn adapters_equal_peft_and_leave_frozen_weights_without_gradient() {
 
 #[test]
 fn merged_equals_unmerged() {
-    let device = Device::flex();
+    let device = testing::device();
     for fixture in fixtures() {
         for adapter in ["lora", "dora"] {
             let mut backbone = fixture.adapted(adapter, &device);
@@ -58,7 +59,7 @@ fn merged_equals_unmerged() {
 
 #[test]
 fn a_new_adapter_changes_nothing() {
-    let device = Device::flex();
+    let device = testing::device();
     for fixture in fixtures() {
         for method in [Method::Lora, Method::Dora] {
             let (mut backbone, _) = fixture.backbone(&device, false);
@@ -80,7 +81,7 @@ fn targets_and_patterns_choose_what_peft_chose() {
         for adapter in ["lora", "dora"] {
             let file = file::open(&fixture.directory.join(adapter)).unwrap();
             let prefix = fixture.config.prefix();
-            let mut backbone = Backbone::new(&fixture.config, &Device::flex());
+            let mut backbone = Backbone::new(&fixture.config, &testing::device());
             let linears: Vec<_> = backbone.linears().into_iter().map(|(path, _)| format!("{prefix}.{path}")).collect();
             let mut found = targets::find(&file.config.table(), &[], &linears).unwrap();
             found.sort_by(|a, b| a.path.cmp(&b.path));
@@ -93,7 +94,7 @@ fn targets_and_patterns_choose_what_peft_chose() {
 
 #[test]
 fn an_adapter_written_and_read_again_computes_the_same() {
-    let device = Device::flex().autodiff();
+    let device = testing::device().autodiff();
     for fixture in fixtures() {
         for adapter in ["lora", "dora"] {
             let backbone = fixture.adapted(adapter, &device);
@@ -119,7 +120,7 @@ fn an_adapter_written_and_read_again_computes_the_same() {
 #[test]
 fn a_backbone_can_be_listed_without_values() {
     for fixture in fixtures() {
-        let backbone = Backbone::new(&fixture.config, &Device::flex());
+        let backbone = Backbone::new(&fixture.config, &testing::device());
         let weights = Weights::open(&fixture.directory).unwrap();
         let entries = parameters::list(&backbone);
         let prefix = fixture.config.prefix();
@@ -141,13 +142,14 @@ fn wrong_shapes_are_named_and_missing_parameters_begin_anew() {
     let weights = Weights::open(&fixture.directory).unwrap();
     let init = Init { seed: 1, range: 0.1 };
     let swapped = |path: &str| candidates("bert", &path.replace("intermediate.dense.weight", "output.dense.weight"));
-    let backbone = Backbone::new(&fixture.config, &Device::flex());
+    let backbone = Backbone::new(&fixture.config, &testing::device());
     let message = load(backbone, &weights, swapped, &init).unwrap_err().to_string();
     assert!(message.contains("encoder.layer.0.output.dense.weight"), "{message}");
     assert!(message.contains("[48, 32]") && message.contains("[32, 48]"), "{message}");
 
     let without = |path: &str| if path.contains("pooler") { vec![] } else { candidates("bert", path) };
-    let (backbone, report) = load(Backbone::new(&fixture.config, &Device::flex()), &weights, without, &init).unwrap();
+    let (backbone, report) =
+        load(Backbone::new(&fixture.config, &testing::device()), &weights, without, &init).unwrap();
     assert_eq!(report.missing, ["pooler.dense.bias", "pooler.dense.weight"]);
     let values = parameters::read(&backbone, |path| path.contains("pooler")).unwrap();
     assert!(values["pooler.dense.bias"].data.iter().all(|v| *v == 0.0));
@@ -161,7 +163,7 @@ fn minilm_embeddings_equal_the_published_ones() {
         eprintln!("skipped: TEMPER_ASSETS is not set");
         return;
     };
-    let device = Device::flex();
+    let device = testing::device();
     let directory = Path::new(&assets).join("all-minilm-l6-v2");
     let config = Config::read(&directory).unwrap();
     let weights = Weights::open(&directory).unwrap();
@@ -192,11 +194,11 @@ fn minilm_embeddings_equal_the_published_ones() {
     ];
     for (row, expected) in unit.chunks(384).zip(expected) {
         for (found, expected) in row.iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+            assert!((found - expected).abs() < testing::tolerance(1e-4), "{found} is not {expected}");
         }
     }
     let cosine = |a: usize, b: usize| (0..384).map(|i| unit[a * 384 + i] * unit[b * 384 + i]).sum::<f32>();
     for (found, expected) in [(cosine(0, 1), 0.68883), (cosine(0, 2), 0.00883), (cosine(1, 2), -0.02319)] {
-        assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+        assert!((found - expected).abs() < testing::tolerance(1e-4), "{found} is not {expected}");
     }
 }

@@ -142,6 +142,7 @@ mod tests {
     use super::*;
     use burn::tensor::Device;
     use burn::tensor::activation::log_softmax;
+    use temper_device::testing;
     use temper_peft::init;
 
     const ROWS: usize = 7;
@@ -170,7 +171,7 @@ mod tests {
 
     /// Value, gradient of the states, gradient of the weight.
     fn all(loss: impl Fn(Tensor<2>, Tensor<2>) -> Tensor<1>) -> [Vec<f32>; 3] {
-        let device = Device::flex().autodiff();
+        let device = testing::device().autodiff();
         let hidden = matrix("hidden", ROWS, MODEL, &device).require_grad();
         let weight = matrix("weight", VOCABULARY, MODEL, &device).require_grad();
         let loss = loss(hidden.clone(), weight.clone()).mul_scalar(3.0);
@@ -191,7 +192,7 @@ mod tests {
                 let found = all(|hidden, weight| linear_cross_entropy_by(hidden, weight, &targets, &terms, logits));
                 for (expected, found) in expected.iter().zip(&found) {
                     let difference = expected.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                    assert!(difference < 2e-5, "{terms:?}, {logits} logits at once: {difference}");
+                    assert!(difference < testing::tolerance(2e-5), "{terms:?}, {logits} logits at once: {difference}");
                 }
             }
         }
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_frozen_weight_gets_no_gradient_and_plain_tensors_work() {
-        let device = Device::flex();
+        let device = testing::device();
         let targets = [0; ROWS];
         let (terms, tracked) = (Terms::default(), device.clone().autodiff());
         let weight = matrix("weight", VOCABULARY, MODEL, &tracked);
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn huge_logits_stay_finite() {
-        let device = Device::flex();
+        let device = testing::device();
         let hidden = matrix("hidden", 2, MODEL, &device).mul_scalar(1e4);
         let loss =
             linear_cross_entropy(hidden, matrix("weight", VOCABULARY, MODEL, &device), &[1, 2], &Terms::default());

@@ -10,7 +10,7 @@ use temper_data::Message;
 use temper_tasks::Sampling;
 
 use super::{open, writeln};
-use crate::device;
+use crate::device::DeviceArgs;
 use crate::failure::{Context, Failure, Kind};
 use crate::language::{Answer, Asked, LanguageModel};
 use crate::opened::Opened;
@@ -38,6 +38,8 @@ pub(super) struct GenerateArgs {
     batch: u16,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -52,6 +54,8 @@ pub(super) struct ChatArgs {
     template: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -105,7 +109,7 @@ impl SamplingArgs {
 impl GenerateArgs {
     pub(super) fn run(self) -> Result<(), Failure> {
         let asked = self.sampling.asked()?;
-        let model = LanguageModel::new(Opened::open(&self.model)?, self.template.as_deref(), &device::inference())?;
+        let model = LanguageModel::new(Opened::open(&self.model)?, self.template.as_deref(), &self.device.open()?)?;
         let tokens = |prompt: &String| match self.chat {
             true => model.conversation(&turns(self.system.as_deref(), prompt)),
             false => model.prompt(prompt),
@@ -140,7 +144,7 @@ impl GenerateArgs {
 impl ChatArgs {
     pub(super) fn run(self) -> Result<(), Failure> {
         let asked = self.sampling.asked()?;
-        let model = LanguageModel::new(Opened::open(&self.model)?, self.template.as_deref(), &device::inference())?;
+        let model = LanguageModel::new(Opened::open(&self.model)?, self.template.as_deref(), &self.device.open()?)?;
         let mut messages: Vec<Message> = self.system.iter().map(|text| Message::new("system", text)).collect();
         let terminal = std::io::stdin().is_terminal();
         loop {

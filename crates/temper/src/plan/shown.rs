@@ -180,7 +180,7 @@ impl Plan {
         };
         let optim = format!("{:?}, weight decay {}", train.optim.kind, train.optim.weight_decay).to_lowercase();
         let schedule = format!("{:?}", train.schedule.kind).to_lowercase();
-        vec![
+        let mut rows = vec![
             row("steps", format!("{} ({epochs:.2} epochs of {})", train.steps, train.steps_per_epoch)),
             row("batch", format!("{} {unit} ({micro})", train.config.global_batch)),
             row("optimizer", format!("{optim}, gradient norm at most {}", train.config.max_grad_norm)),
@@ -188,7 +188,11 @@ impl Plan {
             row("evaluation", eval),
             row("device", format!("{}, {} threads, {}", self.device.name, self.device.threads, self.device.precision)),
             row("seed", train.config.seed.to_string()),
-        ]
+        ];
+        rows.extend(
+            self.device.passed.iter().map(|passed| row("passed over", format!("{}: {}", passed.backend, passed.why))),
+        );
+        rows
     }
 }
 

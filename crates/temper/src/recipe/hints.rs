@@ -64,7 +64,6 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
 /// Why a value that other tools, or later builds, know is refused at `path`.
 pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
     Some(match (path, value) {
-        ("device.use", _) => "this build has: cpu",
         ("device.precision", "f16" | "fp16" | "float16" | "half" | "f64") => "this build computes in f32 and bf16",
         ("device.precision", "bfloat16") => "did you mean `bf16`?",
         ("device.precision", "fp32" | "float32" | "float") => "did you mean `f32`?",

@@ -21,27 +21,25 @@ pub struct ModelConfig {
 }
 
 /// `[device]`: where to compute.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeviceConfig {
-    /// Which device. Default `auto`.
+    /// Which device: `auto`, `cpu`, or a GPU by an interface of this build, `cuda`, `metal`, `vulkan` or `wgpu`; `cuda:1` is
+    /// the second. A device that is named is used or refused; `temper devices` lists them. Default `auto`: the first GPU
+    /// of this machine in that order, and the processor where there is none.
     #[serde(rename = "use")]
-    pub use_: DeviceKind,
+    #[schemars(regex(pattern = r"^(auto|cpu|(cuda|metal|vulkan|wgpu)(:[0-9]+)?)$"))]
+    pub use_: String,
     /// Threads of the CPU. Default: one for each core. Raising it above the number of cores slows the run down.
     pub threads: Option<usize>,
     /// What layers compute in. Weights, optimizer state, norms, softmax and losses are f32 whatever it is. Default `f32`.
     pub precision: Precision,
 }
 
-/// A device that this build can compute on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DeviceKind {
-    /// The fastest device of this build and this machine.
-    #[default]
-    Auto,
-    /// The processor.
-    Cpu,
+impl Default for DeviceConfig {
+    fn default() -> Self {
+        Self { use_: "auto".into(), threads: None, precision: Precision::F32 }
+    }
 }
 
 /// What layers compute in.

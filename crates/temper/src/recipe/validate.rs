@@ -7,6 +7,7 @@ mod causal;
 use std::time::Duration;
 
 use temper_data::{DataConfig, Files};
+use temper_device::DeviceName;
 use temper_engine::{Every, EveryName, OptimKind, ScheduleKind};
 use temper_hub::{RepoId, check_revision};
 use temper_peft::Method;
@@ -44,12 +45,19 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
     optim(&mut rules, recipe);
     schedule(&mut rules, recipe);
     eval(&mut rules, recipe);
-    rules.must("device.threads", recipe.device.threads.is_none_or(|n| (1..=4096).contains(&n)), "in 1 to 4096");
+    device(&mut rules, recipe);
     export(&mut rules, recipe);
     for path in ["export.name", "export.license", "export.language", "run.dir", "run.name"] {
         rules.not_empty(path);
     }
     rules.broken()
+}
+
+fn device(rules: &mut Rules<'_>, recipe: &Recipe) {
+    if let Err(error) = recipe.device.use_.parse::<DeviceName>() {
+        rules.wrong("device.use", &error.to_string(), "");
+    }
+    rules.must("device.threads", recipe.device.threads.is_none_or(|n| (1..=4096).contains(&n)), "in 1 to 4096");
 }
 
 fn model(rules: &mut Rules<'_>, recipe: &Recipe) {

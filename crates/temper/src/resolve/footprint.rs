@@ -20,6 +20,8 @@ pub(super) struct Made<'a> {
     pub lazy: &'a LazyModel,
     pub task: &'a TaskPlan,
     pub adapter: &'a AdapterPlan,
+    /// Bytes that the device can give, where that is known.
+    pub available: Option<u64>,
 }
 
 /// What layers keep for the backward pass.
@@ -107,6 +109,7 @@ impl Made<'_> {
             tokens: dataset.report.train.tokens + dataset.report.eval.tokens,
             activations,
             logits,
+            available: self.available,
         });
         Memory { recompute, ..memory }
     }
@@ -238,7 +241,7 @@ mod tests {
         let modules = learning.map(|path| AdaptedModule { path: path.clone(), rank: 8, alpha: 8.0 }).collect();
         let table = AdapterConfig { method, dropout, ..AdapterConfig::default() };
         let adapter = AdapterPlan { config: table, modules, groups: Vec::new() };
-        Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter }.kept()
+        Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter, available: None }.kept()
     }
 
     #[test]
