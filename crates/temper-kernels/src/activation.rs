@@ -93,6 +93,20 @@ impl Activation {
     }
 }
 
+impl Activation {
+    /// The gradients of gate and up.
+    fn portable_gated_backward<B: Backend>(
+        self,
+        gate: FloatTensor<B>,
+        up: FloatTensor<B>,
+        grad: FloatTensor<B>,
+    ) -> (FloatTensor<B>, FloatTensor<B>) {
+        let (y, slope) = self.portable::<B>(Float(gate));
+        let grad = Float(grad);
+        ((grad.clone() * Float(up) * slope).0, (grad * y).0)
+    }
+}
+
 /// The extension behind [`Activation`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait ActivationOps: Backend {
@@ -118,9 +132,7 @@ pub trait ActivationOps: Backend {
         grad: FloatTensor<Self>,
         kind: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (y, slope) = kind.portable::<Self>(Float(gate));
-        let grad = Float(grad);
-        ((grad.clone() * Float(up) * slope).0, (grad * y).0)
+        kind.portable_gated_backward::<Self>(gate, up, grad)
     }
 }
 
@@ -289,9 +301,7 @@ mod lane {
             kind: Activation,
         ) -> (FlexTensor, FlexTensor) {
             if !all_f32([&gate, &up, &grad]) {
-                let (y, slope) = kind.portable::<Self>(Float(gate));
-                let grad = Float(grad);
-                return ((grad.clone() * Float(up) * slope).0, (grad * y).0);
+                return kind.portable_gated_backward::<Self>(gate, up, grad);
             }
             let (gate, up, grad) = (gate.to_contiguous(), up.to_contiguous(), grad.to_contiguous());
             let [of_gate, of_up] = by_kind!(kind, gated_back(slice(&gate), slice(&up), slice(&grad)));

@@ -146,7 +146,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of<B: Backend>(query: &Float<B>, key: &Float<B>) -> Self {
+    fn of<B: Backend>(query: &FloatTensor<B>, key: &FloatTensor<B>) -> Self {
         let (q, k) = (query.shape(), key.shape());
         Self { batch: q[0], queries: q[1], heads: q[2], features: q[3], keys: k[1], shared: k[2] }
     }
@@ -228,7 +228,7 @@ fn portable_by<B: Backend>(
     form: &Form,
     most: usize,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let sizes = Sizes::of(&query, &key);
+    let sizes = Sizes::of::<B>(&query.0, &key.0);
     let (mut results, mut sums) = (Vec::new(), Vec::new());
     for block in sizes.blocks(most) {
         let keys = form.sight.union(&block);
@@ -261,7 +261,7 @@ fn portable_backward_by<B: Backend>(
     form: &Form,
     most: usize,
 ) -> [FloatTensor<B>; 3] {
-    let sizes = Sizes::of(&query, &key);
+    let sizes = Sizes::of::<B>(&query.0, &key.0);
     // [B, N, S, 1]: how much of each query's gradient its result carries.
     let along = (grad.clone() * result).sum(3).swap(1, 2);
     let (mut of_query, mut of_key, mut of_value) = (Vec::new(), key.zeros_like(), value.zeros_like());

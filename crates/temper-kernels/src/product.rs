@@ -91,9 +91,7 @@ pub trait ProductOps: Backend {
         b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        let thin = Self::product(x.clone(), transposed::<Self>(a), scaling);
-        let base = Self::product(x, transposed::<Self>(weight), 1.0);
-        Self::add_product(base, thin, transposed::<Self>(b))
+        adapted::<Self>(x, weight, a, b, scaling).0
     }
 
     /// `x + row`.
@@ -103,9 +101,7 @@ pub trait ProductOps: Backend {
 
     /// The sum of all rows. Not differentiable.
     fn sum_rows(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let x = Float::<Self>(x);
-        let width = x.shape()[1];
-        x.sum(0).reshape(&[width]).0
+        portable_sum_rows::<Self>(x)
     }
 }
 
@@ -116,6 +112,26 @@ fn portable<B: Backend>(sum: Option<Float<B>>, lhs: Float<B>, rhs: Float<B>, alp
         None => product,
         Some(sum) => sum + product,
     }
+}
+
+/// `x Wᵀ + s·(x Aᵀ) Bᵀ`, and `s·x Aᵀ`.
+fn adapted<B: ProductOps>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    scaling: f64,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let thin = B::product(x.clone(), transposed::<B>(a), scaling);
+    let base = B::product(x, transposed::<B>(weight), 1.0);
+    (B::add_product(base, thin.clone(), transposed::<B>(b)), thin)
+}
+
+/// The sum of all rows.
+fn portable_sum_rows<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let x = Float::<B>(x);
+    let width = x.shape()[1];
+    x.sum(0).reshape(&[width]).0
 }
 
 fn transposed<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -189,9 +205,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         }
         let parts = [x, weight, a, b].map(|x| x.into_parts());
         let [(x, of_x), (weight, of_weight), (a, of_a), (b, of_b)] = parts;
-        let thin = B::product(x.clone(), transposed::<B>(a.clone()), scaling);
-        let y = B::product(x.clone(), transposed::<B>(weight.clone()), 1.0);
-        let y = B::add_product(y, thin.clone(), transposed::<B>(b.clone()));
+        let (y, thin) = adapted::<B>(x.clone(), weight.clone(), a.clone(), b.clone(), scaling);
         match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(([x, weight, a, b, thin], scaling), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
@@ -310,9 +324,7 @@ mod lane {
 
         fn sum_rows(x: FlexTensor) -> FlexTensor {
             if !all_f32([&x]) {
-                let x = Float::<Self>(x);
-                let width = x.shape()[1];
-                return x.sum(0).reshape(&[width]).0;
+                return portable_sum_rows::<Self>(x);
             }
             let x = x.to_contiguous();
             let [height, width]: [usize; 2] = x.layout().shape().dims();

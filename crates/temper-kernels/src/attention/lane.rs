@@ -80,13 +80,9 @@ fn heads(sizes: Sizes, work: impl Fn(Head) + Sync + Send) {
     }
 }
 
-/// Room for the scores of a block: as many as the longest union of ranges holds.
+/// Room for the scores of a block over all keys.
 fn scratch(sizes: Sizes) -> Vec<f32> {
     vec![0.0; BLOCK.min(sizes.queries) * sizes.keys]
-}
-
-fn f32_sizes(query: &FlexTensor, key: &FlexTensor) -> Sizes {
-    Sizes::of::<Flex>(&Float(query.clone()), &Float(key.clone()))
 }
 
 impl AttentionOps for Flex {
@@ -99,7 +95,7 @@ impl AttentionOps for Flex {
         if !all_f32([&query, &key, &value]) {
             return portable::<Self>([query, key, value].map(Float), &form);
         }
-        let sizes = f32_sizes(&query, &key);
+        let sizes = Sizes::of::<Flex>(&query, &key);
         let [query, key, value] = [query, key, value].map(|x| x.to_contiguous());
         let shape = query.layout().shape().clone();
         let [query, key, value] = [&query, &key, &value].map(slice);
@@ -148,7 +144,7 @@ impl AttentionOps for Flex {
             let [query, key, value] = portable_backward::<Self>(inputs, &form);
             return (query, key, value);
         }
-        let sizes = f32_sizes(&query, &key);
+        let sizes = Sizes::of::<Flex>(&query, &key);
         let inputs = [query, key, value, result, lse, grad].map(|x| x.to_contiguous());
         let shapes = [0, 1].map(|i| inputs[i].layout().shape().clone());
         let [query, key, value, result, lse, grad] = inputs.each_ref().map(slice);

@@ -6,9 +6,6 @@ use gemm::Parallelism;
 /// A product is shared by all threads from this many multiplications on.
 const SHARED: usize = 1 << 22;
 
-// SAFETY: a matrix is only read.
-unsafe impl Sync for Matrix {}
-
 /// A matrix in memory: where its first value is, and the distance between its rows and between its columns, in values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Matrix {
@@ -17,6 +14,9 @@ pub(crate) struct Matrix {
     columns: usize,
     strides: [isize; 2],
 }
+
+// SAFETY: a matrix is only read.
+unsafe impl Sync for Matrix {}
 
 impl Matrix {
     /// Rows of `columns` values, `stride` values apart, from `values[0]` on.

@@ -59,7 +59,7 @@ pub(crate) fn erf(x: f32) -> f32 {
 }
 
 /// How many sums and maxima run side by side, so that they vectorise: a loop with one would have to keep its order.
-pub(crate) const LANES: usize = 32;
+const LANES: usize = 32;
 
 /// `Σ f(i)` for i below `count`, in [`LANES`] partial sums.
 #[inline(always)]
