@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::optim::Optimizer;
 use crate::plan::Scores;
+use crate::scale::LossScale;
 use crate::weights::{self, Held};
 
 const FORMAT: u64 = 2;
@@ -43,6 +44,9 @@ pub(crate) struct Progress {
     pub tokens: u64,
     /// The steps since the last report.
     pub window: Window,
+    /// The scale of the loss, in a run that scales it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<LossScale>,
 }
 
 /// What the steps since the last report came to: a report after a resume covers those before it too.
@@ -283,8 +287,13 @@ fn fits(values: &Values, held: &BTreeMap<String, Held>) -> Result<(), String> {
     Ok(())
 }
 
-const DTYPES: [(DType, Dtype); 4] =
-    [(DType::F32, Dtype::F32), (DType::F16, Dtype::F16), (DType::BF16, Dtype::BF16), (DType::I64, Dtype::I64)];
+const DTYPES: [(DType, Dtype); 5] = [
+    (DType::F32, Dtype::F32),
+    (DType::F16, Dtype::F16),
+    (DType::BF16, Dtype::BF16),
+    (DType::I32, Dtype::I32),
+    (DType::I64, Dtype::I64),
+];
 
 fn write_tensors(path: &Path, tensors: Vec<(String, TensorData)>) -> Result<Sum, Error> {
     let write = || -> io::Result<Sum> {

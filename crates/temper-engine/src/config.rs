@@ -68,6 +68,8 @@ pub enum Checkpointing {
     On,
     /// Never.
     Off,
+    /// Always, and the inputs of layers wait in the host's memory: for GPUs.
+    Offload,
 }
 
 /// `[optim]`: the optimizer.
@@ -98,6 +100,9 @@ impl Default for OptimConfig {
 pub enum OptimKind {
     /// Loshchilov & Hutter 2019, arXiv:1711.05101, as `torch.optim.AdamW`.
     Adamw,
+    /// The same with moments in 8 bits (Dettmers et al. 2022, arXiv:2110.02861), as `bitsandbytes.optim.AdamW8bit`: those of
+    /// parameters below 4,096 values stay f32.
+    Adamw8bit,
     /// Stochastic gradient descent, as `torch.optim.SGD` with decoupled decay.
     Sgd,
     /// Chen et al. 2023, arXiv:2302.06675.

@@ -37,8 +37,14 @@ pub enum Event {
         loss: f64,
         /// Learning rate of the last step.
         lr: f64,
-        /// Global norm of the last step's mean gradient, before clipping.
-        grad_norm: f64,
+        /// Global norm of the last step's mean gradient, before clipping; absent if it overflowed, and the step was skipped.
+        grad_norm: Option<f64>,
+        /// What the loss is multiplied with before it goes backward, where it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        loss_scale: Option<f64>,
+        /// Steps since the start of the run that were skipped because gradients overflowed, where that can be.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        skipped: Option<u64>,
         /// Tokens since the start of the run, padding not counted.
         tokens: u64,
         /// Tokens per second over the steps of this report, evaluations and checkpoints not counted.

@@ -11,6 +11,7 @@ use crate::event::{Event, StopReason};
 use crate::gradients::Gradients;
 use crate::optim::Optimizer;
 use crate::plan::{FitPlan, Mode, Objective, Scores, Stop};
+use crate::scale::LossScale;
 
 /// How training ended.
 #[derive(Debug)]
@@ -42,7 +43,8 @@ pub struct Outcome<M> {
 /// is written first.
 ///
 /// # Errors
-/// Of the data, the evaluation, the device or the disk; divergence, found before the weights move; a checkpoint of
+/// Of the data, the evaluation, the device or the disk; divergence, found before the weights move (gradients that a loss
+/// scale made overflow skip the step instead); a checkpoint of
 /// another plan.
 pub fn fit<M: Objective, I>(
     mut model: M,
@@ -60,6 +62,7 @@ where
     let mut optimizer = Optimizer::new(&plan.optim);
     let mut progress;
     (model, progress) = store.resume(model, &mut optimizer, observe)?;
+    progress.scale = plan.loss_scaling.then(|| progress.scale.unwrap_or_default());
     let clock = Clock { before: progress.seconds, started: Instant::now() };
     let resumed = progress.step;
     let mut data = data(resumed);
@@ -73,7 +76,7 @@ where
             None => return Err(Error::DataEnded { step: progress.step, steps: plan.steps }),
         };
         let measured;
-        (model, measured) = step(model, &mut optimizer, &batches, plan, progress.step)?;
+        (model, measured) = step(model, &mut optimizer, &batches, plan, &mut progress)?;
         progress.step = at;
         progress.tokens += measured.tokens;
         progress.seconds = clock.seconds();
@@ -126,34 +129,37 @@ where
 struct Measured {
     loss: f64,
     targets: f64,
-    grad_norm: f64,
+    /// Absent if it overflowed, and the step was skipped.
+    grad_norm: Option<f64>,
     lr: f64,
     tokens: u64,
 }
 
-/// One optimizer step, the `index`-th counted from 0.
+/// One optimizer step, the one after those that are done.
 fn step<M: Objective>(
     model: M,
     optimizer: &mut Optimizer,
     batches: &[M::Batch],
     plan: &FitPlan,
-    index: u64,
+    progress: &mut Progress,
 ) -> Result<(M, Measured), Error> {
-    let at = index + 1;
+    let (index, at) = (progress.step, progress.step + 1);
+    let scale = progress.scale.as_ref().map_or(1.0, |scale| scale.factor);
     let all_rows = || batches.iter().flat_map(M::rows).collect();
 
     let (mut gradients, mut losses, mut targets) = (Gradients::default(), Vec::new(), 0.0);
     for (micro, batch) in batches.iter().enumerate() {
-        let mode = Mode { seed: seed(plan.seed, index, micro as u64), recompute: plan.recompute };
+        let mode = Mode { seed: seed(plan.seed, index, micro as u64), activations: plan.activations };
         let loss = model.loss(batch, mode);
         let value = loss.sum.clone().inner().cast(FloatDType::F32);
         if loss.targets > 0.0 {
             if !loss.sum.is_tracked() {
                 return Err(Error::Untracked { step: at, rows: M::rows(batch) });
             }
+            let scaled = if scale == 1.0 { loss.sum } else { loss.sum.mul_scalar(scale) };
             match loss.checkpoints {
-                None => gradients.add(&model, loss.sum.backward()),
-                Some(layers) => layers.backward(loss.sum, |tape| gradients.add(&model, tape)),
+                None => gradients.add(&model, scaled.backward()),
+                Some(layers) => layers.backward(scaled, |tape| gradients.add(&model, tape)),
             }
         }
         targets += loss.targets;
@@ -169,7 +175,13 @@ fn step<M: Objective>(
     let read = Tensor::cat(losses.into_iter().chain([squared_norm]).collect(), 0).try_into_data();
     let read: Vec<f64> = read.map_err(|error| Error::Device { step: at, reason: error.to_string() })?.iter().collect();
     let (losses, squared_norm) = read.split_at(batches.len());
-    let (loss, grad_norm) = (losses.iter().sum::<f64>(), squared_norm[0].sqrt() / targets);
+    let (loss, grad_norm) = (losses.iter().sum::<f64>(), squared_norm[0].sqrt() / scale / targets);
+    let lr = plan.lr * plan.schedule.factor(index);
+    let tokens = batches.iter().map(M::tokens).sum();
+    let overflowed = loss.is_finite() && !grad_norm.is_finite();
+    if overflowed && progress.scale.as_mut().is_some_and(LossScale::overflowed) {
+        return Ok((model, Measured { loss, targets, grad_norm: None, lr, tokens }));
+    }
     if !loss.is_finite() || !grad_norm.is_finite() {
         let (what, rows) = match losses.iter().position(|loss| !loss.is_finite()) {
             Some(bad) => ("the loss", M::rows(&batches[bad])),
@@ -180,10 +192,9 @@ fn step<M: Objective>(
 
     // The clip of torch.nn.utils.clip_grad_norm_ and the division by the count, in one factor.
     let clip = if plan.max_grad_norm > 0.0 { (plan.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-    let lr = plan.lr * plan.schedule.factor(index);
-    let model = optimizer.step(model, gradients, clip / targets, lr);
-    let tokens = batches.iter().map(M::tokens).sum();
-    Ok((model, Measured { loss, targets, grad_norm, lr, tokens }))
+    let model = optimizer.step(model, gradients, clip / targets / scale, lr);
+    progress.scale.iter_mut().for_each(LossScale::passed);
+    Ok((model, Measured { loss, targets, grad_norm: Some(grad_norm), lr, tokens }))
 }
 
 impl FitPlan {
@@ -248,6 +259,8 @@ impl Window {
             loss: self.loss / self.targets,
             lr: last.lr,
             grad_norm: last.grad_norm,
+            loss_scale: progress.scale.as_ref().map(|scale| scale.factor),
+            skipped: progress.scale.as_ref().map(|scale| scale.skipped),
             tokens: progress.tokens,
             tokens_per_second: self.tokens as f64 / self.seconds,
             step_ms: self.seconds * 1e3 / f64::from(self.steps),

@@ -13,6 +13,7 @@ mod gradients;
 mod laws;
 mod optim;
 mod plan;
+mod scale;
 mod schedule;
 mod weights;
 

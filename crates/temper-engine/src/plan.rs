@@ -8,7 +8,7 @@ use std::time::Duration;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Deserializer, Serialize};
-use temper_kernels::Checkpoints;
+use temper_kernels::{Activations, Checkpoints};
 
 use crate::config::OptimConfig;
 use crate::error::Error;
@@ -34,8 +34,8 @@ pub trait Objective: Module {
 pub struct Mode {
     /// Where all randomness (dropout) comes from; it differs from one micro-batch to the next.
     pub seed: u64,
-    /// Whether layers keep their inputs alone, and are computed again when their gradients are wanted.
-    pub recompute: bool,
+    /// What layers keep for their gradients.
+    pub activations: Activations,
 }
 
 /// A sum and a count, never a mean: only `fit` divides, once, by the count of the whole step.
@@ -72,8 +72,10 @@ pub struct FitPlan {
     pub max_grad_norm: f64,
     /// Seed of all randomness within a step.
     pub seed: u64,
-    /// Whether layers are computed again for their gradients.
-    pub recompute: bool,
+    /// What layers keep for their gradients.
+    pub activations: Activations,
+    /// Whether losses are scaled before they go backward, as gradients in f16 need it.
+    pub loss_scaling: bool,
     /// Steps between two reports.
     pub log_every: u64,
     /// Steps between two evaluations; `None` never evaluates. The last step is evaluated as well.

@@ -1,67 +1,110 @@
 //! Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): a layer keeps its input alone, and is computed again when its
-//! gradients are wanted.
+//! gradients are wanted. Inputs may wait on the host.
 //!
-//! burn has no such operation, so the pass is cut: each layer's output is a leaf of a graph of its own. The gradients that
-//! arrive there go through the layer, computed again, to the leaf before it.
+//! burn has no such operation, so the pass is cut: the last layer's output is a leaf of a graph of its own. The gradient that
+//! arrives there goes through one layer after the other, computed again from what went in.
 
 use std::cell::RefCell;
 
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+
+/// What layers keep of a pass for their gradients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// All that their gradients need.
+    #[default]
+    Keep,
+    /// Their inputs alone: they are computed again.
+    Recompute,
+    /// The same, on the host.
+    Offload,
+}
 
 /// A layer that can be computed again.
 type Layer = Box<dyn Fn(Tensor<2>) -> Tensor<2>>;
 
-struct Segment {
-    /// What went in, with the graph that it came from.
-    input: Tensor<2>,
-    /// What came out, a leaf.
-    output: Tensor<2>,
-    layer: Layer,
+/// What went into a layer, without a graph.
+enum Input {
+    Here(Tensor<2>),
+    OnHost(TensorData, Device),
+}
+
+struct Chain {
+    /// What went into the first layer, with the graph that it came from.
+    first: Tensor<2>,
+    layers: Vec<(Input, Layer)>,
+    /// What came out of the last layer, a leaf.
+    last: Tensor<2>,
 }
 
 /// The layers of a pass that keep their inputs alone.
-#[derive(Default)]
-pub struct Checkpoints(RefCell<Vec<Segment>>);
+pub struct Checkpoints {
+    offload: bool,
+    chain: RefCell<Option<Chain>>,
+}
 
 impl std::fmt::Debug for Checkpoints {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Checkpoints({})", self.0.borrow().len())
+        write!(f, "Checkpoints({})", self.chain.borrow().as_ref().map_or(0, |chain| chain.layers.len()))
     }
 }
 
 impl Checkpoints {
-    /// The output of a layer, `plain` on tensors without autodiff; `layer` must compute the same, each time.
-    pub fn run(
+    /// No layers yet. `offload` says whether inputs wait on the host.
+    pub fn new(offload: bool) -> Self {
+        Self { offload, chain: RefCell::default() }
+    }
+
+    /// The output of layers, one after the other. Of each there is how it computes `plain`ly, on tensors without autodiff, and
+    /// the layer itself, which must compute the same, each time.
+    ///
+    /// # Panics
+    ///
+    /// When there were layers before.
+    pub fn run<P: FnOnce(Tensor<2>) -> Tensor<2>, L: Fn(Tensor<2>) -> Tensor<2> + 'static>(
         &self,
-        input: Tensor<2>,
-        plain: impl FnOnce(Tensor<2>) -> Tensor<2>,
-        layer: impl Fn(Tensor<2>) -> Tensor<2> + 'static,
+        first: Tensor<2>,
+        layers: impl Iterator<Item = (P, L)>,
     ) -> Tensor<2> {
-        let output = Tensor::from_inner(plain(input.clone().inner())).require_grad();
-        self.0.borrow_mut().push(Segment { input, output: output.clone(), layer: Box::new(layer) });
-        output
+        let mut x = first.clone().inner();
+        let kept = layers.map(|(plain, layer)| {
+            let input =
+                if self.offload { Input::OnHost(x.clone().into_data(), x.device()) } else { Input::Here(x.clone()) };
+            x = plain(x.clone());
+            (input, Box::new(layer) as Layer)
+        });
+        let layers: Vec<_> = kept.collect();
+        let last = Tensor::from_inner(x).require_grad();
+        let before = self.chain.replace(Some(Chain { first, layers, last: last.clone() }));
+        assert!(before.is_none(), "a pass has one chain of layers");
+        last
     }
 
     /// The backward pass of a loss that came from these layers: `take` is given the gradients of each part, from the last to
     /// the first.
     pub fn backward(self, loss: Tensor<1>, mut take: impl FnMut(Gradients)) {
         let mut gradients = loss.backward();
-        for Segment { input, output, layer } in self.0.into_inner().into_iter().rev() {
-            let arrived = output.grad_remove(&mut gradients);
-            take(gradients);
-            let Some(arrived) = arrived else { return };
-            // Σ y·dy has the gradient dy at y, and burn has no other way to begin with one.
-            let begin = |y: Tensor<2>, dy: Tensor<2>| (y * Tensor::from_inner(dy)).sum().backward();
-            let own = Tensor::from_inner(input.clone().inner()).require_grad();
-            let mut inner = begin(layer(own.clone()), arrived);
-            let passed = own.grad_remove(&mut inner);
-            take(inner);
-            match passed {
-                Some(passed) if input.is_tracked() => gradients = begin(input, passed),
-                _ => return,
-            }
-        }
+        let Some(Chain { first, layers, last }) = self.chain.into_inner() else { return take(gradients) };
+        let arrived = last.grad_remove(&mut gradients);
         take(gradients);
+        let Some(mut arrived) = arrived else { return };
+        // Σ y·dy has the gradient dy at y, and burn has no other way to begin with one.
+        let begin = |y: Tensor<2>, dy: Tensor<2>| (y * Tensor::from_inner(dy)).sum().backward();
+        for (input, layer) in layers.into_iter().rev() {
+            let input = match input {
+                Input::Here(input) => input,
+                Input::OnHost(data, device) => Tensor::from_data(data, &device),
+            };
+            let input = Tensor::from_inner(input).require_grad();
+            let mut gradients = begin(layer(input.clone()), arrived);
+            let passed = input.grad_remove(&mut gradients);
+            take(gradients);
+            let Some(passed) = passed else { return };
+            arrived = passed;
+        }
+        if first.is_tracked() {
+            take(begin(first, arrived));
+        }
     }
 }
 
@@ -75,18 +118,19 @@ mod tests {
     #[test]
     fn gradients_are_the_same_to_the_bit() {
         let device = device().autodiff();
-        let all = |checkpointed: bool| {
+        let all = |activations: Activations| {
             let weights: Vec<_> = (0..4).map(|i| values(i, [6, 6], 1.0).tensor(&device).require_grad()).collect();
             let x = values(9, [5, 6], 1.0).tensor(&device).matmul(weights[3].clone());
             let layer = |x: Tensor<2>, weight: Tensor<2>| x.clone() + Activation::Silu.forward(x.matmul(weight));
-            let checkpoints = Checkpoints::default();
-            let y = weights[..3].iter().fold(x, |x, weight| match checkpointed {
-                false => layer(x, weight.clone()),
-                true => {
-                    let own = weight.clone();
-                    checkpoints.run(x, |x| layer(x, weight.clone().inner()), move |x| layer(x, own.clone()))
-                }
+            let checkpoints = Checkpoints::new(activations == Activations::Offload);
+            let steps = weights[..3].iter().map(|weight| {
+                let (own, plain) = (weight.clone(), weight.clone().inner());
+                (move |x| layer(x, plain), move |x| layer(x, own.clone()))
             });
+            let y = match activations {
+                Activations::Keep => weights[..3].iter().fold(x, |x, weight| layer(x, weight.clone())),
+                _ => checkpoints.run(x, steps),
+            };
             let mut found = vec![Vec::new(); 4];
             checkpoints.backward((y.clone() * y).sum(), |mut gradients| {
                 for (found, weight) in found.iter_mut().zip(&weights) {
@@ -95,8 +139,10 @@ mod tests {
             });
             found
         };
-        let found = all(true);
-        assert!(found.iter().all(|gradients| gradients.len() == 1));
-        assert_eq!(found, all(false));
+        for activations in [Activations::Recompute, Activations::Offload] {
+            let found = all(activations);
+            assert!(found.iter().all(|gradients| gradients.len() == 1));
+            assert_eq!(found, all(Activations::Keep), "{activations:?}");
+        }
     }
 }

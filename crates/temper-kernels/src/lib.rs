@@ -16,15 +16,17 @@ mod exponential;
 mod norm;
 mod portable;
 mod product;
+mod quantized;
 mod rotation;
 #[cfg(test)]
 mod testing;
 
 pub use activation::Activation;
 pub use attention::{Sight, attention};
-pub use checkpoint::Checkpoints;
+pub use checkpoint::{Activations, Checkpoints};
 pub use dropout::{Drop, dropout};
 pub use exponential::row_exponential;
 pub use norm::{layer_norm, rms_norm};
-pub use product::{Precision, add_rows, lora_product, matmul, set_precision};
+pub use product::{Precision, Weight, add_rows, linear, lora_product, matmul, set_precision};
+pub use quantized::{Format, Quantized};
 pub use rotation::rotate;

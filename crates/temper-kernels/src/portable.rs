@@ -5,7 +5,7 @@ use std::ops::{Add, Mul, Neg, Sub};
 use burn::backend::Backend;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{Shape, Slice};
+use burn::tensor::{FloatDType, Shape, Slice};
 
 /// A float tensor below autodiff.
 pub(crate) struct Float<B: Backend>(pub FloatTensor<B>);
@@ -93,6 +93,10 @@ impl<B: Backend> Float<B> {
     pub fn transpose(self) -> Self {
         let rank = self.shape().len();
         self.swap(rank - 2, rank - 1)
+    }
+
+    pub fn cast(self, dtype: FloatDType) -> Self {
+        Self(B::float_cast(self.0, dtype))
     }
 
     pub fn matmul(self, other: Self) -> Self {

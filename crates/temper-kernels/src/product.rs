@@ -1,31 +1,42 @@
 //! Matrix products: plain, with what a low-rank adapter adds, and the bias after them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 
 use crate::portable::Float;
+use crate::quantized::{Matrix, Quantized, QuantizedOps};
 
-/// How f32 matrices are multiplied where the device leaves a choice, which is the CPU.
+/// How f32 matrices are multiplied. It concerns products of layers alone: those within [`attention`](crate::attention())
+/// stay f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// As they are.
     F32,
-    /// Rounded to bfloat16 (8 bits of precision, the range of f32), added up in f32. Products of layers alone: those within
-    /// [`attention`](crate::attention()) stay f32.
+    /// Rounded to bfloat16 (8 bits of precision, the range of f32) and added up in f32; a GPU rounds the sum again.
     Bf16,
+    /// Rounded to IEEE half precision (11 bits, up to 65,504) and added up in f32; a GPU rounds the sum again.
+    F16,
 }
 
-static BF16: AtomicBool = AtomicBool::new(false);
+static PRECISION: AtomicU8 = AtomicU8::new(Precision::F32 as u8);
 
 /// Sets how this process multiplies. At the start, f32.
 pub fn set_precision(precision: Precision) {
-    BF16.store(precision == Precision::Bf16, Ordering::Relaxed);
+    PRECISION.store(precision as u8, Ordering::Relaxed);
+}
+
+fn precision() -> Precision {
+    match PRECISION.load(Ordering::Relaxed) {
+        x if x == Precision::Bf16 as u8 => Precision::Bf16,
+        x if x == Precision::F16 as u8 => Precision::F16,
+        _ => Precision::F32,
+    }
 }
 
 /// The matrix product. Both operands must have one dtype: some backends of burn would otherwise read the bits of one as
@@ -42,6 +53,41 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as ProductOps>::product(lhs.into_dispatch(), rhs.into_dispatch(), 1.0))
 }
 
+/// W `[out, in]` of a linear layer, as the layer holds it.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// As it is.
+    Dense(Tensor<2>),
+    /// In few bits, frozen.
+    Quantized(Quantized),
+}
+
+impl Weight {
+    /// Its values.
+    pub fn dense(self) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight,
+            Self::Quantized(weight) => weight.decode(),
+        }
+    }
+}
+
+/// `x Wᵀ`. A weight in few bits is kept as it is, and decoded again for the gradient of `x`.
+///
+/// # Shapes
+///
+/// - x: `[T, in]`, weight: `[out, in]`
+/// - result: `[T, out]`
+pub fn linear(x: Tensor<2>, weight: Weight) -> Tensor<2> {
+    match weight {
+        Weight::Dense(weight) => matmul(x, weight.transpose()),
+        Weight::Quantized(weight) => {
+            Tensor::from_dispatch(<Dispatch as ProductOps>::frozen(x.into_dispatch(), weight.into_dispatch()))
+        }
+    }
+}
+
 /// `x Wᵀ + s·(x Aᵀ) Bᵀ`, a linear layer with LoRA (Hu et al. 2021, arXiv:2106.09685), added up where it is computed. The
 /// product with W keeps nothing for the backward pass unless W is tracked; A and B keep `x` and `x Aᵀ`.
 ///
@@ -53,10 +99,17 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
 /// # Panics
 ///
 /// When they have different dtypes.
-pub fn lora_product(x: Tensor<2>, weight: Tensor<2>, [a, b]: [Tensor<2>; 2], scaling: f64) -> Tensor<2> {
+pub fn lora_product(x: Tensor<2>, weight: Weight, [a, b]: [Tensor<2>; 2], scaling: f64) -> Tensor<2> {
     let dtype = x.dtype();
-    assert!([&weight, &a, &b].iter().all(|y| y.dtype() == dtype), "matrix product of several dtypes");
-    let [x, weight, a, b] = [x, weight, a, b].map(Tensor::into_dispatch);
+    assert!([&a, &b].iter().all(|y| y.dtype() == dtype), "matrix product of several dtypes");
+    let weight = match weight {
+        Weight::Dense(weight) => {
+            assert_eq!(weight.dtype(), dtype, "matrix product of two dtypes");
+            Matrix::Dense(weight.into_dispatch())
+        }
+        Weight::Quantized(weight) => weight.into_dispatch(),
+    };
+    let [x, a, b] = [x, a, b].map(Tensor::into_dispatch);
     Tensor::from_dispatch(<Dispatch as ProductOps>::lora(x, weight, a, b, scaling))
 }
 
@@ -72,7 +125,7 @@ pub fn add_rows(x: Tensor<2>, row: Tensor<1>) -> Tensor<2> {
 
 /// The extension behind this file.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
-pub trait ProductOps: Backend {
+pub trait ProductOps: QuantizedOps {
     /// `alpha · lhs · rhs` of matrices.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, alpha: f64) -> FloatTensor<Self> {
         portable::<Self>(None, Float(lhs), Float(rhs), alpha).0
@@ -83,10 +136,15 @@ pub trait ProductOps: Backend {
         portable::<Self>(Some(Float(sum)), Float(lhs), Float(rhs), 1.0).0
     }
 
+    /// `x Wᵀ`, with no gradient for W.
+    fn frozen(x: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
+        Self::product(x, transposed::<Self>(weight.dense()), 1.0)
+    }
+
     /// `x Wᵀ + s·(x Aᵀ) Bᵀ`.
     fn lora(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        #[extension_type] weight: Matrix<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scaling: f64,
@@ -106,7 +164,11 @@ pub trait ProductOps: Backend {
 }
 
 fn portable<B: Backend>(sum: Option<Float<B>>, lhs: Float<B>, rhs: Float<B>, alpha: f64) -> Float<B> {
-    let product = lhs.matmul(rhs);
+    let product = match precision() {
+        Precision::F32 => lhs.matmul(rhs),
+        Precision::Bf16 => lhs.cast(FloatDType::BF16).matmul(rhs.cast(FloatDType::BF16)).cast(FloatDType::F32),
+        Precision::F16 => lhs.cast(FloatDType::F16).matmul(rhs.cast(FloatDType::F16)).cast(FloatDType::F32),
+    };
     let product = if alpha == 1.0 { product } else { product.scale(alpha) };
     match sum {
         None => product,
@@ -117,13 +179,13 @@ fn portable<B: Backend>(sum: Option<Float<B>>, lhs: Float<B>, rhs: Float<B>, alp
 /// `x Wᵀ + s·(x Aᵀ) Bᵀ`, and `s·x Aᵀ`.
 fn adapted<B: ProductOps>(
     x: FloatTensor<B>,
-    weight: FloatTensor<B>,
+    weight: Matrix<B>,
     a: FloatTensor<B>,
     b: FloatTensor<B>,
     scaling: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let thin = B::product(x.clone(), transposed::<B>(a), scaling);
-    let base = B::product(x, transposed::<B>(weight), 1.0);
+    let base = B::frozen(x, weight);
     (B::add_product(base, thin.clone(), transposed::<B>(b)), thin)
 }
 
@@ -170,9 +232,26 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         }
     }
 
+    fn frozen(x: FloatTensor<Self>, weight: Matrix<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Step;
+        impl<B: ProductOps> Backward<B, 1> for Step {
+            type State = Matrix<B>;
+            fn backward(self, ops: Ops<Matrix<B>, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::product(grad, ops.state.dense(), 1.0));
+            }
+        }
+        let ((x, of_x), weight) = (x.into_parts(), untracked(weight));
+        let y = B::frozen(x, weight.clone());
+        match Step.prepare::<C>([of_x]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(weight, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
     fn lora(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: Matrix<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scaling: f64,
@@ -180,10 +259,10 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         #[derive(Debug)]
         struct Step;
         impl<B: ProductOps> Backward<B, 4> for Step {
-            /// x, W, A, B, s·x Aᵀ, s.
-            type State = ([B::FloatTensorPrimitive; 5], f64);
+            /// W, x, A, B, s·x Aᵀ, s.
+            type State = (Matrix<B>, [B::FloatTensorPrimitive; 4], f64);
             fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let ([x, weight, a, b, thin], scaling) = ops.state;
+                let (weight, [x, a, b, thin], scaling) = ops.state;
                 let [of_x, of_weight, of_a, of_b] = ops.parents;
                 let grad = grads.consume::<B>(&ops.node);
                 let of_thin = B::product(grad.clone(), b, scaling);
@@ -198,16 +277,18 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
                     grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
                 }
                 if let Some(node) = of_x {
-                    let base = B::product(grad, weight, 1.0);
+                    let base = B::product(grad, weight.dense(), 1.0);
                     grads.register::<B>(node.id, B::add_product(base, of_thin, a));
                 }
             }
         }
-        let parts = [x, weight, a, b].map(|x| x.into_parts());
-        let [(x, of_x), (weight, of_weight), (a, of_a), (b, of_b)] = parts;
+        // Nothing tracks the magnitudes of a weight in few bits.
+        let (Matrix::Dense(tracked) | Matrix::Quantized { scales: tracked, .. }) = &weight;
+        let ((_, of_weight), weight) = (tracked.clone().into_parts(), untracked(weight));
+        let [(x, of_x), (a, of_a), (b, of_b)] = [x, a, b].map(|x| x.into_parts());
         let (y, thin) = adapted::<B>(x.clone(), weight.clone(), a.clone(), b.clone(), scaling);
         match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(([x, weight, a, b, thin], scaling), y),
+            OpsKind::Tracked(prep) => prep.finish((weight, [x, a, b, thin], scaling), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -233,10 +314,20 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
     }
 }
 
+/// A matrix without its graph.
+fn untracked<B: Backend, C: CheckpointStrategy>(matrix: Matrix<Autodiff<B, C>>) -> Matrix<B> {
+    match matrix {
+        Matrix::Dense(matrix) => Matrix::Dense(matrix.into_parts().0),
+        Matrix::Quantized { words, scales, layout } => {
+            Matrix::Quantized { words, scales: scales.into_parts().0, layout }
+        }
+    }
+}
+
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;
-    use burn::tensor::Shape;
+    use burn::tensor::{Shape, f16};
     use rayon::iter::ParallelIterator;
     use rayon::slice::ParallelSliceMut;
 
@@ -276,10 +367,10 @@ mod lane {
     unsafe fn into(out: Target, add: bool, alpha: f32, a: Matrix, b: Matrix) {
         // SAFETY: the caller's.
         unsafe {
-            if BF16.load(Ordering::Relaxed) {
-                bf16::product(bf16::Engine::best(), out, add, alpha, a, b);
-            } else {
-                gemm::product(out, add, alpha, a, b, true);
+            match precision() {
+                Precision::F32 => gemm::product(out, add, alpha, a, b, true),
+                Precision::Bf16 => bf16::product(bf16::Engine::best(), out, add, alpha, a, b),
+                Precision::F16 => gemm::rounded(out, add, alpha, a, b, |x| f16::from_f32(x).to_f32()),
             }
         }
     }
@@ -362,7 +453,7 @@ mod tests {
                 [[rows, inputs], [outputs, inputs], [rank, inputs], [outputs, rank]]
                     .map(|shape| values(shape[0] as u64, shape, 1.0))
             };
-            let own = backward(data(), |[x, w, a, b]| lora_product(x, w, [a, b], 1.5));
+            let own = backward(data(), |[x, w, a, b]| lora_product(x, Weight::Dense(w), [a, b], 1.5));
             let steps = backward(data(), |[x, w, a, b]| {
                 let thin = x.clone().matmul(a.transpose()) * 1.5;
                 x.matmul(w.transpose()) + thin.matmul(b.transpose())
@@ -374,7 +465,7 @@ mod tests {
     #[test]
     fn a_weight_that_is_stored_the_other_way_is_no_difference() {
         let data = || [values(1, [9, 6], 1.0), values(2, [6, 4], 1.0), values(3, [2, 6], 1.0), values(4, [4, 2], 1.0)];
-        let own = backward(data(), |[x, w, a, b]| lora_product(x, w.transpose(), [a, b], 1.0));
+        let own = backward(data(), |[x, w, a, b]| lora_product(x, Weight::Dense(w.transpose()), [a, b], 1.0));
         let steps =
             backward(data(), |[x, w, a, b]| x.clone().matmul(w) + x.matmul(a.transpose()).matmul(b.transpose()));
         close(&own, &steps, 3e-6);

@@ -188,9 +188,8 @@ impl Encoder {
     pub(crate) fn forward(&self, x: Tensor<3>, lengths: &[usize], pass: &Pass) -> Tensor<3> {
         let [batch, sequence, model] = x.dims();
         let sight = Sight::padded(lengths, sequence);
-        let states = self.layer.iter().fold(x.reshape([batch * sequence, model]), |x, layer| {
-            let sight = sight.clone();
-            pass.layer(x, layer, move |layer, x, pass| layer.forward(x, [batch, sequence], &sight, pass))
+        let states = pass.layers(x.reshape([batch * sequence, model]), &self.layer, move |_, layer, x, pass| {
+            layer.forward(x, [batch, sequence], &sight, pass)
         });
         states.reshape([batch, sequence, model])
     }

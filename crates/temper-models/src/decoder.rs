@@ -174,19 +174,17 @@ impl<'a> Context<'a> {
     /// - embedded, result: `[B, S, D]`
     pub fn walk<L: Block>(&mut self, layers: &[L], embedded: Tensor<3>) -> Tensor<3> {
         let [batch, sequence, model] = embedded.dims();
-        let mut states = embedded.reshape([batch * sequence, model]);
-        for (layer, block) in layers.iter().enumerate() {
-            let place = Place { layer, batch, sequence };
-            states = if self.cache.is_some() {
-                block.forward(states, place, self)
-            } else {
-                let (shared, device) = (self.shared.clone(), self.device.clone());
-                self.pass.layer(states, block, move |block, x, pass| {
-                    let mut context = Context { shared: shared.clone(), pass, device: device.clone(), cache: None };
-                    block.forward(x, place, &mut context)
-                })
-            };
-        }
+        let states = embedded.reshape([batch * sequence, model]);
+        let place = move |layer| Place { layer, batch, sequence };
+        let states = if self.cache.is_some() {
+            layers.iter().enumerate().fold(states, |states, (i, block)| block.forward(states, place(i), self))
+        } else {
+            let (shared, device) = (self.shared.clone(), self.device.clone());
+            self.pass.layers(states, layers, move |i, block, x, pass| {
+                let mut context = Context { shared: shared.clone(), pass, device: device.clone(), cache: None };
+                block.forward(x, place(i), &mut context)
+            })
+        };
         states.reshape([batch, sequence, model])
     }
 

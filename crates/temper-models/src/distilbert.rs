@@ -104,9 +104,9 @@ impl DistilBert {
         let x = self.embeddings.forward(input, pass);
         let [batch, sequence, model] = x.dims();
         let sight = Sight::padded(&input.unpacked(), sequence);
-        let states = self.transformer.layer.iter().fold(x.reshape([batch * sequence, model]), |x, layer| {
-            let sight = sight.clone();
-            pass.layer(x, layer, move |layer, x, pass| layer.forward(x, [batch, sequence], &sight, pass))
+        let layers = &self.transformer.layer;
+        let states = pass.layers(x.reshape([batch * sequence, model]), layers, move |_, layer, x, pass| {
+            layer.forward(x, [batch, sequence], &sight, pass)
         });
         states.reshape([batch, sequence, model])
     }

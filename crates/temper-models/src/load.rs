@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use safetensors::Dtype;
+use temper_nn::Format;
 use temper_peft::init::normal;
 use temper_peft::parameters::{Entry, Mapper, assign, list, map};
 
-use crate::{Error, Weights};
+use crate::{Backbone, Error, Weights};
 
 /// What fits and what does not, sorted by path.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -113,6 +114,32 @@ pub fn load<M: Module>(
         Some(error) => Err(error),
         None => Ok((module, report)),
     }
+}
+
+/// Freezes the linear layers of `backbone` whose weights `frozen` names (`[path].weight`) in few bits, one after the other, so
+/// that no more than one of them is ever whole. They are no parameters then; [`load`] fills the others. Returns how many
+/// there are.
+///
+/// # Errors
+///
+/// When a tensor cannot be read, or has a value that is not finite.
+pub fn quantize(
+    backbone: &mut Backbone,
+    weights: &Weights,
+    names: impl Fn(&str) -> Vec<String>,
+    frozen: impl Fn(&str) -> bool,
+    format: Format,
+) -> Result<usize, Error> {
+    let mut count = 0;
+    for (path, linear) in backbone.linears() {
+        let path = format!("{path}.weight");
+        let found = names(&path).into_iter().find(|name| weights.shape(name).is_some());
+        if let Some(name) = found.filter(|_| frozen(&path)) {
+            linear.quantize(weights.read(&name)?, format);
+            count += 1;
+        }
+    }
+    Ok(count)
 }
 
 /// Gives every parameter of `module` a value drawn or set by `init`: training from scratch.

@@ -2,16 +2,16 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use temper_kernels::{add_rows, matmul};
-use temper_peft::{Adapter, Spec};
+use temper_kernels::{Format, Weight, add_rows, linear};
+use temper_peft::{Adapter, Held, Spec};
 
 use crate::{Pass, dropout, lazy};
 
 /// `y = x Wᵀ + b`, and what the adapter adds to it.
 #[derive(Module, Debug)]
 pub struct Linear {
-    /// W `[out, in]`, as in PyTorch, or Wᵀ if `fan_in_fan_out`.
-    pub weight: Param<Tensor<2>>,
+    /// W `[out, in]`, as in PyTorch, or Wᵀ if `fan_in_fan_out`; or frozen in few bits.
+    pub weight: Held,
     /// b `[out]`.
     pub bias: Option<Param<Tensor<1>>>,
     /// The adapter, if the layer has one; W is then usually frozen.
@@ -29,27 +29,27 @@ impl Linear {
 
     /// The same without a bias.
     pub fn without_bias(inputs: usize, outputs: usize, device: &Device) -> Self {
-        let weight = lazy([outputs, inputs], 0.0, device);
+        let weight = Held::Dense(lazy([outputs, inputs], 0.0, device));
         Self { weight, bias: None, adapter: None, fan_in_fan_out: false }
     }
 
     /// The same with a bias and the weight stored `[in, out]`: Transformers' `Conv1D`.
     pub fn conv1d(inputs: usize, outputs: usize, device: &Device) -> Self {
         Self {
-            weight: lazy([inputs, outputs], 0.0, device),
+            weight: Held::Dense(lazy([inputs, outputs], 0.0, device)),
             fan_in_fan_out: true,
             ..Self::new(inputs, outputs, device)
         }
     }
 
-    /// W `[out, in]`, however it is stored.
-    pub fn matrix(&self) -> Tensor<2> {
-        self.oriented(self.weight.val())
+    /// W `[out, in]`, however it is held.
+    pub fn matrix(&self) -> Weight {
+        self.weight.value(self.fan_in_fan_out)
     }
 
-    /// Between W as it is stored and W `[out, in]`, both ways.
-    fn oriented(&self, weight: Tensor<2>) -> Tensor<2> {
-        if self.fan_in_fan_out { weight.transpose() } else { weight }
+    /// Freezes W in few bits; `values` are those of the parameter, row by row.
+    pub fn quantize(&mut self, values: Vec<f32>, format: Format) {
+        self.weight = self.weight.quantized(values, self.fan_in_fan_out, format);
     }
 
     /// Puts a new adapter on the layer; its values follow from `spec` and `path`. W must be loaded before, because DoRA
@@ -68,13 +68,12 @@ impl Linear {
     pub fn forward<const D: usize>(&self, x: Tensor<D>, pass: &Pass) -> Tensor<D> {
         let mut shape = x.dims();
         let x = x.reshape([shape[..D - 1].iter().product(), shape[D - 1]]);
-        let weight = self.matrix();
-        let [outputs, _] = weight.dims();
+        let [outputs, _] = self.weight.widths(self.fan_in_fan_out);
         let y = match &self.adapter {
-            None => matmul(x, weight.transpose()),
+            None => linear(x, self.matrix()),
             Some(adapter) => {
                 let dropped = pass.drops(adapter.dropout).then(|| dropout(x.clone(), adapter.dropout, pass));
-                adapter.forward(x, dropped, weight)
+                adapter.forward(x, dropped, self.matrix())
             }
         };
         let y = match &self.bias {
@@ -88,8 +87,9 @@ impl Linear {
     /// Puts the adapter's update into the weight and drops the adapter. The weight becomes a frozen constant.
     pub fn merge(&mut self) {
         if let Some(adapter) = self.adapter.take() {
-            let merged = self.oriented(adapter.merged_weight(self.matrix()).detach());
-            self.weight = Param::from_tensor(merged).set_require_grad(false);
+            let merged = adapter.merged_weight(self.matrix().dense()).detach();
+            let merged = if self.fan_in_fan_out { merged.transpose() } else { merged };
+            self.weight = Held::Dense(Param::from_tensor(merged).set_require_grad(false));
         }
     }
 }
@@ -109,8 +109,9 @@ mod tests {
 
     fn layer(conv1d: bool, dora: bool, dropout: f64, device: &Device) -> Linear {
         let mut layer = if conv1d { Linear::conv1d(8, 6, device) } else { Linear::new(8, 6, device) };
-        let weight = layer.oriented(tensor([6, 8], "w", device));
-        layer.weight = Param::from_tensor(weight).set_require_grad(false);
+        let weight = tensor([6, 8], "w", device);
+        let weight = if conv1d { weight.transpose() } else { weight };
+        layer.weight = Held::Dense(Param::from_tensor(weight).set_require_grad(false));
         layer.bias = Some(Param::from_tensor(tensor([6], "b", device)).set_require_grad(false));
         let spec = Spec { rank: 2, scaling: 1.5, dropout, dora, seed: 1 };
         layer.adapt(&spec, "layer");
@@ -126,9 +127,9 @@ mod tests {
         let x = || tensor([2, 3, 8], "x", &device);
         for (conv1d, dora) in [(false, false), (false, true), (true, false), (true, true)] {
             let mut layer = layer(conv1d, dora, 0.5, &device);
-            let (shape, adapted) = (layer.weight.lazy_shape(), layer.forward(x(), &Pass::eval()));
+            let (widths, adapted) = (layer.weight.widths(conv1d), layer.forward(x(), &Pass::eval()));
             layer.merge();
-            assert!(layer.adapter.is_none() && layer.weight.lazy_shape() == shape);
+            assert!(layer.adapter.is_none() && layer.weight.widths(conv1d) == widths);
             let merged = layer.forward(x(), &Pass::eval());
             assert!((adapted - merged).abs().max().into_scalar::<f32>() < testing::tolerance(1e-5));
         }

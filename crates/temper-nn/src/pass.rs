@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use temper_kernels::{Checkpoints, Drop};
+use temper_kernels::{Activations, Checkpoints, Drop};
 
 /// The context of one forward pass: whether it trains, which dropout masks it draws, and whether its layers keep what the
 /// backward pass needs or are computed again.
@@ -30,9 +30,14 @@ impl Pass {
         Self { seed: Some(seed), ..Self::eval() }
     }
 
-    /// The same with layers that keep their inputs alone and are computed again, with the same masks.
-    pub fn recomputed(self) -> Self {
-        Self { checkpoints: Some(Checkpoints::default()), ..self }
+    /// The same with layers that keep of it what `activations` says; computed again, they draw the same masks.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        let checkpoints = match activations {
+            Activations::Keep => None,
+            Activations::Recompute => Some(Checkpoints::new(false)),
+            Activations::Offload => Some(Checkpoints::new(true)),
+        };
+        Self { checkpoints, ..self }
     }
 
     /// The layers that are to be computed again, if they are.
@@ -40,29 +45,32 @@ impl Pass {
         self.checkpoints
     }
 
-    /// One layer of a network; `forward` computes it.
+    /// The layers of a network, one after the other; `forward` computes one, by its number.
     ///
     /// # Shapes
     ///
     /// - x, result: `[T, D]`
-    pub fn layer<M: Module + 'static>(
+    pub fn layers<M: Module + 'static>(
         &self,
         x: Tensor<2>,
-        layer: &M,
-        forward: impl Fn(&M, Tensor<2>, &Pass) -> Tensor<2> + 'static,
+        layers: &[M],
+        forward: impl Fn(usize, &M, Tensor<2>, &Pass) -> Tensor<2> + 'static,
     ) -> Tensor<2> {
         let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| x.device().is_autodiff()) else {
-            return forward(layer, x, self);
+            return layers.iter().enumerate().fold(x, |x, (i, layer)| forward(i, layer, x, self));
         };
-        let (seed, site, own) = (self.seed, self.site.get(), layer.clone());
-        let plain = layer.valid();
         let forward = Rc::new(forward);
-        let first = forward.clone();
-        checkpoints.run(
-            x,
-            |x| first(&plain, x, self),
-            move |x| forward(&own, x, &Pass { seed, site: Cell::new(site), checkpoints: None }),
-        )
+        let steps = layers.iter().enumerate().map(|(i, layer)| {
+            let (seed, own, site) = (self.seed, layer.clone(), Rc::new(Cell::new(0)));
+            let (first, again, begins) = (forward.clone(), forward.clone(), site.clone());
+            let plain = move |x| {
+                begins.set(self.site.get());
+                first(i, &layer.valid(), x, self)
+            };
+            let pass = move || Pass { seed, site: Cell::new(site.get()), checkpoints: None };
+            (plain, move |x| again(i, &own, x, &pass()))
+        });
+        checkpoints.run(x, steps)
     }
 
     /// Whether dropout with probability `p` does something in this pass.
@@ -113,7 +121,7 @@ mod tests {
     fn a_layer_that_is_computed_again_draws_the_same_masks() {
         use crate::Linear;
         use burn::module::Param;
-        use temper_peft::init;
+        use temper_peft::{Held, init};
 
         let device = testing::device().autodiff();
         let tensor = |name: &str| {
@@ -122,23 +130,27 @@ mod tests {
         };
         let layers = ["a", "b", "c"].map(|name| {
             let mut layer = Linear::without_bias(8, 8, &device);
-            layer.weight = Param::from_tensor(tensor(name).require_grad());
+            layer.weight = Held::Dense(Param::from_tensor(tensor(name).require_grad()));
             layer
         });
         let gradients = |pass: Pass| {
-            let layer = |layer: &Linear, x: Tensor<2>, pass: &Pass| dropout(layer.forward(x, pass), 0.5, pass);
-            let y = layers.iter().fold(tensor("x"), |x, it| dropout(pass.layer(x, it, layer), 0.5, &pass));
+            let layer = |_, layer: &Linear, x: Tensor<2>, pass: &Pass| {
+                dropout(layer.forward(dropout(x, 0.5, pass), pass), 0.5, pass)
+            };
+            let y = dropout(pass.layers(tensor("x"), &layers, layer), 0.5, &pass);
             let (loss, mut all) = ((y.clone() * y).sum(), vec![Vec::<f32>::new(); 3]);
-            pass.into_checkpoints().unwrap_or_default().backward(loss, |mut part| {
+            pass.into_checkpoints().unwrap_or_else(|| Checkpoints::new(false)).backward(loss, |mut part| {
                 for (all, layer) in all.iter_mut().zip(&layers) {
-                    let gradient = layer.weight.val().grad_remove(&mut part);
+                    let gradient = layer.matrix().dense().grad_remove(&mut part);
                     all.extend(gradient.into_iter().flat_map(|x| x.try_into_vec_as::<f32>().unwrap()));
                 }
             });
             all
         };
-        let found = gradients(Pass::train(5).recomputed());
-        assert_eq!(found, gradients(Pass::train(5)));
+        for activations in [Activations::Recompute, Activations::Offload] {
+            assert_eq!(gradients(Pass::train(5).with_activations(activations)), gradients(Pass::train(5)));
+        }
+        let found = gradients(Pass::train(5));
         assert_ne!(found, gradients(Pass::train(6)));
     }
 

@@ -10,9 +10,9 @@
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Tensor, TensorData};
 
-use temper_kernels::{lora_product, matmul};
+use temper_kernels::{Weight, linear, lora_product, matmul};
 
-use crate::init;
+use crate::{Held, init};
 
 /// The trained factors of one linear layer.
 #[derive(Module, Debug)]
@@ -45,15 +45,11 @@ pub struct Spec {
 }
 
 impl Adapter {
-    /// A new adapter for the layer at `path` with the given `weight` `[out, in]`, or `[in, out]` if `fan_in_fan_out`, on
-    /// the weight's device. Nothing is allocated before it is used. DoRA's magnitude is taken from `weight`, which must
-    /// therefore be loaded before.
-    pub fn new(spec: &Spec, path: &str, weight: &Param<Tensor<2>>, fan_in_fan_out: bool) -> Self {
-        let [outputs, inputs] = match (weight.lazy_shape().dims(), fan_in_fan_out) {
-            (shape, false) => shape,
-            ([inputs, outputs], true) => [outputs, inputs],
-        };
-        let (rank, seed, device) = (spec.rank, spec.seed, weight.lazy_device());
+    /// A new adapter for the layer at `path` with the given `weight`, on the weight's device. Nothing is allocated before it
+    /// is used. DoRA's magnitude is taken from `weight`, which must therefore be loaded before.
+    pub fn new(spec: &Spec, path: &str, weight: &Held, fan_in_fan_out: bool) -> Self {
+        let [outputs, inputs] = weight.widths(fan_in_fan_out);
+        let (rank, seed, device) = (spec.rank, spec.seed, weight.device());
         let name = format!("{path}.lora_a");
         let lora_a = Param::uninitialized(
             ParamId::new(),
@@ -81,8 +77,7 @@ impl Adapter {
             Param::uninitialized(
                 ParamId::new(),
                 move |device, require_grad| {
-                    let weight = base.val().inner();
-                    let weight = if fan_in_fan_out { weight.transpose() } else { weight };
+                    let weight = base.value(fan_in_fan_out).dense().inner();
                     let norms = row_squares(weight).sqrt().reshape([outputs]);
                     let norms = if device.is_autodiff() { Tensor::from_inner(norms) } else { norms };
                     if require_grad { norms.require_grad() } else { norms }
@@ -105,15 +100,15 @@ impl Adapter {
     /// - x, dropped: `[T, in]`
     /// - weight: `[out, in]`
     /// - result: `[T, out]`
-    pub fn forward(&self, x: Tensor<2>, dropped: Option<Tensor<2>>, weight: Tensor<2>) -> Tensor<2> {
+    pub fn forward(&self, x: Tensor<2>, dropped: Option<Tensor<2>>, weight: Weight) -> Tensor<2> {
         let factors = || [self.lora_a.val(), self.lora_b.val()];
         match (self.dora_scale(&weight), dropped) {
             (None, None) => lora_product(x, weight, factors(), self.scaling),
-            (None, Some(dropped)) => matmul(x, weight.transpose()) + self.update(dropped),
+            (None, Some(dropped)) => linear(x, weight) + self.update(dropped),
             (Some(scale), None) => lora_product(x, weight, factors(), self.scaling) * scale,
             (Some(scale), Some(dropped)) => {
-                let frozen = matmul(dropped.clone(), weight.clone().transpose());
-                matmul(x, weight.transpose()) - frozen.clone() + (frozen + self.update(dropped)) * scale
+                let frozen = linear(dropped.clone(), weight.clone());
+                linear(x, weight) - frozen.clone() + (frozen + self.update(dropped)) * scale
             }
         }
     }
@@ -126,7 +121,7 @@ impl Adapter {
     /// The weight `[out, in]` of the plain layer that computes what the adapted layer computes.
     pub fn merged_weight(&self, weight: Tensor<2>) -> Tensor<2> {
         let merged = weight.clone() + self.delta_weight();
-        match self.dora_scale(&weight) {
+        match self.dora_scale(&Weight::Dense(weight)) {
             None => merged,
             Some(scale) => merged * scale.transpose(),
         }
@@ -140,9 +135,9 @@ impl Adapter {
 
     /// m/‖W + sBA‖ `[1, out]`. The norm comes from thin products on the plain device, so it has no gradient:
     /// ‖W + sBA‖² = ‖W‖² + 2s⟨W, BA⟩ + s²‖BA‖², with ⟨W, BA⟩ = rows of B ∘ (W Aᵀ) and ‖BA‖² = rows of B ∘ (B A Aᵀ).
-    fn dora_scale(&self, weight: &Tensor<2>) -> Option<Tensor<2>> {
+    fn dora_scale(&self, weight: &Weight) -> Option<Tensor<2>> {
         let magnitude = self.magnitude.as_ref()?;
-        let (w, a, b) = (weight.clone().inner(), self.lora_a.val().inner(), self.lora_b.val().inner());
+        let (w, a, b) = (weight.clone().dense().inner(), self.lora_a.val().inner(), self.lora_b.val().inner());
         let cross = matmul(w.clone(), a.clone().transpose()).mul_scalar(2.0 * self.scaling);
         let own = matmul(b.clone(), matmul(a.clone(), a.transpose())).mul_scalar(self.scaling * self.scaling);
         let norm = (row_squares(w) + ((cross + own) * b).sum_dim(1)).sqrt();
@@ -162,9 +157,10 @@ mod tests {
     use burn::tensor::Device;
     use temper_device::testing;
 
-    fn weight(device: &Device) -> Param<Tensor<2>> {
+    fn weight(device: &Device) -> Held {
         let values = init::normal(3, "w", 12 * 8, 1.0);
-        Param::from_tensor(Tensor::from_data(TensorData::new(values, [12, 8]), device)).set_require_grad(false)
+        let weight = Tensor::from_data(TensorData::new(values, [12, 8]), device);
+        Held::Dense(Param::from_tensor(weight).set_require_grad(false))
     }
 
     fn adapter(dora: bool, device: &Device) -> Adapter {
@@ -191,8 +187,8 @@ mod tests {
             let adapter = Adapter::new(&spec, "layer", &w, false);
             assert!(!adapter.lora_a.is_initialized() && !adapter.lora_b.is_initialized());
             let x = Tensor::from_data(TensorData::new(init::normal(9, "x", 5 * 8, 1.0), [5, 8]), &device);
-            let base = matmul(x.clone(), w.val().transpose());
-            assert!(max_difference(adapter.forward(x, None, w.val()), base) < testing::tolerance(1e-5));
+            let base = linear(x.clone(), w.value(false));
+            assert!(max_difference(adapter.forward(x, None, w.value(false)), base) < testing::tolerance(1e-5));
             let a: Vec<f32> = adapter.lora_a.val().try_into_vec_as().unwrap();
             let bound = 1.0 / 8_f32.sqrt();
             assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > bound / 2.0));
@@ -206,9 +202,9 @@ mod tests {
         for dora in [false, true] {
             let adapter = adapter(dora, &device);
             let x = Tensor::from_data(TensorData::new(init::normal(9, "x", 5 * 8, 1.0), [5, 8]), &device);
-            let base = matmul(x.clone(), w.val().transpose());
-            let adapted = adapter.forward(x.clone(), None, w.val());
-            let merged = matmul(x, adapter.merged_weight(w.val()).transpose());
+            let base = linear(x.clone(), w.value(false));
+            let adapted = adapter.forward(x.clone(), None, w.value(false));
+            let merged = matmul(x, adapter.merged_weight(w.value(false).dense()).transpose());
             assert!(max_difference(adapted.clone(), base) > 0.1);
             assert!(max_difference(adapted, merged) < testing::tolerance(1e-5));
         }
@@ -218,9 +214,9 @@ mod tests {
     fn dora_norm_equals_the_dense_norm() {
         let device = testing::device();
         let (adapter, w) = (adapter(true, &device), weight(&device));
-        let dense = row_squares(w.val() + adapter.delta_weight()).sqrt().transpose();
+        let dense = row_squares(w.value(false).dense() + adapter.delta_weight()).sqrt().transpose();
         let expected = adapter.magnitude.as_ref().unwrap().val().unsqueeze::<2>() / dense;
-        assert!(max_difference(adapter.dora_scale(&w.val()).unwrap(), expected) < testing::tolerance(1e-5));
+        assert!(max_difference(adapter.dora_scale(&w.value(false)).unwrap(), expected) < testing::tolerance(1e-5));
     }
 
     #[test]
@@ -231,8 +227,8 @@ mod tests {
             let adapter = adapter(dora, &device);
             let x = Tensor::from_data(TensorData::new(init::normal(9, "x", 5 * 8, 1.0), [5, 8]), &device);
             let dropped = x.clone() * 0.5;
-            let grads = adapter.forward(x, Some(dropped), w.val()).sum().backward();
-            assert!(w.val().grad(&grads).is_none());
+            let grads = adapter.forward(x, Some(dropped), w.value(false)).sum().backward();
+            assert!(w.value(false).dense().grad(&grads).is_none());
             assert!(adapter.lora_a.val().grad(&grads).is_some() && adapter.lora_b.val().grad(&grads).is_some());
             assert_eq!(adapter.magnitude.as_ref().map(|m| m.val().grad(&grads).is_some()), dora.then_some(true));
         }

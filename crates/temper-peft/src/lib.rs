@@ -7,7 +7,9 @@ pub mod file;
 pub mod init;
 pub mod parameters;
 pub mod targets;
+mod weight;
 
 pub use adapter::{Adapter, Spec};
 pub use config::{AdapterConfig, Bias, Method, Targets};
 pub use error::Error;
+pub use weight::Held;

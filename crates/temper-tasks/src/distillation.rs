@@ -63,7 +63,7 @@ impl Distillation {
     }
 
     fn loss_in(&self, tokens: &TokenBatch, pass: &Pass) -> Loss {
-        let device = self.head.projection.weight.lazy_device();
+        let device = self.head.projection.weight.device();
         let wanted = self.wanted(tokens, &device);
         let [rows, seq, width] = wanted.dims();
         let said = self.head.projection.forward(self.backbone.forward(&input(tokens, &device), pass), pass);

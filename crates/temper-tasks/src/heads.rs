@@ -90,9 +90,9 @@ impl ClassificationHead {
     /// Where the head lives.
     pub fn device(&self) -> Device {
         match self {
-            Self::Bert(head) => head.classifier.weight.lazy_device(),
-            Self::DistilBert(head) => head.classifier.weight.lazy_device(),
-            Self::Roberta(head) => head.classifier.out_proj.weight.lazy_device(),
+            Self::Bert(head) => head.classifier.weight.device(),
+            Self::DistilBert(head) => head.classifier.weight.device(),
+            Self::Roberta(head) => head.classifier.out_proj.weight.device(),
         }
     }
 }

@@ -131,7 +131,7 @@ fn by_length(examples: &Examples, mut order: Vec<u32>, rows: usize) -> Vec<Vec<u
 /// A loss in a pass that trains.
 fn training(mode: Mode, loss: impl FnOnce(&Pass) -> Loss) -> Loss {
     let pass = Pass::train(mode.seed);
-    let pass = if mode.recompute { pass.recomputed() } else { pass };
+    let pass = pass.with_activations(mode.activations);
     let loss = loss(&pass);
     Loss { checkpoints: pass.into_checkpoints(), ..loss }
 }

@@ -15,7 +15,7 @@ use temper_data::{Label, TokenBatch};
 use temper_device::testing;
 use temper_engine::Mode;
 use temper_models::{Backbone, Config, Init, Weights, candidates, initialise, load};
-use temper_nn::Pass;
+use temper_nn::{Activations, Pass};
 use temper_peft::file::to_f32;
 use temper_peft::parameters::{self, Visitor};
 use temper_tasks::causal_lm::{CausalBatch, Terms};
@@ -148,7 +148,7 @@ impl Case {
 
     /// Compares the loss and the gradients of its mean; gives the largest errors of both.
     fn compare<T: Task>(&self, model: &T, batch: &T::Batch) -> (f64, f64) {
-        let loss = model.loss(batch, Mode { seed: 7, recompute: false });
+        let loss = model.loss(batch, Mode { seed: 7, activations: Activations::Keep });
         assert!((loss.targets - self.targets).abs() < 1e-6, "{} {}: {} targets", self.model, self.name, loss.targets);
         let mean = loss.sum / loss.targets;
         let loss = (mean.clone().into_scalar::<f64>() / self.loss - 1.0).abs();
@@ -250,7 +250,7 @@ fn a_batch_with_nothing_hidden_counts_for_nothing() {
     let loss = temper_engine::Objective::loss(
         &model,
         &MaskedBatch { tokens: case.batch(), positions: vec![], targets: vec![] },
-        Mode { seed: 0, recompute: false },
+        Mode { seed: 0, activations: Activations::Keep },
     );
     assert_eq!((loss.sum.into_scalar::<f64>(), loss.targets), (0.0, 0.0));
 }

@@ -18,6 +18,7 @@ use temper_tasks::{
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{Plan, TaskPlan};
+use crate::recipe::FrozenDtype;
 use crate::resolve::{Inputs, TeacherInputs};
 
 /// A classifier without values.
@@ -78,9 +79,18 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
     let Inputs { config, weights, adapter, .. } = inputs;
     let init = Init { seed: plan.train.config.seed, range: config.initializer_range() };
     let names = |path: &str| names(config, &plan.task, path);
+    let name = |path: &str| hugging_face_name(config.prefix(), path);
+    let chosen = &plan.adapter.config;
+    let modules = plan.adapter.modules.iter();
+    let matches: Vec<Match> = modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
+    let paths: Vec<String> = parameters::list(&model).iter().map(|entry| name(&entry.path)).collect();
+    let trainable = Trainable::new(chosen, &matches, &paths).context(Kind::Recipe, "failed to choose what trains")?;
+
     let mut model = match weights {
         None => temper_models::initialise(model, &init),
         Some(weights) => {
+            let frozen = |path: &str| !trainable.trains(&name(path));
+            let model = quantize(model, weights, names, frozen, plan.model.frozen_dtype)?;
             let loaded = temper_models::load(model, weights, names, &init);
             let (model, report) = loaded.context(Kind::Data, "failed to load the weights")?;
             tracing::info!(loaded = report.loaded.len(), new = report.missing.len(), "weights are loaded");
@@ -88,20 +98,32 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
         }
     };
 
-    let chosen = &plan.adapter.config;
-    let modules = plan.adapter.modules.iter();
-    let matches: Vec<Match> = modules.map(|m| Match { path: m.path.clone(), rank: m.rank, alpha: m.alpha }).collect();
     let adapted = model.backbone_mut().adapt(&matches, chosen, config.prefix(), init.seed);
     adapted.context(Kind::Recipe, "failed to add the adapter")?;
-    let name = |path: &str| hugging_face_name(config.prefix(), path);
-    let paths: Vec<String> = parameters::list(&model).iter().map(|entry| name(&entry.path)).collect();
-    let trainable = Trainable::new(chosen, &matches, &paths).context(Kind::Recipe, "failed to choose what trains")?;
     let model = parameters::set_trainable(model, |path| trainable.trains(&name(path)));
     let model = match adapter {
         None => model,
         Some(adapter) => fill(model, config, adapter)?,
     };
     parameters::realise(&model);
+    Ok(model)
+}
+
+/// Freezes the linear layers whose weights `frozen` names as `dtype` says.
+fn quantize<T: Task>(
+    mut model: T,
+    weights: &Weights,
+    names: impl Fn(&str) -> Vec<String>,
+    frozen: impl Fn(&str) -> bool,
+    dtype: FrozenDtype,
+) -> Result<T, Failure> {
+    if let Some(format) = dtype.format() {
+        let full = |path: &str| format!("backbone.{path}");
+        let (names, frozen) = (|path: &str| names(&full(path)), |path: &str| frozen(&full(path)));
+        let frozen = temper_models::quantize(model.backbone_mut(), weights, names, frozen, format);
+        let layers = frozen.context(Kind::Data, "failed to load the weights")?;
+        tracing::info!(layers, dtype = dtype.name(), "linear layers are frozen");
+    }
     Ok(model)
 }
 
@@ -125,6 +147,7 @@ pub fn restore<T: Task>(
     task: &TaskPlan,
     weights: &Weights,
     adapter: Option<&AdapterFile>,
+    frozen_dtype: FrozenDtype,
 ) -> Result<T, Failure> {
     let in_adapter = |path: &str| {
         let key = file::to_peft("", &hugging_face_name(config.prefix(), path), false);
@@ -132,6 +155,7 @@ pub fn restore<T: Task>(
     };
     let names = |path: &str| if in_adapter(path) { Vec::new() } else { names(config, task, path) };
     let init = Init { seed: 0, range: 0.0 };
+    let model = quantize(model, weights, names, |path| adapter.is_some() && !in_adapter(path), frozen_dtype)?;
     let (mut model, report) =
         temper_models::load(model, weights, names, &init).context(Kind::Data, "failed to load the weights")?;
     if let Some(lost) = report.missing.iter().find(|path| !in_adapter(path)) {

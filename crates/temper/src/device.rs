@@ -54,6 +54,7 @@ pub fn set_up(config: &DeviceConfig) -> Result<(), Failure> {
     temper_kernels::set_precision(match config.precision {
         Precision::F32 => temper_kernels::Precision::F32,
         Precision::Bf16 => temper_kernels::Precision::Bf16,
+        Precision::F16 => temper_kernels::Precision::F16,
     });
     let threads = config.threads.unwrap_or_else(cores);
     rayon::ThreadPoolBuilder::new()

@@ -6,10 +6,11 @@
 //!
 //! Where layers are computed again, they keep their inputs, and one of them at a time keeps the rest.
 //!
-//! Not predicted: the operands that bf16 products pack, at most 2 bytes for each value of the largest matrix; what the allocator holds back of memory that was freed, some percent of activations; and evaluation, which
+//! Not predicted: what the allocator holds back of memory that was freed, some percent of activations; and evaluation, which
 //! takes less than training but for rows that are much longer than those of training.
 
 use serde::Serialize;
+use temper_kernels::Activations;
 
 use crate::units::bytes;
 
@@ -21,14 +22,12 @@ const TOKENIZER: u64 = 10;
 /// What decides how much memory a run takes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Needs {
-    /// Parameters.
-    pub parameters: u64,
-    /// Those that train.
-    pub trainable: u64,
-    /// Gradients of each of them that exist at once: those of a micro-batch, and the sum of those before it.
+    /// Bytes of the parameters.
+    pub weights: u64,
+    /// Bytes of the gradients that exist at once: those of a micro-batch, and the sum of those before it.
     pub gradients: u64,
-    /// Values that the optimizer keeps for each of them.
-    pub states: u64,
+    /// Bytes that the optimizer keeps.
+    pub optimizer: u64,
     /// Bytes of the files of weights.
     pub weight_files: u64,
     /// Bytes of the tokenizer's files.
@@ -39,6 +38,8 @@ pub struct Needs {
     pub activations: u64,
     /// Logits, and values made of them.
     pub logits: u64,
+    /// Bytes that a product takes beside its operands and its result.
+    pub workspace: u64,
     /// Bytes that the device can give, where that is known.
     pub available: Option<u64>,
 }
@@ -46,9 +47,9 @@ pub struct Needs {
 /// Bytes by what they are for.
 #[derive(Debug, Clone, Serialize)]
 pub struct Memory {
-    /// All parameters, f32.
+    /// All parameters.
     pub weights: u64,
-    /// The gradients of each trainable parameter, f32.
+    /// The gradients of each trainable parameter.
     pub gradients: u64,
     /// What the optimizer keeps for each trainable parameter.
     pub optimizer: u64,
@@ -56,14 +57,20 @@ pub struct Memory {
     pub activations: u64,
     /// Logits and what is made of them.
     pub logits: u64,
+    /// What products take beside their operands and results.
+    pub workspace: u64,
     /// The tokens of the data set.
     pub data: u64,
     /// The program itself, with its tokenizer.
     pub program: u64,
     /// What more it takes at the beginning, while the files of weights are mapped.
     pub loading: u64,
-    /// Whether layers are computed again for their gradients.
-    pub recompute: bool,
+    /// What layers keep for their gradients.
+    #[serde(skip)]
+    pub layers: Activations,
+    /// The most rows per forward pass that would fit, where those of the recipe do not and fewer do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub largest_micro_batch: Option<usize>,
     /// What the device can give; absent where that is not known.
     pub available: Option<u64>,
 }
@@ -72,18 +79,20 @@ impl Memory {
     /// The estimate.
     pub fn estimate(needs: Needs) -> Self {
         let mut memory = Self {
-            weights: 4 * needs.parameters,
-            gradients: 4 * needs.gradients * needs.trainable,
-            optimizer: 4 * needs.states * needs.trainable,
+            weights: needs.weights,
+            gradients: needs.gradients,
+            optimizer: needs.optimizer,
             activations: 4 * needs.activations,
             logits: 4 * needs.logits,
+            workspace: needs.workspace,
             data: (4 * needs.tokens).min(64 << 20),
             program: PROGRAM + TOKENIZER * needs.tokenizer_files,
             loading: 0,
-            recompute: false,
+            layers: Activations::Keep,
+            largest_micro_batch: None,
             available: needs.available,
         };
-        let training = memory.gradients + memory.optimizer + memory.activations + memory.logits;
+        let training = memory.gradients + memory.optimizer + memory.activations + memory.logits + memory.workspace;
         memory.loading = needs.weight_files.saturating_sub(training);
         memory
     }
@@ -98,13 +107,19 @@ impl Memory {
         self.items().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    fn items(&self) -> [(&'static str, u64); 8] {
+    fn items(&self) -> [(&'static str, u64); 9] {
+        let kept = match self.layers {
+            Activations::Keep => "activations",
+            Activations::Recompute => "activations (layers computed again)",
+            Activations::Offload => "activations (layers computed again, inputs on the host)",
+        };
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
-            (if self.recompute { "activations (layers computed again)" } else { "activations" }, self.activations),
+            (kept, self.activations),
             ("logits", self.logits),
+            ("workspace", self.workspace),
             ("data", self.data),
             ("program", self.program),
             ("loading", self.loading),
@@ -146,11 +161,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_and_trainable_parameters_are_counted() {
-        let needs = Needs { parameters: 1000, trainable: 100, gradients: 1, states: 2, tokens: 50, ..Needs::default() };
+    fn items_are_bytes() {
+        let needs = Needs { weights: 4000, activations: 100, logits: 10, workspace: 7, tokens: 50, ..Needs::default() };
         let memory = Memory::estimate(needs);
-        assert_eq!((memory.weights, memory.gradients, memory.optimizer, memory.data), (4000, 400, 800, 200));
-        assert_eq!((memory.loading, memory.total()), (0, 4000 + 400 + 800 + 200 + PROGRAM));
+        assert_eq!((memory.weights, memory.activations, memory.logits, memory.data), (4000, 400, 40, 200));
+        assert_eq!((memory.loading, memory.total()), (0, 4000 + 400 + 40 + 7 + 200 + PROGRAM));
+        assert!(memory.rows().iter().any(|(name, _)| name == "workspace"));
     }
 
     #[test]

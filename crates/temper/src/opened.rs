@@ -85,7 +85,8 @@ impl Opened {
 
     /// Gives `model` its weights and its adapter.
     pub fn restore<T: Task>(&self, model: T, task: &TaskPlan) -> Result<T, Failure> {
-        build::restore(model, &self.config, task, &self.weights, self.adapter.as_ref())
+        let frozen_dtype = self.provenance.as_ref().map(|provenance| provenance.frozen_dtype).unwrap_or_default();
+        build::restore(model, &self.config, task, &self.weights, self.adapter.as_ref(), frozen_dtype)
     }
 
     /// Where it is said how it generates: with an adapter, or with its base.

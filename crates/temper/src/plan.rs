@@ -16,7 +16,7 @@ use temper_tasks::{Metric, Problem};
 
 use crate::fetch::Source;
 use crate::memory::Memory;
-use crate::recipe::ExportConfig;
+use crate::recipe::{ExportConfig, FrozenDtype};
 
 /// What will happen.
 #[derive(Debug, Clone, Serialize)]
@@ -89,6 +89,8 @@ pub struct ModelPlan {
     pub new_parameters: Vec<String>,
     /// Tensors of the checkpoint that the model has no place for.
     pub unused_tensors: Vec<String>,
+    /// How the frozen weights of its linear layers are kept.
+    pub frozen_dtype: FrozenDtype,
     /// The longest input that the model can hold, in tokens.
     pub max_positions: usize,
 }

@@ -169,7 +169,9 @@ struct Status {
 impl Status {
     /// `clock` is when the process took its first step and which one that was.
     fn new(event: &Event, clock: Option<(Instant, u64)>) -> Option<Self> {
-        let &Event::Step { step, steps, epoch, loss, lr, tokens_per_second, step_ms, .. } = event else { return None };
+        let &Event::Step { step, steps, epoch, loss, lr, tokens_per_second, step_ms, skipped, .. } = event else {
+            return None;
+        };
         let measured = clock.filter(|(_, first)| step > *first);
         let per_step =
             measured.map_or(step_ms / 1e3, |(begin, first)| begin.elapsed().as_secs_f64() / (step - first) as f64);
@@ -182,6 +184,7 @@ impl Status {
             format!("lr {}", units::number(lr)),
             format!("{} tok/s", units::short(tokens_per_second)),
         ];
+        words.extend(skipped.filter(|count| *count > 0).map(|count| format!("{count} skipped")));
         words.extend(resident().map(units::bytes));
         Some(Self { step, steps, words })
     }
@@ -275,7 +278,9 @@ mod tests {
             epoch: 0.4,
             loss: 0.412_34,
             lr: 1.84e-4,
-            grad_norm: 1.0,
+            grad_norm: Some(1.0),
+            loss_scale: None,
+            skipped: None,
             tokens: 1,
             tokens_per_second: 12_345.0,
             step_ms: 27.7,

@@ -12,7 +12,7 @@ use temper_tasks::Metric;
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{PinnedFile, Plan, TaskPlan};
-use crate::recipe::base_name;
+use crate::recipe::{FrozenDtype, base_name};
 use crate::run_dir::write_json;
 
 /// The file's name.
@@ -33,6 +33,9 @@ pub struct Provenance {
     pub answers: Option<Answers>,
     /// The weights that an adapter was trained on; empty for full weights.
     pub base: Vec<PinnedFile>,
+    /// How the base's linear layers were kept under the adapter.
+    #[serde(default)]
+    pub frozen_dtype: FrozenDtype,
     /// How far training had come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained: Option<Trained>,
@@ -135,6 +138,7 @@ impl Provenance {
             objective,
             answers,
             base: weights.map(name).collect(),
+            frozen_dtype: plan.model.frozen_dtype,
             trained: Some(trained),
             card: Some(card),
         }

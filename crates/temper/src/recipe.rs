@@ -29,7 +29,9 @@ use crate::fetch::Fetched;
 pub use hints::{list, nearest};
 pub use schema::schema;
 pub use source::Source;
-pub use tables::{DeviceConfig, Dtype, ExportConfig, ModelConfig, Precision, PushWhat, PushWhen, RunConfig};
+pub use tables::{
+    DeviceConfig, Dtype, ExportConfig, FrozenDtype, ModelConfig, Precision, PushWhat, PushWhen, RunConfig,
+};
 pub use validate::parse_duration;
 
 /// A recipe for `train`: one run, from a model and data to a trained model.

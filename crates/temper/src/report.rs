@@ -99,7 +99,7 @@ pub struct StepPoint {
     pub loss: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Global gradient norm before clipping.
+    /// Global gradient norm before clipping; infinite if it overflowed.
     pub grad_norm: f64,
     /// Tokens per second.
     pub tokens_per_second: f64,
@@ -176,7 +176,7 @@ impl ReportData {
                         epoch: *epoch,
                         loss: *loss,
                         lr: *lr,
-                        grad_norm: *grad_norm,
+                        grad_norm: grad_norm.unwrap_or(f64::INFINITY),
                         tokens_per_second: *tokens_per_second,
                     });
                 }
@@ -234,7 +234,9 @@ mod tests {
             epoch: 0.5,
             loss: 0.25,
             lr: 1e-4,
-            grad_norm: 1.5,
+            grad_norm: Some(1.5),
+            loss_scale: None,
+            skipped: None,
             tokens: 512,
             tokens_per_second: 2e3,
             step_ms: 256.0,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use temper_data::{DataConfig, Dataset, Files, LabelColumns, LabelKind, Target, Tokenizer};
 use temper_device::{DeviceName, Found};
-use temper_engine::{Every, EveryName, Schedule};
+use temper_engine::{Checkpointing, Every, EveryName, Schedule};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters::{self, Entry};
@@ -20,10 +20,10 @@ use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{self, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
 use crate::provenance::Provenance;
-use crate::recipe::{Precision, Recipe, plain};
+use crate::recipe::{FrozenDtype, Recipe, plain};
 use crate::{build, device, memory};
 use adapter::{check_weights, resolve_adapter};
-use footprint::Made;
+use footprint::{Footprint, Made};
 use task::resolve_task;
 pub use task::{TeacherInputs, generation_config, stop_ids};
 
@@ -51,11 +51,7 @@ pub struct Inputs {
 /// Whatever is wrong with the recipe, the weights or the data, pointing into the recipe.
 pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let found = device::find(&recipe.device.use_).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
-    if recipe.device.precision == Precision::Bf16 && found.name != DeviceName::Cpu {
-        let error =
-            format!("`bf16` is computed on the CPU alone so far, and the device is {}; write `f32`", found.name);
-        return Err(point(recipe, Kind::Recipe, "device.precision", error));
-    }
+    check_device(recipe, &found)?;
     let (config, weights) = read_model(recipe)?;
     let tokenizer = read_tokenizer(recipe, &config)?;
     let max_length = max_length(recipe, &config)?;
@@ -68,8 +64,18 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
     let adapter_plan = resolve_adapter(recipe, &config, &lazy, checked.as_ref(), adapter.as_ref())?;
     let train = resolve_train(recipe, &dataset)?;
-    let made = Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter_plan, available: available(&found) };
-    let memory = made.memory(&train, &dataset, recipe.data.bucket, weights.as_ref(), &tokenizer);
+    let footprint = Footprint {
+        made: Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter_plan },
+        train: &train,
+        dataset: &dataset,
+        bucket: recipe.data.bucket,
+        weights: weights.as_ref(),
+        tokenizer: &tokenizer,
+        frozen: recipe.model.frozen_dtype,
+        precision: recipe.device.precision,
+        available: available(&found),
+    };
+    let memory = footprint.memory();
     let device = DevicePlan {
         name: found.name.to_string(),
         passed: found.passed.clone(),
@@ -88,6 +94,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         },
         unused_tensors: checked.map(|report| report.unexpected).unwrap_or_default(),
         max_positions: config.max_positions(),
+        frozen_dtype: recipe.model.frozen_dtype,
     };
     // A run that goes on another day sees the same rows.
     let dated = dataset.report.template.as_ref().and_then(|template| template.date.clone());
@@ -344,6 +351,29 @@ pub fn pin(path: PathBuf) -> Result<PinnedFile, Failure> {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Refuses what the device does not compute with or keep, or cannot gain from.
+fn check_device(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
+    if recipe.train.gradient_checkpointing == Checkpointing::Offload && found.name == DeviceName::Cpu {
+        let error = "the device is the processor, whose memory is the host's: `offload` saves nothing; write `on`";
+        return Err(point(recipe, Kind::Recipe, "train.gradient_checkpointing", error));
+    }
+    let frozen = (recipe.model.frozen_dtype == FrozenDtype::Bf16).then_some(("model.frozen_dtype", "bf16"));
+    let asked = [("device.precision", recipe.device.precision.name())].into_iter().chain(frozen);
+    let asked: Vec<_> = asked.filter(|(_, dtype)| *dtype != "f32" && found.name != DeviceName::Cpu).collect();
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let device = device::open(found).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
+    let known = found.facts(&device).precisions;
+    match asked.into_iter().find(|(_, dtype)| !known.contains(dtype)) {
+        None => Ok(()),
+        Some((key, dtype)) => {
+            let error = format!("{} does not compute with `{dtype}`; it does with {}", found.name, known.join(", "));
+            Err(point(recipe, Kind::Recipe, key, error))
+        }
+    }
 }
 
 /// The memory that the device can still give, in bytes, where that is known.

@@ -57,7 +57,7 @@ impl TensorBoardWriter {
                 [
                     ("train/loss", *loss),
                     ("train/lr", *lr),
-                    ("train/grad_norm", *grad_norm),
+                    ("train/grad_norm", grad_norm.unwrap_or(f64::INFINITY)),
                     ("train/tokens_per_second", *tokens_per_second),
                 ],
             ),

@@ -19,7 +19,7 @@ use crate::plan::{Plan, TaskPlan};
 use crate::provenance::Trained;
 use crate::push::Permission;
 use crate::pushing::Pushing;
-use crate::recipe::{Recipe, parse_duration};
+use crate::recipe::{Precision, Recipe, parse_duration};
 use crate::reporters::Reporters;
 use crate::resolve::{Inputs, point, resolve};
 use crate::run_dir::RunDir;
@@ -253,7 +253,8 @@ fn fit_plan(plan: &Plan) -> FitPlan {
         optim: train.optim.clone(),
         max_grad_norm: config.max_grad_norm,
         seed: config.seed,
-        recompute: plan.memory.recompute,
+        activations: plan.memory.layers,
+        loss_scaling: plan.device.precision == Precision::F16.name(),
         log_every: config.log_every,
         eval_every: train.eval_every,
         save_every: config.save_every,
@@ -272,11 +273,14 @@ fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), Failure> {
         return Ok(());
     }
     let [needed, available] = [needed, available].map(units::bytes);
-    let message = format!(
-        "error: the run needs about {needed}, and {available} can be had\n  = help: lower train.micro_batch (now {}) or \
-         data.max_length (now {})",
-        plan.train.micro_batch, plan.data.max_length
-    );
+    let help = match plan.memory.largest_micro_batch {
+        Some(rows) => format!("write `micro_batch = {rows}` in [train] (now {})", plan.train.micro_batch),
+        None => {
+            let keys = "data.max_length, train.gradient_checkpointing, optim.kind or model.frozen_dtype";
+            format!("even one row at a time does not fit: see {keys}")
+        }
+    };
+    let message = format!("error: the run needs about {needed}, and {available} can be had\n  = help: {help}");
     Err(Failure::new(Kind::Memory, message))
 }
 

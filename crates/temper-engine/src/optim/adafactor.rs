@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::Update;
+use super::{Kept, Update};
 
 const ROWS: &str = "exp_avg_sq_row";
 const COLUMNS: &str = "exp_avg_sq_col";
@@ -21,11 +21,11 @@ const DECAY: f64 = -0.8;
 pub(super) struct Adafactor;
 
 impl Adafactor {
-    /// What is kept of a parameter of that shape: names, and how many values each has.
-    pub fn slots(&self, shape: &[usize]) -> Vec<(&'static str, usize)> {
+    /// What is kept of a parameter of that shape.
+    pub fn slots(&self, shape: &[usize]) -> Vec<Kept> {
         match *shape {
-            [rows, columns] => vec![(ROWS, rows), (COLUMNS, columns)],
-            _ => vec![(SQUARE, shape.iter().product())],
+            [rows, columns] => vec![Kept::whole(ROWS, rows), Kept::whole(COLUMNS, columns)],
+            _ => vec![Kept::whole(SQUARE, shape.iter().product())],
         }
     }
 

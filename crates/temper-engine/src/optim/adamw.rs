@@ -1,8 +1,10 @@
-//! AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), as `torch.optim.AdamW`.
+//! AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), as `torch.optim.AdamW`; with moments in 8 bits as
+//! `bitsandbytes.optim.AdamW8bit` (Dettmers et al. 2022, arXiv:2110.02861).
 
 use burn::tensor::Tensor;
+use temper_kernels::Format;
 
-use super::Update;
+use super::{Kept, Update};
 
 const MEAN: &str = "exp_avg";
 const SQUARE: &str = "exp_avg_sq";
@@ -12,10 +14,21 @@ const SQUARE: &str = "exp_avg_sq";
 pub(super) struct AdamW {
     pub betas: [f64; 2],
     pub eps: f64,
+    /// Whether moments are kept in 8 bits.
+    pub coded: bool,
 }
 
+/// Moments of fewer values stay f32.
+const CODED_FROM: usize = 4096;
+
 impl AdamW {
-    pub const SLOTS: &'static [&'static str] = &[MEAN, SQUARE];
+    /// What is kept of a parameter of so many values.
+    pub fn slots(&self, count: usize) -> Vec<Kept> {
+        let format = |format| (self.coded && count >= CODED_FROM).then_some(format);
+        [(MEAN, format(Format::Dynamic)), (SQUARE, format(Format::DynamicUnsigned))]
+            .map(|(name, format)| Kept { name, count, format })
+            .into()
+    }
 
     pub fn update(&self, param: Tensor<1>, gradient: Tensor<1>, update: &mut Update) -> Tensor<1> {
         let [beta1, beta2] = self.betas;
@@ -27,8 +40,12 @@ impl AdamW {
         let square = decayed_sum(update.take(SQUARE), beta2, gradient.square());
         let root = square.clone().sqrt().div_scalar(root_correction).add_scalar(self.eps);
         let param = param.mul_scalar(update.keep) - (mean.clone() / root).mul_scalar(step_size);
-        update.put(MEAN, mean);
-        update.put(SQUARE, square);
+        for (kept, value) in self.slots(param.dims()[0]).into_iter().zip([mean, square]) {
+            match kept.format {
+                None => update.put(kept.name, value),
+                Some(format) => update.put_coded(kept.name, value, format),
+            }
+        }
         param
     }
 }

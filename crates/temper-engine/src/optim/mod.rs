@@ -1,6 +1,6 @@
 //! Optimizers: one rule a file, one state for all.
 //!
-//! State is f32 and is keyed by parameter path. Matrices are decayed, vectors (norms, biases) are not. A parameter in
+//! State is keyed by parameter path and is f32, or what `Format` says where the rule keeps it in fewer bits. Matrices are decayed, vectors (norms, biases) are not. A parameter in
 //! half precision gets an f32 master copy that the rule updates, so that steps smaller than its rounding are not lost.
 
 mod adafactor;
@@ -11,12 +11,13 @@ mod sgd;
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use temper_kernels::{Format, Quantized};
 use temper_peft::parameters::{Mapper, map};
 
 use crate::config::{OptimConfig, OptimKind};
 use crate::gradients::Gradients;
-use crate::weights::{Held, replace, upload};
+use crate::weights::{Held, flat, replace, upload};
 use adafactor::Adafactor;
 use adamw::AdamW;
 use lion::Lion;
@@ -33,11 +34,12 @@ enum Rule {
 }
 
 impl Rule {
-    /// What is kept of a parameter of that shape, beside the count of updates: names, and how many values each has.
-    fn slots(&self, shape: &[usize]) -> Vec<(&'static str, usize)> {
-        let whole = |names: &[&'static str]| names.iter().map(|name| (*name, shape.iter().product())).collect();
+    /// What is kept of a parameter of that shape, beside the count of updates.
+    fn slots(&self, shape: &[usize]) -> Vec<Kept> {
+        let count = shape.iter().product();
+        let whole = |names: &[&'static str]| names.iter().map(|name| Kept::whole(name, count)).collect();
         match self {
-            Rule::AdamW(_) => whole(AdamW::SLOTS),
+            Rule::AdamW(rule) => rule.slots(count),
             Rule::Sgd(rule) => whole(rule.slots()),
             Rule::Lion(_) => whole(Lion::SLOTS),
             Rule::Adafactor(rule) => rule.slots(shape),
@@ -54,6 +56,51 @@ impl Rule {
     }
 }
 
+/// What is kept of a parameter under one name.
+struct Kept {
+    name: &'static str,
+    /// How many values.
+    count: usize,
+    /// In how few bits; f32 if absent.
+    format: Option<Format>,
+}
+
+impl Kept {
+    fn whole(name: &'static str, count: usize) -> Self {
+        Self { name, count, format: None }
+    }
+
+    /// What of this is in `slots`, which loses it; or what was expected.
+    fn restore(&self, slots: &mut BTreeMap<String, TensorData>, device: &Device) -> Result<Slot, String> {
+        let Self { name, count, format } = self;
+        let mut take = |name: String| slots.remove(&name);
+        let found = match format {
+            None => take((*name).to_owned())
+                .filter(|data| data.dtype() == DType::F32 && data.num_elements() == *count)
+                .map(|data| Slot::Whole(upload(data, device))),
+            Some(format) => CODED
+                .map(|end| take(format!("{name}{end}")))
+                .into_iter()
+                .collect::<Option<Vec<_>>>()
+                .and_then(|parts| Quantized::from_parts(parts.try_into().ok()?, *count, *format, device))
+                .map(Slot::Coded),
+        };
+        found.ok_or_else(|| {
+            let kind = format.map_or("f32".to_owned(), |format| format!("{format:?}").to_lowercase());
+            format!("`{name}` is not {count} values of {kind}")
+        })
+    }
+}
+
+/// The ends of the names of a coded slot's parts.
+const CODED: [&str; 2] = ["_codes", "_absmax"];
+
+/// A flat tensor that is remembered.
+enum Slot {
+    Whole(Tensor<1>),
+    Coded(Quantized),
+}
+
 /// An optimizer with its state.
 pub(crate) struct Optimizer {
     rule: Rule,
@@ -61,11 +108,11 @@ pub(crate) struct Optimizer {
     state: BTreeMap<String, State>,
 }
 
-/// What is remembered of one parameter: how often it was updated, and flat f32 tensors by name.
+/// What is remembered of one parameter: how often it was updated, and tensors by name.
 #[derive(Default)]
 struct State {
     updates: u64,
-    slots: BTreeMap<String, Tensor<1>>,
+    slots: BTreeMap<String, Slot>,
 }
 
 /// One update of one parameter.
@@ -81,18 +128,29 @@ struct Update<'a> {
 
 impl Update<'_> {
     fn take(&mut self, slot: &str) -> Option<Tensor<1>> {
-        self.state.slots.remove(slot)
+        match self.state.slots.remove(slot)? {
+            Slot::Whole(value) => Some(value),
+            Slot::Coded(value) => Some(flat(value.decode())),
+        }
     }
 
     fn put(&mut self, slot: &str, value: Tensor<1>) {
-        self.state.slots.insert(slot.into(), value);
+        self.state.slots.insert(slot.into(), Slot::Whole(value));
+    }
+
+    fn put_coded(&mut self, slot: &str, value: Tensor<1>, format: Format) {
+        self.state.slots.insert(slot.into(), Slot::Coded(Quantized::of(value, format)));
     }
 }
 
 impl Optimizer {
     pub fn new(config: &OptimConfig) -> Self {
         let rule = match config.kind {
-            OptimKind::Adamw => Rule::AdamW(AdamW { betas: config.betas.unwrap_or([0.9, 0.999]), eps: config.eps }),
+            OptimKind::Adamw | OptimKind::Adamw8bit => Rule::AdamW(AdamW {
+                betas: config.betas.unwrap_or([0.9, 0.999]),
+                eps: config.eps,
+                coded: config.kind == OptimKind::Adamw8bit,
+            }),
             OptimKind::Sgd => Rule::Sgd(Sgd { momentum: config.momentum }),
             OptimKind::Adafactor => Rule::Adafactor(Adafactor),
             OptimKind::Lion => Rule::Lion(Lion { betas: config.betas.unwrap_or([0.9, 0.99]) }),
@@ -111,8 +169,16 @@ impl Optimizer {
         for (path, state) in &self.state {
             all.push((format!("{path}.{UPDATES}"), TensorData::new(vec![state.updates as i64], [1])));
             for (slot, value) in &state.slots {
-                let data = value.clone().try_into_data().map_err(|error| error.to_string())?;
-                all.push((format!("{path}.{slot}"), data));
+                match value {
+                    Slot::Whole(value) => {
+                        let data = value.clone().try_into_data().map_err(|error| error.to_string())?;
+                        all.push((format!("{path}.{slot}"), data));
+                    }
+                    Slot::Coded(value) => {
+                        let parts = CODED.into_iter().zip(value.clone().into_parts()?);
+                        all.extend(parts.map(|(end, data)| (format!("{path}.{slot}{end}"), data)));
+                    }
+                }
             }
         }
         Ok(all)
@@ -120,32 +186,31 @@ impl Optimizer {
 
     /// Restores what [`read`](Self::read) gave, or says what does not fit the parameters `held`.
     pub fn write(&mut self, values: BTreeMap<String, TensorData>, held: &BTreeMap<String, Held>) -> Result<(), String> {
-        let mut all: BTreeMap<String, State> = BTreeMap::new();
+        let mut found: BTreeMap<String, BTreeMap<String, TensorData>> = BTreeMap::new();
         for (name, data) in values {
             let (path, slot) = name.rsplit_once('.').unwrap_or(("", &name));
-            let param =
-                held.get(path).ok_or_else(|| format!("optimizer state `{name}` is of no trainable parameter"))?;
-            let state = all.entry(path.into()).or_default();
-            if slot == UPDATES {
-                let updates = data.as_slice::<i64>().ok().and_then(|count| count.first());
-                state.updates = updates.copied().ok_or_else(|| format!("`{name}` is not one i64"))? as u64;
-                continue;
+            if !held.contains_key(path) {
+                return Err(format!("optimizer state `{name}` is of no trainable parameter"));
             }
-            if data.dtype() != DType::F32 {
-                return Err(format!("optimizer state `{name}` is {:?}, and F32 is kept", data.dtype()));
-            }
-            state.slots.insert(slot.into(), upload(data, &param.device));
+            found.entry(path.into()).or_default().insert(slot.into(), data);
         }
-        for (path, state) in &all {
-            let Held { shape, dtype, .. } = &held[path];
-            let master = (*dtype != DType::F32).then(|| (MASTER, shape.iter().product()));
-            let mut wanted: Vec<(&str, usize)> = self.rule.slots(shape).into_iter().chain(master).collect();
-            wanted.sort_unstable();
-            let count = |(name, value): (&String, &Tensor<1>)| (name.clone(), value.dims()[0]);
-            let found: Vec<(String, usize)> = state.slots.iter().map(count).collect();
-            if !found.iter().map(|(name, count)| (name.as_str(), *count)).eq(wanted.iter().copied()) {
-                return Err(format!("optimizer state of `{path}` is {found:?}, and this optimizer keeps {wanted:?}"));
+        let mut all = BTreeMap::new();
+        for (path, mut data) in found {
+            let Held { shape, dtype, device } = &held[&path];
+            let wrong = |what: String| format!("optimizer state of `{path}`: {what}");
+            let updates = data.remove(UPDATES);
+            let updates = updates.as_ref().and_then(|count| count.as_slice::<i64>().ok()?.first().copied());
+            let updates = updates.ok_or_else(|| wrong(format!("`{UPDATES}` is not one i64")))? as u64;
+            let master = (*dtype != DType::F32).then(|| Kept::whole(MASTER, shape.iter().product()));
+            let slots = self.rule.slots(shape).into_iter().chain(master).map(|kept| {
+                let slot = kept.restore(&mut data, device).map_err(wrong)?;
+                Ok((kept.name.to_owned(), slot))
+            });
+            let slots = slots.collect::<Result<_, String>>()?;
+            if let Some(name) = data.keys().next() {
+                return Err(wrong(format!("this optimizer keeps no `{name}`")));
             }
+            all.insert(path, State { updates, slots });
         }
         self.state = all;
         Ok(())

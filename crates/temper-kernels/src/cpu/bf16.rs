@@ -16,7 +16,6 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use rayon::slice::ParallelSliceMut;
 
 use super::gemm::{self, Matrix, Target};
-use super::vectorised;
 
 /// Columns of a panel of B.
 const PANEL: usize = 32;
@@ -104,10 +103,8 @@ struct Piece {
 pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32, a: Matrix, b: Matrix) {
     let (rows, columns, depth) = (a.rows(), b.columns(), a.columns());
     if engine == Engine::Rounded {
-        let (a, b) = (rounded(a, alpha), rounded(b, 1.0));
-        let (a, b) = (Matrix::of(&a, rows, depth, depth), Matrix::of(&b, depth, columns, columns));
         // SAFETY: the caller's.
-        return unsafe { gemm::product(out, add, 1.0, a, b, true) };
+        return unsafe { gemm::rounded(out, add, alpha, a, b, round) };
     }
     let padded = depth.next_multiple_of(STEP);
     let (mut packed_a, mut packed_b) = BUFFERS.take();
@@ -155,20 +152,6 @@ pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32,
 thread_local! {
     /// Packed operands: their memory is used again, which saves finding and clearing it.
     static BUFFERS: Cell<(Vec<u16>, Vec<u32>)> = const { Cell::new((Vec::new(), Vec::new())) };
-}
-
-/// All values, rounded, row by row.
-fn rounded(x: Matrix, alpha: f32) -> Vec<f32> {
-    let (rows, columns) = (x.rows(), x.columns());
-    let mut out = vec![0.0; rows * columns];
-    out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
-        vectorised(|| {
-            for (column, out) in out.iter_mut().enumerate() {
-                *out = round(alpha * x.at(row, column));
-            }
-        });
-    });
-    out
 }
 
 /// A as tiles of bfloat16, those of the same 16 rows one behind the other, zeros at the edges.

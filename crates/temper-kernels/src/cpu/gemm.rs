@@ -2,6 +2,10 @@
 
 use burn::backend::flex::FlexTensor;
 use gemm::Parallelism;
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use super::vectorised;
 
 /// A product is shared by all threads from this many multiplications on.
 const SHARED: usize = 1 << 22;
@@ -162,4 +166,34 @@ pub(crate) unsafe fn product(out: Target, add: bool, alpha: f32, a: Matrix, b: M
             parallel,
         );
     }
+}
+
+/// The same of values that `round` rounds, those of `a` once they are multiplied with alpha.
+///
+/// # Safety
+///
+/// As for [`product`].
+pub(crate) unsafe fn rounded(
+    out: Target,
+    add: bool,
+    alpha: f32,
+    a: Matrix,
+    b: Matrix,
+    round: impl Fn(f32) -> f32 + Sync,
+) {
+    let all = |x: Matrix, factor: f32| {
+        let mut all = vec![0.0; x.rows * x.columns];
+        all.par_chunks_mut(x.columns).enumerate().for_each(|(row, all)| {
+            vectorised(|| {
+                for (column, value) in all.iter_mut().enumerate() {
+                    *value = round(factor * x.at(row, column));
+                }
+            });
+        });
+        all
+    };
+    let (left, right) = (all(a, alpha), all(b, 1.0));
+    let (a, b) = (Matrix::of(&left, a.rows, a.columns, a.columns), Matrix::of(&right, b.rows, b.columns, b.columns));
+    // SAFETY: the caller's.
+    unsafe { product(out, add, 1.0, a, b, true) };
 }

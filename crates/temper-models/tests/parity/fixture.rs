@@ -10,7 +10,7 @@ use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 use temper_device::testing;
 use temper_models::{Backbone, Config, Init, Input, LoadReport, MODEL_TYPES, Weights, candidates, load};
-use temper_nn::{Pass, matmul};
+use temper_nn::{Activations, Pass, matmul};
 use temper_peft::file;
 use temper_peft::parameters::{self, Values, Visitor};
 use temper_peft::{AdapterConfig, targets};
@@ -146,7 +146,10 @@ impl Fixture {
         let error = self.hidden_error(hidden.clone(), &format!("{case}hidden"), device);
         let grads = self.objective(backbone, hidden, case, device).backward();
         let found = gradients(backbone, &grads);
-        assert!(found == self.recomputed(backbone, case, device), "{} {case}: layers computed again", self.name);
+        for activations in [Activations::Recompute, Activations::Offload] {
+            let again = self.recomputed(backbone, case, activations, device);
+            assert!(found == again, "{} {case}: {activations:?}", self.name);
+        }
         let prefix = format!("{case}grad.");
         let expected: Vec<_> =
             self.io.iter().filter_map(|(name, values)| Some((name.strip_prefix(&prefix)?, values))).collect();
@@ -161,9 +164,15 @@ impl Fixture {
         (error, worst.0)
     }
 
-    /// The gradients of the objective where each layer keeps its input alone.
-    fn recomputed(&self, backbone: &Backbone, case: &str, device: &Device) -> BTreeMap<String, Vec<f32>> {
-        let pass = Pass::train(0).recomputed();
+    /// The gradients of the objective where layers keep what `activations` says.
+    fn recomputed(
+        &self,
+        backbone: &Backbone,
+        case: &str,
+        activations: Activations,
+        device: &Device,
+    ) -> BTreeMap<String, Vec<f32>> {
+        let pass = Pass::train(0).with_activations(activations);
         let loss = self.objective(backbone, backbone.forward(&self.input(device), &pass), case, device);
         let mut all = BTreeMap::<String, Vec<f32>>::new();
         pass.into_checkpoints().unwrap().backward(loss, |part| {

@@ -10,12 +10,12 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use temper_device::testing;
 use temper_models::{Backbone, Config, Init, Input, Weights, candidates, load};
-use temper_nn::Pass;
+use temper_nn::{Format, Pass};
 use temper_peft::file::{self, PeftConfig};
 use temper_peft::parameters::{self, Visitor};
-use temper_peft::{AdapterConfig, Method, targets};
+use temper_peft::{AdapterConfig, Held, Method, targets};
 
-use fixture::{Fixture, fixtures};
+use fixture::{Fixture, fixtures, relative};
 
 #[test]
 fn full_training_equals_transformers() {
@@ -39,6 +39,39 @@ fn adapters_equal_peft_and_leave_frozen_weights_without_gradient() {
             let backbone = fixture.adapted(adapter, &device);
             let (hidden, gradient) = fixture.compare(&backbone, &format!("{adapter}."), &device);
             println!("{:12} {adapter}  hidden {hidden:.1e}  gradients {gradient:.1e}", fixture.name);
+        }
+    }
+}
+
+/// QLoRA: hidden states and all gradients with a base in few bits are those with its decoded weights.
+#[test]
+fn a_base_in_few_bits_trains_like_its_decoded_weights() {
+    let device = testing::device().autodiff();
+    for fixture in fixtures() {
+        for (adapter, format) in [("lora", Format::Nf4), ("dora", Format::Nf4), ("lora", Format::Int8)] {
+            let found = |decoded: bool| {
+                let mut backbone = fixture.adapted(adapter, &device);
+                for (_, linear) in backbone.linears() {
+                    let Held::Dense(weight) = &linear.weight else { panic!("a dense weight") };
+                    linear.quantize(weight.val().try_into_vec_as().unwrap(), format);
+                    if decoded {
+                        let weight = linear.matrix().dense();
+                        let weight = if linear.fan_in_fan_out { weight.transpose() } else { weight };
+                        linear.weight = Held::Dense(Param::from_tensor(weight).set_require_grad(false));
+                    }
+                }
+                let hidden = backbone.forward(&fixture.input(&device), &Pass::train(0));
+                let all = fixture::gradients(&backbone, &hidden.clone().square().sum().backward());
+                (hidden.inner().try_into_vec_as::<f32>().unwrap(), all)
+            };
+            let ((hidden, gradients), (hidden_of_decoded, of_decoded)) = (found(false), found(true));
+            assert!(relative(&hidden, &hidden_of_decoded) < testing::tolerance(1e-6), "{} {format:?}", fixture.name);
+            assert_eq!(gradients.keys().collect::<Vec<_>>(), of_decoded.keys().collect::<Vec<_>>());
+            assert!(!gradients.is_empty());
+            for (path, values) in &gradients {
+                let error = relative(values, &of_decoded[path]);
+                assert!(error < testing::tolerance(2e-6), "{} {format:?} {path}: {error}", fixture.name);
+            }
         }
     }
 }

@@ -139,7 +139,7 @@ impl CausalLm {
 
     /// The weight of the output layer `[V, D]`.
     fn output(&self) -> Tensor<2> {
-        self.head.lm_head.as_ref().map_or_else(|| self.backbone.word_embeddings(), |head| head.weight.val())
+        self.head.lm_head.as_ref().map_or_else(|| self.backbone.word_embeddings(), |head| head.matrix().dense())
     }
 
     /// c·tanh(z/c), where the architecture caps its logits.

@@ -8,6 +8,7 @@ use temper_tasks::Metric;
 
 use super::{AdaptedModule, PinnedFile, Plan, TaskPlan};
 use crate::fetch::Source;
+use crate::recipe::FrozenDtype;
 use crate::units::grouped;
 
 impl Plan {
@@ -19,6 +20,10 @@ impl Plan {
             row("class", format!("{} ({})", self.model.class, self.model.architecture)),
         ];
         model.extend(self.model.files.iter().chain(&self.model.adapter).map(pinned));
+        if self.model.frozen_dtype != FrozenDtype::F32 {
+            let bytes = format!("linear layers in {}", self.model.frozen_dtype.name());
+            model.push(row("frozen", bytes));
+        }
         if !self.model.new_parameters.is_empty() {
             model.push(row("new parameters", listed(&self.model.new_parameters)));
         }

@@ -56,6 +56,9 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
         "eval_steps" | "evaluation_strategy" | "eval_strategy" => "how often to evaluate is `every` in [eval]",
         "early_stopping_patience" | "early_stopping" => "early stopping is `patience` in [eval]",
         "metric_for_best_model" => "the metric is `metric` in [eval]",
+        "load_in_4bit" | "load_in_8bit" | "bnb_4bit_quant_type" | "quantization" | "quantization_config" => {
+            "a base in few bits is `frozen_dtype` in [model]"
+        }
         "fp16" | "bf16" | "dtype" | "mixed_precision" => "the precision is `precision` in [device]",
         _ => return None,
     })
@@ -64,12 +67,17 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
 /// Why a value that other tools, or later builds, know is refused at `path`.
 pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
     Some(match (path, value) {
-        ("device.precision", "f16" | "fp16" | "float16" | "half" | "f64") => "this build computes in f32 and bf16",
+        ("device.precision", "fp16" | "float16" | "half") => "did you mean `f16`?",
+        ("device.precision", "f64" | "tf32" | "fp8") => "temper computes in f32, bf16 and f16",
         ("device.precision", "bfloat16") => "did you mean `bf16`?",
         ("device.precision", "fp32" | "float32" | "float") => "did you mean `f32`?",
-        ("optim.kind", "adam" | "adamw_torch" | "adamw_8bit" | "adamw_hf" | "adamw_torch_fused") => {
-            "did you mean `adamw`?"
+        ("optim.kind", "adam" | "adamw_torch" | "adamw_hf" | "adamw_torch_fused") => "did you mean `adamw`?",
+        ("optim.kind", "adamw_8bit" | "adamw_bnb_8bit" | "paged_adamw_8bit" | "adamw-8bit") => {
+            "did you mean `adamw8bit`?"
         }
+        ("model.frozen_dtype", "bfloat16") => "did you mean `bf16`?",
+        ("model.frozen_dtype", "4bit" | "int4" | "fp4") => "did you mean `nf4`?",
+        ("model.frozen_dtype", "8bit") => "did you mean `int8`?",
         ("schedule.kind", "cosine_with_min_lr") => "write `cosine` and set `min_ratio`",
         ("schedule.kind", "constant_with_warmup") => "write `constant`; warmup is `warmup_steps` or `warmup_ratio`",
         ("schedule.kind", "warmup_stable_decay") => "did you mean `wsd`?",

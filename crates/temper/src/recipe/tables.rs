@@ -4,6 +4,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use temper_kernels::Format;
 use temper_models::SaveDtype;
 
 /// `[model]`: the network to start from. Exactly one of `base` and `config` is written.
@@ -18,6 +19,45 @@ pub struct ModelConfig {
     pub config: Option<String>,
     /// Directory of the tokenizer: `tokenizer.json`, or vocabulary files. Default: `base`.
     pub tokenizer: Option<String>,
+    /// How the frozen weights of the base's linear layers are kept in memory, under an adapter. Default `f32`.
+    pub frozen_dtype: FrozenDtype,
+}
+
+/// How frozen weights of linear layers are kept. Products decode what they need, forward and backward.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrozenDtype {
+    /// 32 bits, as they compute.
+    #[default]
+    F32,
+    /// 16 bits: the weights themselves where the files hold bf16.
+    Bf16,
+    /// 8 bits, one scale for each row, as bitsandbytes' LLM.int8 weights (Dettmers et al. 2022, arXiv:2208.07339).
+    Int8,
+    /// 4-bit NormalFloat with double quantisation, 4.13 bits a value: QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
+    Nf4,
+}
+
+impl FrozenDtype {
+    /// Its name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Nf4 => "nf4",
+        }
+    }
+
+    /// How they are stored; absent where they are what they compute as.
+    pub fn format(self) -> Option<Format> {
+        match self {
+            Self::F32 => None,
+            Self::Bf16 => Some(Format::Bf16),
+            Self::Int8 => Some(Format::Int8),
+            Self::Nf4 => Some(Format::Nf4),
+        }
+    }
 }
 
 /// `[device]`: where to compute.
@@ -52,6 +92,9 @@ pub enum Precision {
     /// Products of layers, forward and backward, round both operands to bfloat16 and add up in f32: faster on processors with
     /// AMX or AVX-512 BF16, slower on others.
     Bf16,
+    /// The same with IEEE half precision, and a loss that is scaled so that small gradients do not become zero: a step whose
+    /// gradients overflow is skipped. For GPUs without bfloat16; slower on every processor.
+    F16,
 }
 
 impl Precision {
@@ -60,6 +103,7 @@ impl Precision {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::F16 => "f16",
         }
     }
 }

@@ -15,7 +15,7 @@ use temper_tasks::{Problem, TaskConfig};
 
 use super::rules::Rules;
 use super::source::join_key;
-use super::{PushWhat, PushWhen, Recipe, check};
+use super::{FrozenDtype, PushWhat, PushWhen, Recipe, check};
 use crate::diagnostic::Diagnostics;
 use crate::fetch::is_hub_name;
 
@@ -79,6 +79,10 @@ fn model(rules: &mut Rules<'_>, recipe: &Recipe) {
                 "random weights would stay random: `config` in [model] needs `method = \"full\"` in [adapter]";
             rules.wrong("adapter.method", message, "write `method = \"full\"`");
         }
+    }
+    if model.frozen_dtype != FrozenDtype::F32 && !recipe.adapter.method.is_adapter() {
+        let message = "`frozen_dtype` in [model] is for a base under an adapter, and `method` in [adapter] is none";
+        rules.wrong("model.frozen_dtype", message, "write `method = \"lora\"`, or remove it");
     }
     if let Some(tokenizer) = &model.tokenizer {
         rules.place("model.tokenizer", recipe, tokenizer);
@@ -229,13 +233,13 @@ fn train(rules: &mut Rules<'_>, recipe: &Recipe) {
 fn optim(rules: &mut Rules<'_>, recipe: &Recipe) {
     let optim = &recipe.optim;
     let because = match optim.kind {
-        OptimKind::Adamw => "the optimizer is AdamW",
+        OptimKind::Adamw | OptimKind::Adamw8bit => "the optimizer is AdamW",
         OptimKind::Sgd => "the optimizer is SGD",
         OptimKind::Lion => "the optimizer is Lion",
         OptimKind::Adafactor => "the optimizer is Adafactor",
     };
     let idle: &[&str] = match optim.kind {
-        OptimKind::Adamw => &["optim.momentum"],
+        OptimKind::Adamw | OptimKind::Adamw8bit => &["optim.momentum"],
         OptimKind::Sgd => &["optim.betas", "optim.eps"],
         OptimKind::Lion => &["optim.momentum", "optim.eps"],
         OptimKind::Adafactor => &["optim.momentum", "optim.eps", "optim.betas"],

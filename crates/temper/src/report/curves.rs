@@ -148,12 +148,13 @@ fn best_point(data: &ReportData, line: &Line) -> Option<(f64, f64)> {
 
 /// A quantity of the training reports, and where it is `noisy` its course without the noise.
 fn step_chart<'a>(data: &'a ReportData, y_label: &'a str, noisy: bool, value: impl Fn(&StepPoint) -> f64) -> Chart<'a> {
-    let values: Vec<f64> = data.steps.iter().map(value).collect();
+    let measured = data.steps.iter().map(|point| (point.step, value(point))).filter(|(_, value)| value.is_finite());
+    let (steps, values): (Vec<u64>, Vec<f64>) = measured.unzip();
     let kept = downsample(&values, POINTS);
-    let points = |values: &[f64]| kept.iter().map(|&index| (data.steps[index].step as f64, values[index])).collect();
-    let hover = kept.iter().map(|&index| {
-        format!("step {} · {y_label} {}", units::grouped(data.steps[index].step), units::number(values[index]))
-    });
+    let points = |values: &[f64]| kept.iter().map(|&index| (steps[index] as f64, values[index])).collect();
+    let hover = kept
+        .iter()
+        .map(|&index| format!("step {} · {y_label} {}", units::grouped(steps[index]), units::number(values[index])));
     let class = if noisy { "faint" } else { "plain" };
     let mut lines = vec![Line { class, dots: false, points: points(&values), hover: hover.collect() }];
     if noisy {

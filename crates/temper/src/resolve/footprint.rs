@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
-use temper_data::{Dataset, Examples, Order, Tokenizer};
+use temper_data::{Dataset, Examples, Micro, Order, Tokenizer};
 use temper_engine::{Checkpointing, OptimKind};
+use temper_kernels::{Activations, Format};
 use temper_models::{Config, Weights};
 use temper_peft::Method;
 use temper_tasks::causal_lm::LOGITS;
@@ -13,13 +14,27 @@ use temper_tasks::causal_lm::LOGITS;
 use super::LazyModel;
 use crate::memory::{Memory, Needs};
 use crate::plan::{AdapterPlan, TaskPlan, TrainPlan};
+use crate::recipe::{FrozenDtype, Precision};
 
-/// What is decided when memory is estimated.
+/// What is decided of the network when memory is estimated.
 pub(super) struct Made<'a> {
     pub config: &'a Config,
     pub lazy: &'a LazyModel,
     pub task: &'a TaskPlan,
     pub adapter: &'a AdapterPlan,
+}
+
+/// What is decided of its training.
+pub(super) struct Footprint<'a> {
+    pub made: Made<'a>,
+    pub train: &'a TrainPlan,
+    pub dataset: &'a Dataset,
+    /// Whether rows of a length go together.
+    pub bucket: bool,
+    pub weights: Option<&'a Weights>,
+    pub tokenizer: &'a Tokenizer,
+    pub frozen: FrozenDtype,
+    pub precision: Precision,
     /// Bytes that the device can give, where that is known.
     pub available: Option<u64>,
 }
@@ -38,82 +53,120 @@ struct Kept {
 impl Kept {
     /// Values that some tokens take, padding included, if `logits` were made of them. The backward pass of a layer takes as
     /// much as it again, but not before the logits are gone.
-    fn values(&self, tokens: u64, logits: u64, recompute: bool) -> u64 {
+    fn values(&self, tokens: u64, logits: u64, activations: Activations) -> u64 {
         let layer = tokens * self.of_token;
-        let kept = if recompute { self.layers * tokens * self.hidden + layer } else { self.layers * layer };
+        let kept = match activations {
+            Activations::Keep => self.layers * layer,
+            Activations::Recompute => self.layers * tokens * self.hidden + layer,
+            Activations::Offload => tokens * self.hidden + layer,
+        };
         kept + layer.saturating_sub(logits)
     }
 }
 
-impl Made<'_> {
-    /// The estimate. Layers are computed again if the recipe says so, or if it leaves the choice and the run would not fit.
-    pub(super) fn memory(
-        &self,
-        train: &TrainPlan,
-        dataset: &Dataset,
-        bucket: bool,
-        weights: Option<&Weights>,
-        tokenizer: &Tokenizer,
-    ) -> Memory {
-        let estimate = |recompute| self.memory_if(recompute, train, dataset, bucket, weights, tokenizer);
-        match train.config.gradient_checkpointing {
-            Checkpointing::Off => estimate(false),
-            Checkpointing::On => estimate(true),
+impl Footprint<'_> {
+    /// The estimate. Layers are computed again if the recipe says so, or if it leaves the choice and the run would not fit. Of
+    /// a run that does not, it knows the most rows per forward pass that would.
+    pub(super) fn memory(&self) -> Memory {
+        let estimate = |micro| match self.train.config.gradient_checkpointing {
+            Checkpointing::Off => self.memory_if(Activations::Keep, micro),
+            Checkpointing::On => self.memory_if(Activations::Recompute, micro),
+            Checkpointing::Offload => self.memory_if(Activations::Offload, micro),
             Checkpointing::Auto => {
-                Some(estimate(false)).filter(|memory| !memory.is_short()).unwrap_or_else(|| estimate(true))
+                let whole = self.memory_if(Activations::Keep, micro);
+                if whole.is_short() { self.memory_if(Activations::Recompute, micro) } else { whole }
             }
+        };
+        let memory = estimate(self.train.micro());
+        let (mut fits, mut short) = (0, self.train.micro_batch);
+        while memory.is_short() && short - fits > 1 {
+            let rows = fits.midpoint(short);
+            *(if estimate(Micro::Rows(rows)).is_short() { &mut short } else { &mut fits }) = rows;
         }
+        Memory { largest_micro_batch: (fits > 0).then_some(fits), ..memory }
     }
 
-    fn memory_if(
-        &self,
-        recompute: bool,
-        train: &TrainPlan,
-        dataset: &Dataset,
-        bucket: bool,
-        weights: Option<&Weights>,
-        tokenizer: &Tokenizer,
-    ) -> Memory {
-        let (examples, kept) = (&dataset.train, self.kept());
+    fn memory_if(&self, layers: Activations, micro: Micro) -> Memory {
+        let Self { made, train, dataset, .. } = self;
+        let (examples, kept) = (&dataset.train, made.kept());
         let values = |rows: &[u32]| {
             let longest = rows.last().map_or(0, |&row| examples.length(row as usize));
-            let logits = self.logits(examples, rows, longest);
-            (kept.values((rows.len() * longest) as u64, logits, recompute), logits)
+            let tokens = (rows.len() * longest) as u64;
+            let logits = made.logits(examples, rows, longest);
+            (kept.values(tokens, logits, layers), logits, tokens)
         };
-        let order = Order::new(examples, train.config.seed, train.config.global_batch, train.micro(), bucket);
+        let order = Order::new(examples, train.config.seed, train.config.global_batch, micro, self.bucket);
         let largest = order.largest(train.steps, |rows| {
-            let (activations, logits) = values(rows);
+            let (activations, logits, _) = values(rows);
             activations + logits
         });
-        let (activations, logits) = values(&largest);
-        let several = train.config.micro_batch_tokens.is_some() || train.micro_batch < train.config.global_batch;
-        let states = match train.optim.kind {
-            OptimKind::Adamw => 2,
-            OptimKind::Lion => 1,
+        let (activations, logits, tokens) = values(&largest);
+        let several = !matches!(micro, Micro::Rows(rows) if rows >= train.config.global_batch);
+        let trainable = made.adapter.trainable() as u64;
+        let optimizer = match train.optim.kind {
+            OptimKind::Adamw => 8 * trainable,
+            OptimKind::Adamw8bit => 2 * Format::Dynamic.bytes([1, trainable as usize]),
+            OptimKind::Lion => 4 * trainable,
             // A row and a column of numbers for each matrix: too little to count.
             OptimKind::Adafactor => 0,
-            OptimKind::Sgd => u64::from(train.optim.momentum > 0.0),
-        };
-        let teacher = match self.task {
-            TaskPlan::Distillation { files, .. } => files.iter().map(|file| file.bytes / 4).sum(),
-            _ => 0,
+            OptimKind::Sgd if train.optim.momentum > 0.0 => 4 * trainable,
+            OptimKind::Sgd => 0,
         };
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
         let memory = Memory::estimate(Needs {
-            parameters: self.adapter.total() as u64 + teacher,
-            trainable: self.adapter.trainable() as u64,
-            gradients: if several { 2 } else { 1 },
-            states,
-            weight_files: weights.map_or(0, Weights::bytes),
-            tokenizer_files: tokenizer.files().iter().map(|path| size(path)).sum(),
+            weights: self.weights(),
+            gradients: 4 * trainable * if several { 2 } else { 1 },
+            optimizer,
+            weight_files: self.weights.map_or(0, Weights::bytes),
+            tokenizer_files: self.tokenizer.files().iter().map(|path| size(path)).sum(),
             tokens: dataset.report.train.tokens + dataset.report.eval.tokens,
             activations,
             logits,
+            workspace: self.workspace(tokens),
             available: self.available,
         });
-        Memory { recompute, ..memory }
+        Memory { layers, ..memory }
     }
 
+    /// Bytes of all parameters, a teacher's too.
+    fn weights(&self) -> u64 {
+        let teacher = match self.made.task {
+            TaskPlan::Distillation { files, .. } => files.iter().map(|file| file.bytes).sum(),
+            _ => 0,
+        };
+        let saved = self.frozen.format().map_or(0, |format| {
+            self.quantized().map(|shape| 4 * (shape[0] * shape[1]) as u64 - format.bytes(shape)).sum::<u64>()
+        });
+        4 * self.made.adapter.total() as u64 - saved + teacher
+    }
+
+    /// The shapes of the weights that are frozen in few bits, if any are.
+    fn quantized(&self) -> impl Iterator<Item = [usize; 2]> {
+        let whole = &self.made.adapter.config.modules_to_save;
+        let trains = |path: &str| whole.iter().any(|name| format!(".{path}.").contains(&format!(".{name}.")));
+        let frozen = self.made.lazy.linears.iter().filter(move |path| self.frozen.format().is_some() && !trains(path));
+        frozen.map(|path| self.made.widths(path).map(|width| width as usize))
+    }
+
+    /// Bytes that a product takes beside its operands and its result: its operands rounded, a weight decoded.
+    fn workspace(&self, tokens: u64) -> u64 {
+        let Made { config, task, .. } = self.made;
+        let linears = self.made.lazy.linears.iter().map(|path| self.made.widths(path));
+        let (hidden, vocabulary) = (config.hidden_size() as u64, config.vocab_size() as u64);
+        let language = matches!(task, TaskPlan::CausalLm { .. } | TaskPlan::MaskedLm { .. });
+        let all = linears.chain(language.then_some([hidden, vocabulary]));
+        let largest = all.map(|[inputs, outputs]| inputs * outputs + tokens * inputs.max(outputs)).max().unwrap_or(0);
+        let decoded = self.quantized().map(|shape| 4 * (shape[0] * shape[1]) as u64).max().unwrap_or(0);
+        decoded
+            + match self.precision {
+                Precision::F32 => 0,
+                Precision::Bf16 => 2 * largest,
+                Precision::F16 => 4 * largest,
+            }
+    }
+}
+
+impl Made<'_> {
     /// Values that are logits of `rows`, of which the longest has `longest` tokens, or made of them: of each its exponential
     /// where the loss makes its own gradient; else its logarithm and its gradient.
     fn logits(&self, examples: &Examples, rows: &[u32], longest: usize) -> u64 {
@@ -241,7 +294,7 @@ mod tests {
         let modules = learning.map(|path| AdaptedModule { path: path.clone(), rank: 8, alpha: 8.0 }).collect();
         let table = AdapterConfig { method, dropout, ..AdapterConfig::default() };
         let adapter = AdapterPlan { config: table, modules, groups: Vec::new() };
-        Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter, available: None }.kept()
+        Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter }.kept()
     }
 
     #[test]
@@ -265,8 +318,9 @@ mod tests {
     #[test]
     fn layers_that_are_computed_again_keep_their_inputs_and_one_of_them_the_rest() {
         let kept = Kept { layers: 5, of_token: 100, hidden: 10 };
-        assert_eq!(kept.values(8, 0, false), 6 * 8 * 100);
-        assert_eq!(kept.values(8, 0, true), 5 * 8 * 10 + 2 * 8 * 100);
-        assert_eq!(kept.values(8, 801, true), 5 * 8 * 10 + 8 * 100);
+        assert_eq!(kept.values(8, 0, Activations::Keep), 6 * 8 * 100);
+        assert_eq!(kept.values(8, 0, Activations::Recompute), 5 * 8 * 10 + 2 * 8 * 100);
+        assert_eq!(kept.values(8, 0, Activations::Offload), 8 * 10 + 2 * 8 * 100);
+        assert_eq!(kept.values(8, 801, Activations::Recompute), 5 * 8 * 10 + 8 * 100);
     }
 }
