@@ -324,7 +324,8 @@ mod tests {
     /// burn's own operations, step by step.
     fn reference(kind: Activation, x: Tensor<2>) -> Tensor<2> {
         match kind {
-            Activation::Gelu => activation::gelu(x),
+            // burn's own backward pass of GELU is that of the tanh approximation on some backends.
+            Activation::Gelu => x.clone() * ((x * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5,
             Activation::GeluTanh => {
                 let inner = (x.clone() + x.clone().powi_scalar(3) * CUBIC) * (TWICE / 2.0);
                 x * (inner.tanh() + 1.0) * 0.5

@@ -88,9 +88,14 @@ impl Weights {
         self.find(name).map(|(_, info)| info.dtype)
     }
 
-    /// The size of all files, in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.map.len() as u64).sum()
+    /// The most bytes of the files that are in memory while they are read: one tensor's, or all where pages cannot be let
+    /// go.
+    pub fn mapped(&self) -> u64 {
+        let size = |name: &String| self.find(name).map_or(0, |(_, info)| info.data_offsets.1 - info.data_offsets.0);
+        match cfg!(unix) {
+            true => self.index.keys().map(size).max().unwrap_or(0) as u64,
+            false => self.shards.iter().map(|shard| shard.map.len() as u64).sum(),
+        }
     }
 
     /// A tensor's values in row-major order, as f32.
@@ -104,6 +109,12 @@ impl Weights {
         };
         let (begin, end) = info.data_offsets;
         let values = to_f32(info.dtype, &shard.map[shard.start + begin..shard.start + end]);
+        // Nobody reads it again soon: its pages need not stay beside the values.
+        // SAFETY: the map is shared with the file and never written, so that the pages come back as they are.
+        #[cfg(unix)]
+        let _ = unsafe {
+            shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, shard.start + begin, end - begin)
+        };
         let (path, name) = (|| shard.path.clone(), || name.to_owned());
         let dtype = || format!("{:?}", info.dtype);
         let values = values.ok_or_else(|| Error::Dtype { path: path(), name: name(), dtype: dtype() })?;

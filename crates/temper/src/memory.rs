@@ -28,8 +28,8 @@ pub struct Needs {
     pub gradients: u64,
     /// Bytes that the optimizer keeps.
     pub optimizer: u64,
-    /// Bytes of the files of weights.
-    pub weight_files: u64,
+    /// Bytes of the files of weights that are in memory at once.
+    pub mapped: u64,
     /// Bytes of the tokenizer's files.
     pub tokenizer_files: u64,
     /// Tokens of the data set.
@@ -63,7 +63,7 @@ pub struct Memory {
     pub data: u64,
     /// The program itself, with its tokenizer.
     pub program: u64,
-    /// What more it takes at the beginning, while the files of weights are mapped.
+    /// What more it takes at the beginning, while the files of weights are read.
     pub loading: u64,
     /// What layers keep for their gradients.
     #[serde(skip)]
@@ -93,7 +93,7 @@ impl Memory {
             available: needs.available,
         };
         let training = memory.gradients + memory.optimizer + memory.activations + memory.logits + memory.workspace;
-        memory.loading = needs.weight_files.saturating_sub(training);
+        memory.loading = needs.mapped.saturating_sub(training);
         memory
     }
 
@@ -170,9 +170,9 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_mapped_before_activations_are_there() {
+    fn weights_are_read_before_activations_are_there() {
         let of = |activations| {
-            let memory = Memory::estimate(Needs { weight_files: 4000, activations, ..Needs::default() });
+            let memory = Memory::estimate(Needs { mapped: 4000, activations, ..Needs::default() });
             memory.total() - PROGRAM
         };
         assert_eq!([0, 500, 1000, 2000].map(of), [4000, 4000, 4000, 8000]);

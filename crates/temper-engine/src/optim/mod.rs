@@ -83,7 +83,7 @@ impl Kept {
                 .into_iter()
                 .collect::<Option<Vec<_>>>()
                 .and_then(|parts| Quantized::from_parts(parts.try_into().ok()?, *count, *format, device))
-                .map(|value| Slot::Coded(Box::new(value))),
+                .map(Slot::Coded),
         };
         found.ok_or_else(|| {
             let kind = format.map_or("f32".to_owned(), |format| format!("{format:?}").to_lowercase());
@@ -96,9 +96,10 @@ impl Kept {
 const CODED: [&str; 2] = ["_codes", "_absmax"];
 
 /// A flat tensor that is remembered.
+#[allow(clippy::large_enum_variant)]
 enum Slot {
     Whole(Tensor<1>),
-    Coded(Box<Quantized>),
+    Coded(Quantized),
 }
 
 /// An optimizer with its state.
@@ -139,7 +140,7 @@ impl Update<'_> {
     }
 
     fn put_coded(&mut self, slot: &str, value: Tensor<1>, format: Format) {
-        self.state.slots.insert(slot.into(), Slot::Coded(Box::new(Quantized::of(value, format))));
+        self.state.slots.insert(slot.into(), Slot::Coded(Quantized::of(value, format)));
     }
 }
 
@@ -175,7 +176,7 @@ impl Optimizer {
                         all.push((format!("{path}.{slot}"), data));
                     }
                     Slot::Coded(value) => {
-                        let parts = CODED.into_iter().zip((**value).clone().into_parts()?);
+                        let parts = CODED.into_iter().zip(value.clone().into_parts()?);
                         all.extend(parts.map(|(end, data)| (format!("{path}.{slot}{end}"), data)));
                     }
                 }

@@ -117,7 +117,7 @@ impl Footprint<'_> {
             weights: self.weights(),
             gradients: 4 * trainable * if several { 2 } else { 1 },
             optimizer,
-            weight_files: self.weights.map_or(0, Weights::bytes),
+            mapped: self.weights.map_or(0, Weights::mapped),
             tokenizer_files: self.tokenizer.files().iter().map(|path| size(path)).sum(),
             tokens: dataset.report.train.tokens + dataset.report.eval.tokens,
             activations,
