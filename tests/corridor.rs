@@ -40,6 +40,13 @@ pub fn losses(dir: &Path) -> Vec<(u64, f64)> {
         .collect()
 }
 
+/// The evaluations of a run.
+fn evaluations(dir: &Path) -> Vec<Value> {
+    let events = fs::read_to_string(dir.join("events.jsonl")).unwrap();
+    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.filter(|event| event["event"] == "evaluated").collect()
+}
+
 /// Kills a run in `dir` once it has saved that step, if it has not ended by then.
 pub fn kill_after(mut run: Child, dir: &Path, step: u64) {
     let started = Instant::now();
@@ -116,6 +123,58 @@ fn a_killed_run_goes_on_bit_for_bit() {
     assert!(adapter(whole.path()) == adapter(killed.path()), "the weights differ");
 }
 
+/// QLoRA with everything else that saves memory: it resumes, and what it ships says what it measured, merged too.
+#[test]
+fn a_base_in_four_bits_goes_on_bit_for_bit_and_ships() {
+    let [whole, killed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let saving = [
+        "model.frozen_dtype=nf4",
+        "optim.kind=adamw8bit",
+        "train.gradient_checkpointing=on",
+        "adapter.targets=all-linear",
+        "adapter.rank=32",
+        "train.save_every=1",
+    ];
+    run(whole.path(), &saving);
+    kill_after(start(killed.path(), &saving), killed.path(), 4);
+    run(killed.path(), &saving);
+    assert_eq!(losses(whole.path()), losses(killed.path()));
+    assert!(adapter(whole.path()) == adapter(killed.path()), "the weights differ");
+    let state = whole.path().join("checkpoints/step-000010/optimizer.safetensors");
+    assert!(String::from_utf8_lossy(&fs::read(state).unwrap()).contains("lora_a.exp_avg_codes"));
+
+    let merged = whole.path().join("merged");
+    let out = temper(&["merge", whole.path().to_str().unwrap(), "--out", merged.to_str().unwrap()]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let best = evaluations(whole.path()).into_iter().rfind(|event| event["best"] == true).unwrap();
+    let best = best["scores"]["loss"].as_f64().unwrap();
+    for model in [whole.path(), &merged] {
+        let out = temper(&["eval", model.to_str().unwrap(), "--data", "examples/reviews/eval.jsonl", "--json"]);
+        let found = serde_json::from_slice::<Value>(&out.stdout).unwrap()["scores"]["loss"].as_f64().unwrap();
+        assert!((found - best).abs() < 1e-5, "{}: {found} is not {best}", model.display());
+    }
+    let exact = tempfile::tempdir().unwrap();
+    run(exact.path(), &saving[1..]);
+    assert_ne!(losses(whole.path()), losses(exact.path()));
+}
+
+#[test]
+fn half_precision_learns_what_single_precision_learns() {
+    let found = ["f32", "bf16", "f16"].map(|precision| {
+        let dir = tempfile::tempdir().unwrap();
+        run(dir.path(), &[&format!("device.precision={precision}")]);
+        let log = fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
+        assert_eq!(log.contains("loss_scale"), precision == "f16");
+        losses(dir.path())
+    });
+    for (half, most) in [(&found[1], 5e-3), (&found[2], 1e-3)] {
+        assert_ne!(half, &found[0]);
+        for ((_, a), (_, b)) in half.iter().zip(&found[0]) {
+            assert!((a / b - 1.0).abs() < most, "{half:?} {:?}", found[0]);
+        }
+    }
+}
+
 #[test]
 fn accumulation_is_exact() {
     let [one, eight] = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -163,13 +222,8 @@ fn an_adapter_on_everything_can_be_used_again() {
         assert!(out.status.success(), "{}", text(&out.stderr));
         serde_json::from_slice::<Value>(&out.stdout).unwrap()["scores"]["loss"].as_f64().unwrap()
     };
-    let events = fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
-    let scores: Vec<f64> = events
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .filter(|event| event["event"] == "evaluated")
-        .map(|event| event["scores"]["loss"].as_f64().unwrap())
-        .collect();
+    let scores: Vec<f64> =
+        evaluations(dir.path()).iter().map(|event| event["scores"]["loss"].as_f64().unwrap()).collect();
     let exported = eval(dir.path());
     assert!(scores.iter().any(|loss| (loss - exported).abs() < 1e-6), "{exported} is none of {scores:?}");
 }
@@ -246,9 +300,7 @@ fn eval_and_predict_know_the_columns_of_training() {
 fn eval_measures_the_loss_of_training() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), &["task.class_weights={positive=3.0}", "task.label_smoothing=0.2", "eval.every=10"]);
-    let events = fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
-    let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let trained = events.rfind(|event| event["event"] == "evaluated").unwrap()["scores"]["loss"].as_f64().unwrap();
+    let trained = evaluations(dir.path()).pop().unwrap()["scores"]["loss"].as_f64().unwrap();
     let data = "examples/reviews/eval.jsonl";
     let out = temper(&["eval", dir.path().to_str().unwrap(), "--data", data, "--json"]);
     let found = serde_json::from_slice::<Value>(&out.stdout).unwrap()["scores"]["loss"].as_f64().unwrap();

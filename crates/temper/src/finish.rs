@@ -17,7 +17,7 @@ use crate::failure::{Context, Failure, Kind};
 use crate::fetch::Source;
 use crate::memory;
 use crate::plan::{Plan, TaskPlan};
-use crate::recipe::{Dtype, base_name, plain};
+use crate::recipe::{Dtype, FrozenDtype, base_name, plain};
 use crate::report::{self, EvaluationPoint, ReportData, Section, Split, WorstError, bins};
 use crate::run_dir::write_atomically;
 
@@ -106,7 +106,7 @@ fn report_data(shipped: &Shipped<'_>, measured: Measured<'_>, rows: &Rows, run: 
         errors: measured.map(|(measured, eval)| worst(shipped, measured, eval)).unwrap_or_default(),
         samples: measured.map(|(measured, _)| measured.samples.clone()).unwrap_or_default(),
         peak_memory: memory::peak(),
-        device: format!("{}, {} threads, {}", plan.device.name, plan.device.threads, plan.device.precision),
+        device: plan.device.to_string(),
         versions: versions(),
         ..ReportData::default()
     };
@@ -119,9 +119,13 @@ fn report_data(shipped: &Shipped<'_>, measured: Measured<'_>, rows: &Rows, run: 
 fn summary(plan: &Plan) -> String {
     let base = plan.model.base.as_deref().map_or("random weights", |base| base.rsplit('/').next().unwrap_or(base));
     let adapter = &plan.adapter.config;
+    let on = match plan.model.frozen_dtype {
+        FrozenDtype::F32 => String::new(),
+        dtype => format!(" on a base in {}", dtype.name()),
+    };
     let method = match adapter.method {
-        Method::Lora => format!("LoRA rank {}", adapter.rank),
-        Method::Dora => format!("DoRA rank {}", adapter.rank),
+        Method::Lora => format!("LoRA rank {}{on}", adapter.rank),
+        Method::Dora => format!("DoRA rank {}{on}", adapter.rank),
         Method::Full => "full fine-tuning".into(),
         Method::Frozen => "head only".into(),
     };

@@ -6,6 +6,8 @@
 mod fingerprint;
 mod shown;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use temper_data::{DataConfig, DataReport, Micro};
 use temper_device::Passed;
@@ -284,6 +286,15 @@ pub struct DevicePlan {
     pub threads: usize,
     /// The type that numbers have in the computation.
     pub precision: String,
+}
+
+impl fmt::Display for DevicePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // cubek's kernels for tensor cores (`adjust_dtypes`) round f32 operands where the hardware knows TF32.
+        let tf32 = self.name.starts_with("cuda") && self.precision == "f32";
+        let note = if tf32 { " (products on tensor cores in TF32)" } else { "" };
+        write!(f, "{}, {} threads, {}{note}", self.name, self.threads, self.precision)
+    }
 }
 
 impl Plan {

@@ -191,7 +191,7 @@ impl Plan {
             row("optimizer", format!("{optim}, gradient norm at most {}", train.config.max_grad_norm)),
             row("learning rate", format!("{}, {schedule}, {} steps of warmup", train.config.lr, train.warmup_steps)),
             row("evaluation", eval),
-            row("device", format!("{}, {} threads, {}", self.device.name, self.device.threads, self.device.precision)),
+            row("device", self.device.to_string()),
             row("seed", train.config.seed.to_string()),
         ];
         rows.extend(
