@@ -3,6 +3,7 @@
 
 mod bad_files;
 mod bad_recipes;
+mod bench;
 mod causal;
 mod corridor;
 mod devices;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{FloatDType, Tensor};
+use tracing::trace_span;
 
 use crate::checkpoint::{Progress, Store, Window};
 use crate::error::{BoxError, Error};
@@ -71,12 +72,15 @@ where
     while ending.is_none() {
         let started = Instant::now();
         let at = progress.step + 1;
-        let batches = match data.next() {
+        let span = trace_span!(target: "profile", "step", number = at).entered();
+        let batches = trace_span!(target: "profile", "data").in_scope(|| data.next());
+        let batches = match batches {
             Some(batches) => batches.map_err(|source| Error::Data { step: at, source })?,
             None => return Err(Error::DataEnded { step: progress.step, steps: plan.steps }),
         };
         let measured;
         (model, measured) = step(model, &mut optimizer, &batches, plan, &mut progress)?;
+        drop(span);
         progress.step = at;
         progress.tokens += measured.tokens;
         progress.seconds = clock.seconds();
@@ -92,7 +96,8 @@ where
         if plan.eval_every.is_some_and(|every| last || at.is_multiple_of(every.max(1))) {
             evaluated = true;
             let started = Instant::now();
-            let scores = evaluate(&model.valid()).map_err(|source| Error::Evaluation { step: at, source })?;
+            let scores = trace_span!(target: "profile", "evaluation").in_scope(|| evaluate(&model.valid()));
+            let scores = scores.map_err(|source| Error::Evaluation { step: at, source })?;
             best = progress.judge(&scores, plan)?;
             progress.seconds = clock.seconds();
             observe(&Event::Evaluated { step: at, scores, best, ms: ms(started.elapsed()) });
@@ -102,7 +107,8 @@ where
         let due = plan.save_every.map_or(evaluated, |every| at.is_multiple_of(every.max(1)));
         if due || best || ending.is_some() {
             let started = Instant::now();
-            let path = store.save(&progress, &model, &optimizer)?;
+            let save = || store.save(&progress, &model, &optimizer);
+            let path = trace_span!(target: "profile", "checkpoint").in_scope(save)?;
             observe(&Event::Saved { step: at, path, ms: ms(started.elapsed()) });
         }
     }
@@ -150,12 +156,13 @@ fn step<M: Objective>(
     let (mut gradients, mut losses, mut targets) = (Gradients::default(), Vec::new(), 0.0);
     for (micro, batch) in batches.iter().enumerate() {
         let mode = Mode { seed: seed(plan.seed, index, micro as u64), activations: plan.activations };
-        let loss = model.loss(batch, mode);
+        let loss = trace_span!(target: "profile", "forward").in_scope(|| model.loss(batch, mode));
         let value = loss.sum.clone().inner().cast(FloatDType::F32);
         if loss.targets > 0.0 {
             if !loss.sum.is_tracked() {
                 return Err(Error::Untracked { step: at, rows: M::rows(batch) });
             }
+            let _backward = trace_span!(target: "profile", "backward").entered();
             let scaled = if scale == 1.0 { loss.sum } else { loss.sum.mul_scalar(scale) };
             match loss.checkpoints {
                 None => gradients.add(&model, scaled.backward()),
@@ -172,7 +179,8 @@ fn step<M: Objective>(
 
     // The one wait for the device: every micro-batch's loss, and the squared norm of the summed gradient.
     let squared_norm = gradients.squared_norm().ok_or_else(|| Error::Untracked { step: at, rows: all_rows() })?;
-    let read = Tensor::cat(losses.into_iter().chain([squared_norm]).collect(), 0).try_into_data();
+    let read = Tensor::cat(losses.into_iter().chain([squared_norm]).collect(), 0);
+    let read = trace_span!(target: "profile", "wait").in_scope(|| read.try_into_data());
     let read: Vec<f64> = read.map_err(|error| Error::Device { step: at, reason: error.to_string() })?.iter().collect();
     let (losses, squared_norm) = read.split_at(batches.len());
     let (loss, grad_norm) = (losses.iter().sum::<f64>(), squared_norm[0].sqrt() / scale / targets);
@@ -192,7 +200,8 @@ fn step<M: Objective>(
 
     // The clip of torch.nn.utils.clip_grad_norm_ and the division by the count, in one factor.
     let clip = if plan.max_grad_norm > 0.0 { (plan.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-    let model = optimizer.step(model, gradients, clip / targets / scale, lr);
+    let update = || optimizer.step(model, gradients, clip / targets / scale, lr);
+    let model = trace_span!(target: "profile", "optimizer").in_scope(update);
     progress.scale.iter_mut().for_each(LossScale::passed);
     Ok((model, Measured { loss, targets, grad_norm: Some(grad_norm), lr, tokens }))
 }

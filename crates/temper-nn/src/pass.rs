@@ -57,9 +57,9 @@ impl Pass {
         forward: impl Fn(usize, &M, Tensor<2>, &Pass) -> Tensor<2> + 'static,
     ) -> Tensor<2> {
         let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| x.device().is_autodiff()) else {
-            return layers.iter().enumerate().fold(x, |x, (i, layer)| forward(i, layer, x, self));
+            return layers.iter().enumerate().fold(x, |x, (i, layer)| timed(i, || forward(i, layer, x, self)));
         };
-        let forward = Rc::new(forward);
+        let forward = Rc::new(move |i, layer: &M, x, pass: &Pass| timed(i, || forward(i, layer, x, pass)));
         let steps = layers.iter().enumerate().map(|(i, layer)| {
             let (seed, own, site) = (self.seed, layer.clone(), Rc::new(Cell::new(0)));
             let (first, again, begins) = (forward.clone(), forward.clone(), site.clone());
@@ -89,6 +89,11 @@ impl Pass {
         let x = x ^ (x >> 31);
         Some(Drop::new(p, [x as u32, (x >> 32) as u32]))
     }
+}
+
+/// Runs a layer in a span of the profile.
+fn timed<R>(layer: usize, run: impl FnOnce() -> R) -> R {
+    tracing::trace_span!(target: "profile", "layer", number = layer as u64).in_scope(run)
 }
 
 /// Sets each element to zero with probability `p` and divides the others by 1 - p, if `pass` trains.

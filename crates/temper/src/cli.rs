@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod data;
 mod devices;
 mod generate;
@@ -19,6 +20,7 @@ use crate::fetch::fetch;
 use crate::inference::Trained;
 use crate::language::LanguageModel;
 use crate::opened::Opened;
+use crate::profile::Profile;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
 use crate::train::{self, Finished, How};
@@ -69,6 +71,8 @@ enum Verb {
     Train(TrainArgs),
     /// Say what a recipe would do, and do nothing. Data of the hub is fetched, for its rows are counted; weights are not.
     Plan(PlanArgs),
+    /// Measure the first steps of a recipe: where their time goes, tokens a second, memory. Leaves nothing.
+    Bench(bench::BenchArgs),
     /// Print the JSON Schema of recipes, for editors.
     Schema,
     /// Measure a trained classifier or language model on rows.
@@ -115,6 +119,9 @@ struct TrainArgs {
     /// Push nothing now, whatever the recipe says; `temper push` does it later.
     #[arg(long)]
     no_push: bool,
+    /// Write a trace of where the time goes, which ui.perfetto.dev opens.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -193,9 +200,16 @@ impl Cli {
     /// # Errors
     /// See [`Kind`].
     pub fn run(self) -> Result<(), Failure> {
-        logs::install(self.logs.log_level, self.logs.log_format);
+        let profile = Profile::new();
+        let asked = match &self.verb {
+            Verb::Train(args) => args.profile.is_some(),
+            Verb::Bench(_) => true,
+            _ => false,
+        };
+        logs::install(self.logs.log_level, self.logs.log_format, asked.then(|| profile.clone()));
         match self.verb {
-            Verb::Train(args) => args.run(),
+            Verb::Train(args) => args.run(&profile),
+            Verb::Bench(args) => args.run(&profile),
             Verb::Plan(args) => args.run(),
             Verb::Schema => print(&schema()),
             Verb::Eval(args) => args.run(),
@@ -218,8 +232,10 @@ impl TrainCli {
     /// # Errors
     /// See [`Kind`].
     pub fn run(self) -> Result<(), Failure> {
-        logs::install(self.logs.log_level, self.logs.log_format);
-        self.train.run()
+        let profile = Profile::new();
+        let asked = self.train.profile.is_some();
+        logs::install(self.logs.log_level, self.logs.log_format, asked.then(|| profile.clone()));
+        self.train.run(&profile)
     }
 }
 
@@ -239,12 +255,15 @@ impl RecipeArgs {
 }
 
 impl TrainArgs {
-    fn run(self) -> Result<(), Failure> {
+    fn run(self, profile: &Profile) -> Result<(), Failure> {
         let mut recipe = self.recipe.load()?;
         device::set_up(&recipe.device)?;
         let stop = Stop::default();
-        let Finished { plan, best, pushed } =
-            train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &stop)?;
+        let finished = train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &stop);
+        if let Some(path) = &self.profile {
+            profile.write_trace(path)?;
+        }
+        let Finished { plan, best, pushed } = finished?;
         if let Some((step, scores)) = best {
             let scores: Vec<String> = scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
             writeln(&format!("best at step {step}: {}", scores.join(", ")))?;

@@ -17,6 +17,7 @@ pub mod logs;
 pub mod memory;
 pub mod opened;
 pub mod plan;
+pub mod profile;
 pub mod progress;
 pub mod provenance;
 pub mod push;

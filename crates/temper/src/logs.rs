@@ -11,11 +11,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::LogFormat;
 use crate::failure::{Context, Failure, Kind};
+use crate::profile::{self, Profile};
 
 static FILE: OnceLock<Mutex<File>> = OnceLock::new();
 
-/// Installs the subscriber, once in a process: stderr from `level` on, the file from `info` on.
-pub fn install(level: tracing::Level, format: LogFormat) {
+/// Installs the subscriber, once in a process: stderr from `level` on, the file from `info` on, and spans into `profile`.
+pub fn install(level: tracing::Level, format: LogFormat, profile: Option<Profile>) {
     use tracing_subscriber::filter::{LevelFilter, Targets};
     // hf_hub logs each retry of what we report ourselves.
     let ours = |level: LevelFilter| {
@@ -30,8 +31,10 @@ pub fn install(level: tracing::Level, format: LogFormat) {
         LogFormat::Json => fmt::layer().json().with_writer(io::stderr).boxed(),
     };
     let file = fmt::layer().json().with_writer(|| RunLog).with_filter(ours(LevelFilter::INFO.max(level)));
+    let spans = Targets::new().with_target(profile::TARGET, LevelFilter::TRACE);
+    let profile = profile.map(|profile| profile.with_filter(spans));
     // A second call, in one test process say, keeps the first subscriber.
-    let _ = tracing_subscriber::registry().with(stderr.with_filter(ours(level))).with(file).try_init();
+    let _ = tracing_subscriber::registry().with(stderr.with_filter(ours(level))).with(file).with(profile).try_init();
 }
 
 /// From now on the log also goes to `path`.

@@ -91,6 +91,8 @@ pub struct ModelPlan {
     pub new_parameters: Vec<String>,
     /// Tensors of the checkpoint that the model has no place for.
     pub unused_tensors: Vec<String>,
+    /// Parameters of the backbone's linear layers, with which each token is multiplied.
+    pub multiplied: u64,
     /// How the frozen weights of its linear layers are kept.
     pub frozen_dtype: FrozenDtype,
     /// The longest input that the model can hold, in tokens.

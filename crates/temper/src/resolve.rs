@@ -94,6 +94,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         },
         unused_tensors: checked.map(|report| report.unexpected).unwrap_or_default(),
         max_positions: config.max_positions(),
+        multiplied: footprint.multiplied(),
         frozen_dtype: recipe.model.frozen_dtype,
     };
     // A run that goes on another day sees the same rows.

@@ -128,6 +128,11 @@ impl Footprint<'_> {
         Memory { layers, ..memory }
     }
 
+    /// Parameters of the backbone's linear layers.
+    pub(super) fn multiplied(&self) -> u64 {
+        self.made.lazy.linears.iter().map(|path| self.made.widths(path).iter().product::<u64>()).sum()
+    }
+
     /// Bytes of all parameters, a teacher's too.
     fn weights(&self) -> u64 {
         let teacher = match self.made.task {
