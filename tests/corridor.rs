@@ -167,6 +167,18 @@ fn half_precision_learns_what_single_precision_learns() {
         assert_eq!(log.contains("loss_scale"), precision == "f16");
         losses(dir.path())
     });
+    // Packed weights are the same weights.
+    let dir = tempfile::tempdir().unwrap();
+    let packed = ["device.precision=bf16", "model.frozen_dtype=bf16-packed"];
+    if temper_kernels::has_bf16_products() {
+        run(dir.path(), &packed);
+        assert_eq!(losses(dir.path()), found[1]);
+    } else {
+        let arguments = arguments(dir.path(), &packed);
+        let out = temper(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(out.status.code(), Some(2));
+        assert!(text(&out.stderr).contains("neither AMX nor AVX-512 BF16"), "{}", text(&out.stderr));
+    }
     for (half, most) in [(&found[1], 5e-3), (&found[2], 1e-3)] {
         assert_ne!(half, &found[0]);
         for ((_, a), (_, b)) in half.iter().zip(&found[0]) {

@@ -39,6 +39,11 @@ fn precision() -> Precision {
     }
 }
 
+/// Whether this processor multiplies bfloat16, so that [`Format::Bf16Packed`](crate::Format::Bf16Packed) gains something.
+pub fn has_bf16_products() -> bool {
+    crate::cpu::bf16::Engine::best() != crate::cpu::bf16::Engine::Rounded
+}
+
 /// The matrix product. Both operands must have one dtype: some backends of burn would otherwise read the bits of one as
 /// the other's. Of two matrices, keeps what their gradients need: nothing for those that are not tracked.
 ///
@@ -141,6 +146,11 @@ pub trait ProductOps: QuantizedOps {
         Self::product(x, transposed::<Self>(weight.dense()), 1.0)
     }
 
+    /// `g W`, the gradient of x in `x Wᵀ`.
+    fn through(grad: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
+        Self::product(grad, weight.dense(), 1.0)
+    }
+
     /// `x Wᵀ + s·(x Aᵀ) Bᵀ`.
     fn lora(
         x: FloatTensor<Self>,
@@ -238,7 +248,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         impl<B: ProductOps> Backward<B, 1> for Step {
             type State = Matrix<B>;
             fn backward(self, ops: Ops<Matrix<B>, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::product(grad, ops.state.dense(), 1.0));
+                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::through(grad, ops.state));
             }
         }
         let ((x, of_x), weight) = (x.into_parts(), untracked(weight));
@@ -277,7 +287,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
                     grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
                 }
                 if let Some(node) = of_x {
-                    let base = B::product(grad, weight.dense(), 1.0);
+                    let base = B::through(grad, weight);
                     grads.register::<B>(node.id, B::add_product(base, of_thin, a));
                 }
             }
@@ -333,15 +343,16 @@ mod lane {
 
     use super::*;
     use crate::cpu::bf16;
-    use crate::cpu::gemm::{self, Matrix, Target};
+    use crate::cpu::gemm::{self, Matrix as Slices, Target};
     use crate::cpu::{all_f32, group, rows, slice, tensor, vectorised, written};
+    use crate::quantized::lane::panels;
 
     fn multiply(sum: Option<FlexTensor>, lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
         let ([m, k], [_, n]): ([usize; 2], [usize; 2]) = (lhs.layout().shape().dims(), rhs.layout().shape().dims());
         if !all_f32([&lhs, &rhs].into_iter().chain(&sum)) || m * n * k == 0 {
             return portable::<Flex>(sum.map(Float), Float(lhs), Float(rhs), alpha).0;
         }
-        let (a, b, alpha) = (Matrix::tensor(&lhs), Matrix::tensor(&rhs), alpha as f32);
+        let (a, b, alpha) = (Slices::tensor(&lhs), Slices::tensor(&rhs), alpha as f32);
         let Some(sum) = sum else {
             let mut out = Vec::with_capacity(m * n);
             // SAFETY: room for m·n values, all of which the product writes.
@@ -359,12 +370,34 @@ mod lane {
         sum
     }
 
+    /// The product of rounded values with panels that are packed already: those of Wᵀ (0) or of W (1). Of other weights, and
+    /// where values are not rounded to bfloat16 or the processor has no products of them, nothing.
+    fn packed(x: &FlexTensor, weight: &Matrix<Flex>, side: usize) -> Option<FlexTensor> {
+        let Matrix::Quantized { words, layout, .. } = weight else { return None };
+        let engine = bf16::Engine::best();
+        let fits = layout.is_packed() && precision() == Precision::Bf16 && engine != bf16::Engine::Rounded;
+        let [rows, _]: [usize; 2] = x.layout().shape().dims();
+        if !fits || rows == 0 || !all_f32([x]) {
+            return None;
+        }
+        let columns = layout.shape()[side];
+        let words: &[i32] = words.as_slice().expect("contiguous words");
+        let mut out = Vec::with_capacity(rows * columns);
+        // SAFETY: room for all values, all of which the product writes.
+        unsafe {
+            let target = Target::new(out.as_mut_ptr(), columns);
+            bf16::product_with(engine, target, false, 1.0, Slices::tensor(x), panels(words, *layout)[side], columns);
+            out.set_len(rows * columns);
+        }
+        Some(tensor(out, Shape::from(vec![rows, columns])))
+    }
+
     /// The product in the precision that was set.
     ///
     /// # Safety
     ///
     /// As for [`gemm::product`].
-    unsafe fn into(out: Target, add: bool, alpha: f32, a: Matrix, b: Matrix) {
+    unsafe fn into(out: Target, add: bool, alpha: f32, a: Slices, b: Slices) {
         // SAFETY: the caller's.
         unsafe {
             match precision() {
@@ -388,6 +421,20 @@ mod lane {
     impl ProductOps for Flex {
         fn product(lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
             multiply(None, lhs, rhs, alpha)
+        }
+
+        fn frozen(x: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
+            match packed(&x, &weight, 0) {
+                Some(product) => product,
+                None => multiply(None, x, transposed::<Flex>(weight.dense()), 1.0),
+            }
+        }
+
+        fn through(grad: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
+            match packed(&grad, &weight, 1) {
+                Some(product) => product,
+                None => multiply(None, grad, weight.dense(), 1.0),
+            }
         }
 
         fn add_product(sum: FlexTensor, lhs: FlexTensor, rhs: FlexTensor) -> FlexTensor {

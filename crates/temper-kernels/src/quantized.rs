@@ -8,6 +8,7 @@
 //! | Int8 | k/127 | a row | 8 and 32 a row |
 //! | Dynamic | 256 values, dense around zero (Dettmers et al. 2022, arXiv:2110.02861) | 256 values | 8.125 |
 //! | Bf16 | the value itself | | 16 |
+//! | Bf16Packed | the same, as the CPU's products in bf16 read it, forward and backward | | 32 |
 //!
 //! A product decodes its matrix into memory that is gone with the product, forward and backward: nothing keeps it.
 
@@ -17,10 +18,12 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, ExtensionType, TensorMetadata, backend_extension};
 use burn::module::Module;
-use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Shape, Slice, Tensor, TensorData, bf16};
+use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Shape, Slice, Tensor, TensorData};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
+use crate::cpu::bf16;
+use crate::cpu::gemm::Matrix as Slices;
 use crate::portable::Float;
 
 /// How values are stored.
@@ -28,6 +31,8 @@ use crate::portable::Float;
 pub enum Format {
     /// The upper half of each f32, rounded to the nearest.
     Bf16,
+    /// The same as panels of W and of Wᵀ, so that products in bf16 on the CPU pack nothing.
+    Bf16Packed,
     /// Whole numbers from -127 to 127 times the largest magnitude of each row over 127.
     Int8,
     /// 4-bit NormalFloat with double quantisation.
@@ -67,6 +72,7 @@ impl Format {
         let count = rows * columns;
         let bytes = match self {
             Self::Bf16 => 2 * count,
+            Self::Bf16Packed => 4 * (bf16::panels_size(columns, rows) + bf16::panels_size(rows, columns)),
             Self::Int8 => count.next_multiple_of(4) + 4 * rows,
             Self::Nf4 => {
                 let blocks = count.div_ceil(NF4_BLOCK);
@@ -86,7 +92,7 @@ impl Format {
             [int8, dynamic(true), dynamic(false)]
         });
         match self {
-            Self::Bf16 => &[],
+            Self::Bf16 | Self::Bf16Packed => &[],
             Self::Int8 => int8,
             Self::Nf4 => &NF4,
             Self::Dynamic => signed,
@@ -121,6 +127,16 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Rows and columns.
+    pub(crate) fn shape(self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Whether it is [`Format::Bf16Packed`].
+    pub(crate) fn is_packed(self) -> bool {
+        self.format == Format::Bf16Packed
+    }
+
     fn count(self) -> usize {
         self.shape[0] * self.shape[1]
     }
@@ -284,6 +300,7 @@ fn portable_decode<B: Backend>(words: IntTensor<B>, scales: FloatTensor<B>, layo
     let shape = Shape::from(layout.shape.to_vec());
     let cut = |x: Float<B>, count: usize| x.narrow(0, 0, count);
     let (values, magnitudes) = match layout.format {
+        Format::Bf16Packed => unreachable!("on the CPU alone"),
         Format::Bf16 => return B::float_reshape(B::float_cast(scales, FloatDType::F32), shape),
         Format::Nf4 => {
             let (own, all) = (blocks * NF4_BLOCK / 8, words.shape()[0]);
@@ -386,6 +403,15 @@ fn encode(values: &[f32], Layout { format, shape }: Layout) -> (Vec<i32>, Vec<f3
     let layout = Layout { format, shape };
     match format {
         Format::Bf16 => (vec![0], values.to_vec()),
+        Format::Bf16Packed => {
+            let [rows, columns] = shape;
+            let matrix = Slices::of(values, rows, columns, columns);
+            let mut words = vec![0_u32; bf16::panels_size(columns, rows) + bf16::panels_size(rows, columns)];
+            let (forward, backward) = words.split_at_mut(bf16::panels_size(columns, rows));
+            bf16::pack_panels(matrix.transposed(), forward);
+            bf16::pack_panels(matrix, backward);
+            (words.into_iter().map(u32::cast_signed).collect(), vec![0.0])
+        }
         Format::Nf4 => {
             let (codes, mut magnitudes) = blocks(values, NF4_BLOCK, format);
             let mean = (magnitudes.iter().map(|x| f64::from(*x)).sum::<f64>() / magnitudes.len().max(1) as f64) as f32;
@@ -401,7 +427,7 @@ fn encode(values: &[f32], Layout { format, shape }: Layout) -> (Vec<i32>, Vec<f3
     }
 }
 
-mod lane {
+pub(crate) mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;
 
@@ -409,6 +435,14 @@ mod lane {
     use crate::cpu::{CHUNK, all_f32, group, rows, slice, tensor};
 
     const _: () = assert!(cfg!(target_endian = "little"), "codes are read as the bytes of words");
+
+    /// The panels of Wᵀ and of W.
+    pub(crate) fn panels(words: &[i32], layout: Layout) -> [&[u32]; 2] {
+        let [rows, columns] = layout.shape;
+        // SAFETY: the same bits.
+        let words = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u32>(), words.len()) };
+        words.split_at(bf16::panels_size(columns, rows)).into()
+    }
 
     impl QuantizedOps for Flex {
         fn decode(words: FlexTensor, scales: FlexTensor, layout: Layout) -> FlexTensor {
@@ -420,10 +454,21 @@ mod lane {
             let blocks = count.div_ceil(block.max(1));
             let decoded = match layout.format {
                 Format::Bf16 => {
-                    let values: &[bf16] = scales.as_slice().expect("contiguous values");
+                    let values: &[burn::tensor::bf16] = scales.as_slice().expect("contiguous values");
                     rows(count, CHUNK, [1], |range, [out]| {
                         for (out, value) in out.iter_mut().zip(&values[range]) {
                             out.write(f32::from_bits(u32::from(value.to_bits()) << 16));
+                        }
+                    })
+                }
+                Format::Bf16Packed => {
+                    let [height, width] = layout.shape;
+                    let panels = panels(words, layout)[1];
+                    rows(height, group(width), [width], |range, [out]| {
+                        for (row, out) in range.zip(out.chunks_exact_mut(width)) {
+                            for (column, out) in out.iter_mut().enumerate() {
+                                out.write(bf16::packed_value(panels, height, row, column));
+                            }
                         }
                     })
                 }
@@ -482,9 +527,10 @@ mod tests {
 
     /// Those that the device under test can keep.
     fn formats() -> Vec<Format> {
-        let all = [Format::Bf16, Format::Int8, Format::Nf4, Format::Dynamic, Format::DynamicUnsigned];
-        let bf16 = device().supports_dtype(FloatDType::BF16);
-        all.into_iter().filter(|format| *format != Format::Bf16 || bf16).collect()
+        let mut all = vec![Format::Int8, Format::Nf4, Format::Dynamic, Format::DynamicUnsigned];
+        all.extend(device().supports_dtype(FloatDType::BF16).then_some(Format::Bf16));
+        all.extend((device() == temper_device::cpu()).then_some(Format::Bf16Packed));
+        all
     }
 
     /// A tensor of `fixtures/bitsandbytes.safetensors`, and its rows and columns.
@@ -543,8 +589,14 @@ mod tests {
                 let matrix = Quantized::encode(&vec![0.0; shape[0] * shape[1]], shape, format, &device());
                 assert_eq!(vec_of(matrix.clone().decode()), vec![0.0; shape[0] * shape[1]]);
                 let [words, scales] = matrix.into_parts().unwrap();
-                let words = if format == Format::Bf16 { 0 } else { words.as_bytes().len() };
-                assert_eq!((words + scales.as_bytes().len()) as u64, format.bytes(shape), "{format:?} {shape:?}");
+                let (words, scales) = (words.as_bytes().len(), scales.as_bytes().len());
+                // One of the two may be a dummy.
+                let bytes = match format {
+                    Format::Bf16 => scales,
+                    Format::Bf16Packed => words,
+                    _ => words + scales,
+                };
+                assert_eq!(bytes as u64, format.bytes(shape), "{format:?} {shape:?}");
             }
         }
     }

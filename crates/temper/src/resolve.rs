@@ -20,7 +20,7 @@ use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{self, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
 use crate::provenance::Provenance;
-use crate::recipe::{FrozenDtype, Recipe, plain};
+use crate::recipe::{FrozenDtype, Precision, Recipe, plain};
 use crate::{build, device, memory};
 use adapter::{check_weights, resolve_adapter};
 use footprint::{Footprint, Made};
@@ -359,6 +359,18 @@ fn check_device(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
     if recipe.train.gradient_checkpointing == Checkpointing::Offload && found.name == DeviceName::Cpu {
         let error = "the device is the processor, whose memory is the host's: `offload` saves nothing; write `on`";
         return Err(point(recipe, Kind::Recipe, "train.gradient_checkpointing", error));
+    }
+    if recipe.model.frozen_dtype == FrozenDtype::Bf16Packed {
+        let missing = match recipe.device.precision {
+            _ if found.name != DeviceName::Cpu => Some(format!("the device is {}", found.name)),
+            Precision::F32 | Precision::F16 => Some("`precision` in [device] is not `bf16`".into()),
+            Precision::Bf16 if temper_kernels::has_bf16_products() => None,
+            Precision::Bf16 => Some("this processor has neither AMX nor AVX-512 BF16".into()),
+        };
+        if let Some(missing) = missing {
+            let error = format!("`bf16-packed` is for products in bf16 on a processor, and {missing}; write `bf16`");
+            return Err(point(recipe, Kind::Recipe, "model.frozen_dtype", error));
+        }
     }
     let frozen = (recipe.model.frozen_dtype == FrozenDtype::Bf16).then_some(("model.frozen_dtype", "bf16"));
     let asked = [("device.precision", recipe.device.precision.name())].into_iter().chain(frozen);

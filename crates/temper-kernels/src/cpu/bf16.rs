@@ -101,15 +101,44 @@ struct Piece {
 ///
 /// As for [`gemm::product`].
 pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32, a: Matrix, b: Matrix) {
-    let (rows, columns, depth) = (a.rows(), b.columns(), a.columns());
+    let (columns, depth) = (b.columns(), a.columns());
     if engine == Engine::Rounded {
         // SAFETY: the caller's.
         return unsafe { gemm::rounded(out, add, alpha, a, b, round) };
     }
+    let mut packed = PANELS.take();
+    packed.resize(panels_size(depth, columns), 0);
+    pack_panels(b, &mut packed);
+    // SAFETY: the caller's.
+    unsafe { product_with(engine, out, add, alpha, a, &packed, columns) };
+    PANELS.set(packed);
+}
+
+/// How many words the panels of a matrix take.
+pub(crate) fn panels_size(depth: usize, columns: usize) -> usize {
+    columns.div_ceil(PANEL) * PANEL * depth.next_multiple_of(STEP) / 2 + SLACK
+}
+
+/// [`product`] with a matrix of so many columns that [`pack_panels`] has packed. Not for [`Engine::Rounded`].
+///
+/// # Safety
+///
+/// As for [`gemm::product`].
+pub(crate) unsafe fn product_with(
+    engine: Engine,
+    out: Target,
+    add: bool,
+    alpha: f32,
+    a: Matrix,
+    packed_b: &[u32],
+    columns: usize,
+) {
+    assert_ne!(engine, Engine::Rounded);
+    let (rows, depth) = (a.rows(), a.columns());
+    assert_eq!(packed_b.len(), panels_size(depth, columns));
     let padded = depth.next_multiple_of(STEP);
-    let (mut packed_a, mut packed_b) = BUFFERS.take();
+    let mut packed_a = ROWS_OF_A.take();
     pack_rows(a, alpha, padded, &mut packed_a);
-    pack_panels(b, padded, &mut packed_b);
 
     let threads = rayon::current_num_threads();
     let height = rows.div_ceil(threads).next_multiple_of(32).min(BLOCK);
@@ -119,7 +148,7 @@ pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32,
     let deep = padded.div_ceil(padded.div_ceil(DEPTH)).next_multiple_of(STEP);
     (0..blocks * groups).into_par_iter().for_each(|task| {
         let (block, group) = (task / groups, task % groups);
-        let (packed_a, packed_b) = (&packed_a, &packed_b);
+        let packed_a = &packed_a;
         let own = block * height..rows.min((block + 1) * height);
         let pieces = (0..padded).step_by(deep).flat_map(|start| {
             let own = own.clone();
@@ -146,12 +175,13 @@ pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32,
         #[cfg(not(target_arch = "x86_64"))]
         drop(pieces);
     });
-    BUFFERS.set((packed_a, packed_b));
+    ROWS_OF_A.set(packed_a);
 }
 
+// Packed operands: their memory is used again, which saves finding and clearing it.
 thread_local! {
-    /// Packed operands: their memory is used again, which saves finding and clearing it.
-    static BUFFERS: Cell<(Vec<u16>, Vec<u32>)> = const { Cell::new((Vec::new(), Vec::new())) };
+    static ROWS_OF_A: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
+    static PANELS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
 /// A as tiles of bfloat16, those of the same 16 rows one behind the other, zeros at the edges.
@@ -195,11 +225,11 @@ fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut Vec<u16>) {
     });
 }
 
-/// B as panels of 32 columns; in each, pairs of depths side by side, zeros at the edges.
-fn pack_panels(x: Matrix, padded: usize, out: &mut Vec<u32>) {
+/// B as panels of 32 columns; in each, pairs of depths side by side, zeros at the edges. `out` has [`panels_size`] words.
+pub(crate) fn pack_panels(x: Matrix, out: &mut [u32]) {
     let (depth, columns) = (x.rows(), x.columns());
-    let size = columns.div_ceil(PANEL) * PANEL * padded / 2;
-    out.resize(size + SLACK, 0);
+    let padded = depth.next_multiple_of(STEP);
+    let size = panels_size(depth, columns) - SLACK;
     let (by_row, by_column) = (x.row_is_contiguous(), x.transposed().row_is_contiguous());
     out[..size].par_chunks_mut(PANEL * padded / 2).enumerate().for_each(|(panel, out)| {
         let first = panel * PANEL;
@@ -233,6 +263,14 @@ fn pack_panels(x: Matrix, padded: usize, out: &mut Vec<u32>) {
             }
         }
     });
+}
+
+/// The value of packed panels at a depth and a column.
+#[inline(always)]
+pub(crate) fn packed_value(panels: &[u32], total_depth: usize, depth: usize, column: usize) -> f32 {
+    let panel = column / PANEL * PANEL * total_depth.next_multiple_of(STEP) / 2;
+    let pair = panels[panel + depth / 2 * PANEL + column % PANEL];
+    f32::from_bits(if depth % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 })
 }
 
 /// Rounds `alpha · x`.
@@ -310,8 +348,21 @@ mod tests {
                 for engine in Engine::available() {
                     for add in [false, true] {
                         let mut out = vec![if add { 2.0 } else { f32::NAN }; m * n];
+                        let target = Target::new(out.as_mut_ptr(), n);
                         // SAFETY: m·n values.
-                        unsafe { product(engine, Target::new(out.as_mut_ptr(), n), add, 0.5, a_of, b_of) };
+                        unsafe { product(engine, target, add, 0.5, a_of, b_of) };
+                        if engine != Engine::Rounded && !add {
+                            let mut panels = vec![0; panels_size(k, n)];
+                            pack_panels(b_of, &mut panels);
+                            let mut again = vec![f32::NAN; m * n];
+                            // SAFETY: as above.
+                            unsafe {
+                                product_with(engine, Target::new(again.as_mut_ptr(), n), false, 0.5, a_of, &panels, n);
+                            }
+                            assert_eq!(again, out);
+                            let same = |(d, j)| packed_value(&panels, k, d, j) == round(b_of.at(d, j));
+                            assert!((0..k).flat_map(|d| (0..n).map(move |j| (d, j))).all(same));
+                        }
                         for (place, found) in out.iter().enumerate() {
                             let expected = exact(place / n, place % n) + if add { 2.0 } else { 0.0 };
                             let error = (f64::from(*found) - expected).abs();

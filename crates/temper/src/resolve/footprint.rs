@@ -139,10 +139,9 @@ impl Footprint<'_> {
             TaskPlan::Distillation { files, .. } => files.iter().map(|file| file.bytes).sum(),
             _ => 0,
         };
-        let saved = self.frozen.format().map_or(0, |format| {
-            self.quantized().map(|shape| 4 * (shape[0] * shape[1]) as u64 - format.bytes(shape)).sum::<u64>()
-        });
-        4 * self.made.adapter.total() as u64 - saved + teacher
+        let frozen: u64 = self.quantized().map(|[rows, columns]| (rows * columns) as u64).sum();
+        let coded = self.frozen.format().map_or(0, |format| self.quantized().map(|shape| format.bytes(shape)).sum());
+        4 * (self.made.adapter.total() as u64 - frozen) + coded + teacher
     }
 
     /// The shapes of the weights that are frozen in few bits, if any are.
