@@ -270,7 +270,7 @@ pub(crate) fn pack_panels(x: Matrix, out: &mut [u32]) {
 pub(crate) fn packed_value(panels: &[u32], total_depth: usize, depth: usize, column: usize) -> f32 {
     let panel = column / PANEL * PANEL * total_depth.next_multiple_of(STEP) / 2;
     let pair = panels[panel + depth / 2 * PANEL + column % PANEL];
-    f32::from_bits(if depth % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 })
+    f32::from_bits(if depth.is_multiple_of(2) { pair << 16 } else { pair & 0xffff_0000 })
 }
 
 /// Rounds `alpha · x`.
