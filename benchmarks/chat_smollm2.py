@@ -86,10 +86,10 @@ def main():
     order = subprocess.run([temper, "plan", "--recipe", str(recipe), "--order"], check=True, capture_output=True, text=True)
     (out / "order.jsonl").write_text(order.stdout)
 
-    def ours(precision, run):
-        command = [temper, "train", "--recipe", str(recipe), "--fresh",
-                   "--set", f"device.precision={precision}", "--set", f"run.dir={json.dumps(str(run))}"]
-        cost = measured(command, out / f"temper-{precision}.out", out / f"temper-{precision}.log", run / "events.jsonl")
+    def ours(precision, run, frozen="f32"):
+        command = [temper, "train", "--recipe", str(recipe), "--fresh", "--set", f"device.precision={precision}",
+                   "--set", f"model.frozen_dtype={frozen}", "--set", f"run.dir={json.dumps(str(run))}"]
+        cost = measured(command, out / f"{run.name}.out", out / f"{run.name}.log", run / "events.jsonl")
         steps, _ = told(run / "events.jsonl")
         totals = [0] + [step["tokens"] for step in steps]
         cost["tokens_per_s"] = rate(steps, [after - before for before, after in zip(totals, totals[1:])])
@@ -98,11 +98,11 @@ def main():
     precisions = ["f32", "bf16"][: 1 + args.bf16]
     our_steps, own = ours("f32", run)
     results = {"arguments": vars(args), "temper": {"f32": own}, "peers": {}}
-    for precision in precisions[1:]:
-        steps, own = ours(precision, out / f"run-{precision}")
+    for name, frozen in [("bf16", "f32"), ("bf16, packed", "bf16-packed")] if args.bf16 else []:
+        steps, own = ours("bf16", out / f"run-{frozen}", frozen)
         own["loss_difference"] = relative([s["loss"] for s in steps], [s["loss"] for s in our_steps])
         own["norm_difference"] = relative([s["grad_norm"] for s in steps], [s["grad_norm"] for s in our_steps])
-        results["temper"][precision] = own
+        results["temper"][name] = own
     for precision in precisions:
         events = out / f"peer-{precision}.jsonl"
         flags = ["--rows", args.rows, "--order", str(out / "order.jsonl"), "--init", str(init), "--precision", precision]

@@ -154,7 +154,7 @@ impl Layout {
 /// A matrix in few bits, a constant.
 #[derive(Module, Debug)]
 pub struct Quantized {
-    /// Codes, from the lowest bits of a word on; behind NF4's those of its magnitudes. Nothing of bf16.
+    /// Codes, from the lowest bits of a word on; behind NF4's those of its magnitudes. Panels of packed bf16, nothing of bf16.
     words: Tensor<1, Int>,
     /// Magnitudes: one for each block; of NF4 those of the magnitudes, and their mean. The values themselves of bf16.
     scales: Tensor<1>,
@@ -172,9 +172,10 @@ impl Quantized {
         let layout = Layout { format, shape };
         assert_eq!(values.len(), layout.count());
         let (words, scales) = encode(values, layout);
-        let words = Tensor::from_data(TensorData::new(words.clone(), [words.len()]), (device, DType::I32));
-        let (count, dtype) = (scales.len(), if format == Format::Bf16 { DType::BF16 } else { DType::F32 });
-        let scales = TensorData::new(scales, [count]).convert_dtype(dtype);
+        let (all, magnitudes) = (words.len(), scales.len());
+        let words = Tensor::from_data(TensorData::new(words, [all]), (device, DType::I32));
+        let dtype = if format == Format::Bf16 { DType::BF16 } else { DType::F32 };
+        let scales = TensorData::new(scales, [magnitudes]).convert_dtype(dtype);
         Self { words, scales: Tensor::from_data(scales, (device, dtype)), layout }
     }
 
@@ -399,8 +400,8 @@ fn pack(codes: &[u8], bits: usize) -> Vec<i32> {
     codes.par_chunks(32 / bits).map(|codes| word(codes) as i32).collect()
 }
 
-fn encode(values: &[f32], Layout { format, shape }: Layout) -> (Vec<i32>, Vec<f32>) {
-    let layout = Layout { format, shape };
+fn encode(values: &[f32], layout: Layout) -> (Vec<i32>, Vec<f32>) {
+    let Layout { format, shape } = layout;
     match format {
         Format::Bf16 => (vec![0], values.to_vec()),
         Format::Bf16Packed => {
