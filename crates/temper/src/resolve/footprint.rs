@@ -155,11 +155,15 @@ impl Footprint<'_> {
     /// Bytes that a product takes beside its operands and its result: its operands rounded, a weight decoded.
     fn workspace(&self, tokens: u64) -> u64 {
         let Made { config, task, .. } = self.made;
-        let linears = self.made.lazy.linears.iter().map(|path| self.made.widths(path));
-        let (hidden, vocabulary) = (config.hidden_size() as u64, config.vocab_size() as u64);
-        let language = matches!(task, TaskPlan::CausalLm { .. } | TaskPlan::MaskedLm { .. });
-        let all = linears.chain(language.then_some([hidden, vocabulary]));
-        let largest = all.map(|[inputs, outputs]| inputs * outputs + tokens * inputs.max(outputs)).max().unwrap_or(0);
+        let operands = |[inputs, outputs]: [u64; 2], rows: u64| inputs * outputs + rows * inputs.max(outputs);
+        let linears = self.made.lazy.linears.iter().map(|path| operands(self.made.widths(path), tokens));
+        let output = [config.hidden_size() as u64, config.vocab_size() as u64];
+        let head = match task {
+            TaskPlan::CausalLm { .. } => operands(output, tokens.min(LOGITS as u64 / output[1])),
+            TaskPlan::MaskedLm { mask_probability, .. } => operands(output, (tokens as f64 * mask_probability) as u64),
+            TaskPlan::SequenceClassification { .. } | TaskPlan::Distillation { .. } => 0,
+        };
+        let largest = linears.max().unwrap_or(0).max(head);
         let decoded = self.quantized().map(|shape| 4 * (shape[0] * shape[1]) as u64).max().unwrap_or(0);
         decoded
             + match self.precision {
