@@ -120,7 +120,8 @@ def summary(steps, tokens, scores, cost):
     return cost | {"tokens_per_s": speed, "accuracy": scores.get("accuracy"), "losses": [s["loss"] for s in steps]}
 
 
-def run_temper(args, base, seed, out):
+def prepare(args, base, seed, out):
+    """Draws the adapter from which both start, writes temper's recipe and the order of the rows."""
     run = out / "run"
     recipe = out / "recipe.toml"
     data = pathlib.Path(args.data).resolve()
@@ -136,8 +137,15 @@ def run_temper(args, base, seed, out):
     temper = str(pathlib.Path(args.temper).resolve())
     with (out / "order.jsonl").open("w") as order:
         subprocess.run([temper, "plan", "--recipe", str(recipe), "--order"], check=True, stdout=order)
-    command = [temper, "train", "--recipe", str(recipe), "--fresh"]
-    cost = measured(command, out / "temper.out", out / "temper.log", run / "events.jsonl")
+
+
+def run_temper(args, out, name, *settings):
+    run = out / name
+    temper = str(pathlib.Path(args.temper).resolve())
+    command = [temper, "train", "--recipe", str(out / "recipe.toml"), "--fresh"]
+    for setting in [f"run.dir={json.dumps(str(run))}", *settings]:
+        command += ["--set", setting]
+    cost = measured(command, out / f"{name}.out", out / f"{name}.log", run / "events.jsonl")
     steps, scores = told(run / "events.jsonl")
     # temper counts tokens from the start of the run.
     totals = [0] + [step["tokens"] for step in steps]
@@ -192,11 +200,16 @@ def main():
     for seed in args.seeds:
         out = top / f"seed-{seed}"
         out.mkdir(parents=True, exist_ok=True)
-        ours = run_temper(args, base, seed, out)
+        prepare(args, base, seed, out)
+        ours = run_temper(args, out, "temper")
         theirs = run_peer(args, base, seed, out, "peft-f32")
         runs = results["seeds"][seed] = {"temper": ours, "peft-f32": theirs}
         results["loss_difference"][seed] = relative(ours["losses"][:20], theirs["losses"][:20])
         if seed == args.seeds[0] and args.speed_steps:
+            bf16 = "device.precision=bf16"
+            runs["temper-bf16"] = run_temper(args, out, "temper-bf16", bf16)
+            packed = "model.frozen_dtype=bf16-packed"
+            runs["temper-bf16-packed"] = run_temper(args, out, "temper-bf16-packed", bf16, packed)
             short = ["--steps", str(args.speed_steps), "--no-eval"]
             for name, flags in {
                 "peft-bf16": ["--precision", "bf16"],
