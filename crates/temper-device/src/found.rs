@@ -1,5 +1,7 @@
 //! From a name to a device of this machine.
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::tensor::{Device, DeviceKind, FloatDType};
 use serde::Serialize;
 
@@ -101,11 +103,23 @@ impl Found {
         refused.then(|| Error::Refused { name: self.name.to_string(), why })
     }
 
-    /// Makes it ready for tensors, without autodiff. Once in a process for each device.
+    /// Makes it ready for tensors, without autodiff. A device that this process has opened is given again: drivers open it
+    /// once.
     ///
     /// # Errors
     /// What the driver says.
     pub fn open(&self) -> Result<Device, Error> {
+        static OPENED: Mutex<Vec<(DeviceName, Device)>> = Mutex::new(Vec::new());
+        let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, device)) = opened.iter().find(|(name, _)| *name == self.name) {
+            return Ok(device.clone());
+        }
+        let device = self.open_first()?;
+        opened.push((self.name, device.clone()));
+        Ok(device)
+    }
+
+    fn open_first(&self) -> Result<Device, Error> {
         match self.name {
             DeviceName::Auto | DeviceName::Cpu => Ok(cpu()),
             #[cfg(feature = "cuda")]
@@ -151,6 +165,7 @@ mod tests {
     fn the_processor_is_always_there_and_computes() {
         let found = find(DeviceName::Cpu).unwrap();
         let device = found.open().unwrap();
+        assert_eq!(found.open().unwrap(), device);
         let facts = found.facts(&device);
         assert!(facts.precisions.contains(&"f32") && !facts.hardware.is_empty(), "{facts:?}");
         assert_eq!(device, cpu());
