@@ -60,8 +60,10 @@ impl BenchArgs {
         if let Some(path) = &self.trace {
             profile.write_trace(path)?;
         }
-        let found = device::find(&plan.device.name).and_then(|found| found.open());
-        let found = found.context(Kind::Other, "failed to open the device again")?;
+        // Before the product takes memory of its own.
+        let used = memory::peak();
+        // A GPU's product is over before its result is there: only the processor's time is the product's.
+        let peak = (plan.device.name == "cpu").then(|| peak_flops(&temper_device::cpu()));
         let records = events::read(&run.join("events.jsonl")).context(Kind::Other, "failed to read the events")?;
         let tokens = records.iter().filter_map(|record| match &record.event {
             Event::Step { step, tokens, .. } if *step == self.warmup || *step == steps => Some(*tokens),
@@ -70,7 +72,7 @@ impl BenchArgs {
         // Those before the first measured step and those of all, or of all alone.
         let tokens: Vec<u64> = tokens.collect();
         let tokens = tokens.last().unwrap_or(&0) - if self.warmup > 0 { tokens[0] } else { 0 };
-        let report = report(profile, &plan, tokens, self.warmup, peak_flops(&found));
+        let report = report(profile, &plan, tokens, self.warmup, used, peak);
         if self.json { print(&report) } else { lines(&report).iter().try_for_each(|line| writeln(line)) }
     }
 }
@@ -97,7 +99,7 @@ fn peak_flops(device: &Device) -> f64 {
 }
 
 /// `tokens` are those of the measured steps, padding not counted.
-fn report(profile: &Profile, plan: &Plan, tokens: u64, warmup: u64, peak: f64) -> Value {
+fn report(profile: &Profile, plan: &Plan, tokens: u64, warmup: u64, used: Option<u64>, peak: Option<f64>) -> Value {
     let slices = profile.slices();
     let mut parts = by_part(&slices, warmup).into_iter();
     let (_, steps) = parts.next().unwrap_or_default();
@@ -119,9 +121,9 @@ fn report(profile: &Profile, plan: &Plan, tokens: u64, warmup: u64, peak: f64) -
         "device": plan.device, "steps": count, "step_seconds": { "median": step, "least": least, "most": most },
         "tokens": tokens, "tokens_per_second": speed, "parts": parts,
         "evaluation_seconds": once("evaluation"), "checkpoint_seconds": once("checkpoint"),
-        "peak_memory": memory::peak(), "estimated_memory": plan.memory.total(),
+        "peak_memory": used, "estimated_memory": plan.memory.total(),
         "model_flops": { "rule": format!("{factor}N a token"), "n": multiplied, "per_second": flops,
-            "of_product": flops / peak, "product_per_second": peak },
+            "of_product": peak.map(|peak| flops / peak), "product_per_second": peak },
     })
 }
 
@@ -153,13 +155,12 @@ fn lines(report: &Value) -> Vec<String> {
     lines.push(format!("{:<24}{:.0}, padding not counted", "tokens/s", number("/tokens_per_second")));
     lines.push(format!("{:<24}{}, {} estimated", "peak memory", bytes("/peak_memory"), bytes("/estimated_memory")));
     let giga = |pointer: &str| number(pointer) / 1e9;
-    lines.push(format!(
-        "{:<24}{:.1} GFLOP/s, {:.0} % of what a product of {SIDE} x {SIDE} matrices reaches ({:.1})",
-        "model FLOP",
-        giga("/model_flops/per_second"),
-        100.0 * number("/model_flops/of_product"),
-        giga("/model_flops/product_per_second"),
-    ));
+    let mut reached = format!("{:<24}{:.1} GFLOP/s", "model FLOP", giga("/model_flops/per_second"));
+    if report["model_flops"]["of_product"].is_number() {
+        let (share, product) = (100.0 * number("/model_flops/of_product"), giga("/model_flops/product_per_second"));
+        reached += &format!(", {share:.0} % of what a product of {SIDE} x {SIDE} matrices reaches ({product:.1})");
+    }
+    lines.push(reached);
     lines.push(format!(
         "{:<24}{}, N = {} in the linear layers of the backbone",
         "  counted as",
