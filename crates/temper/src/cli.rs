@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use temper_data::{DataConfig, Files, LabelColumns};
 use temper_engine::Stop;
+use temper_world::{Place, World};
 
 use crate::device::DeviceArgs;
 use crate::failure::{Context, Failure, Kind};
@@ -24,7 +25,7 @@ use crate::profile::Profile;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
 use crate::train::{self, Finished, How};
-use crate::{device, logs};
+use crate::{device, logs, ranks};
 
 /// Fine-tune and train models from a TOML recipe.
 #[derive(Debug, Parser)]
@@ -256,14 +257,15 @@ impl RecipeArgs {
 
 impl TrainArgs {
     fn run(self, profile: &Profile) -> Result<(), Failure> {
-        let mut recipe = self.recipe.load()?;
-        device::set_up(&recipe.device)?;
-        let stop = Stop::default();
-        let finished = train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &stop);
+        let world = ranks::join()?;
+        let finished = ranks::end(&world, self.train(&world));
         if let Some(path) = &self.profile {
             profile.write_trace(path)?;
         }
         let Finished { plan, best, pushed } = finished?;
+        if !world.leads() {
+            return Ok(());
+        }
         if let Some((step, scores)) = best {
             let scores: Vec<String> = scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
             writeln(&format!("best at step {step}: {}", scores.join(", ")))?;
@@ -275,11 +277,20 @@ impl TrainArgs {
     }
 }
 
+impl TrainArgs {
+    fn train(&self, world: &World) -> Result<Finished, Failure> {
+        let mut recipe = self.recipe.load()?;
+        world.set_limits(ranks::limits(&recipe.distributed));
+        device::set_up(&recipe.device, world.place())?;
+        train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &Stop::default(), world)
+    }
+}
+
 impl PlanArgs {
     fn run(self) -> Result<(), Failure> {
         let mut recipe = self.recipe.load()?;
         fetch(&mut recipe, false)?;
-        let (plan, inputs) = resolve(&recipe)?;
+        let (plan, inputs) = resolve(&recipe, &Place::alone())?;
         if self.order {
             let order = train::order(&plan, &inputs.dataset.train);
             for step in 0..plan.train.steps {

@@ -147,6 +147,8 @@ mod tests {
             tokens: 512,
             tokens_per_second: 2e3,
             step_ms: 256.0,
+            communication_ms: None,
+            communication_bytes: None,
         }
     }
 

@@ -22,6 +22,7 @@ pub mod progress;
 pub mod provenance;
 pub mod push;
 pub mod pushing;
+pub mod ranks;
 pub mod recipe;
 pub mod report;
 pub mod reporters;
@@ -44,7 +45,9 @@ pub fn exit(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            if !failure.is_unsaid() {
+                eprintln!("{failure}");
+            }
             failure.exit_code()
         }
     }

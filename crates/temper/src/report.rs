@@ -240,6 +240,8 @@ mod tests {
             tokens: 512,
             tokens_per_second: 2e3,
             step_ms: 256.0,
+            communication_ms: None,
+            communication_bytes: None,
         };
         let stopped = Event::Stopped { step: 9, reason: StopReason::Finished, seconds: 2.5 };
         let mut data = ReportData { metric: "accuracy".into(), ..Default::default() };
