@@ -321,7 +321,11 @@ mod tests {
     #[test]
     fn these_are_the_draws_of_seed_0() {
         let trials = random(3, &["train.lr=1e-5..1e-3:log", "adapter.dropout=0.0..0.5"], &[], 0).trials(&[]).unwrap();
-        let expected = [""];
+        let expected = [
+            "train.lr=8.754e-4 adapter.dropout=0.1389",
+            "train.lr=2.025e-4 adapter.dropout=0.2891",
+            "train.lr=2.236e-5 adapter.dropout=0.1223",
+        ];
         assert_eq!(shown(&trials), expected);
     }
 
