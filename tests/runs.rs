@@ -75,7 +75,8 @@ fn succeeded(output: &Output) -> String {
 fn accuracy(dir: &Path) -> f64 {
     let events = fs::read_to_string(dir.join("events.jsonl")).unwrap();
     let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let best = events.filter(|event| event["event"] == "evaluated" && event["best"] == true).last().unwrap();
+    let mut best = events.filter(|event| event["event"] == "evaluated" && event["best"] == true);
+    let best = best.next_back().unwrap();
     best["scores"]["accuracy"].as_f64().unwrap()
 }
 
@@ -225,6 +226,10 @@ fn a_trial_that_diverges_is_recorded_and_the_sweep_goes_on() {
 #[test]
 fn whatever_is_wrong_with_a_trial_is_said_before_anything_is_written() {
     let place = Place::new();
+    let stop = ["--grid", "train.lr=1e-3,1e-4", "--min-evals", "1"];
+    let out = place.sweep(&stop);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("have no effect while no trial is stopped"), "{}", text(&out.stderr));
     for (arguments, message) in [
         (["--grid", "train.lrr=1e-3,1e-4"], "unknown key `lrr` in [train]\n  --> --set train.lrr=1e-3"),
         (["--grid", "train.lr=1e-3,fast"], "--> --set train.lr=fast"),

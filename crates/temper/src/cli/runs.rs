@@ -59,7 +59,7 @@ impl RunsArgs {
         sort(&mut runs, self.sort);
         let (table, damaged) = overview(&runs);
         if let Some(path) = &self.html {
-            write_page(path, &dir.display().to_string(), &runs, &[table.clone()])?;
+            write_page(path, &dir.display().to_string(), &runs, std::slice::from_ref(&table))?;
         }
         if self.json {
             return print(&serde_json::to_value(&runs).context(Kind::Other, "failed to print the runs")?);

@@ -30,12 +30,12 @@ pub(super) struct SweepArgs {
     /// When to stop a trial early. One that is stopped keeps its last checkpoint and has no export.
     #[arg(long, value_name = "RULE", default_value = "never")]
     stop: Rule,
-    /// Evaluations that each trial has before it may be stopped.
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    min_evals: usize,
-    /// Trials that must have ended before another may be stopped.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    min_trials: usize,
+    /// Evaluations that each trial has before it may be stopped. Default: 2.
+    #[arg(long, value_name = "N")]
+    min_evals: Option<usize>,
+    /// Trials that must have ended before another may be stopped. Default: 3.
+    #[arg(long, value_name = "N")]
+    min_trials: Option<usize>,
     /// Where the trials go. Default: `runs/NAME-sweep`.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -59,7 +59,12 @@ impl SweepArgs {
             let message = "error: --random draws nothing\n  = help: name keys with `--range` or `--choice`";
             return Err(Failure::new(Kind::Recipe, message));
         }
-        let rule = MedianRule { min_evals: self.min_evals, min_trials: self.min_trials };
+        if self.stop == Rule::Never && (self.min_evals.is_some() || self.min_trials.is_some()) {
+            let message = "error: --min-evals and --min-trials have no effect while no trial is stopped\n  = help: write `--stop \
+                           median` too, or remove them";
+            return Err(Failure::new(Kind::Recipe, message));
+        }
+        let rule = MedianRule { min_evals: self.min_evals.unwrap_or(2), min_trials: self.min_trials.unwrap_or(3) };
         let asked = Asked {
             grid: self.grid,
             random: self.random.unwrap_or(0) as usize,

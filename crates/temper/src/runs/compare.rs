@@ -10,8 +10,9 @@ use super::{Evaluation, Run};
 use crate::report::{Cell, Table};
 use crate::units;
 
-/// What of a plan is no choice: where it goes, what it takes, what it counted.
-const APART: [&str; 6] = ["fingerprint", "memory", "run", "to_come", "data.report", "sources"];
+/// What of a plan is no choice: where it goes, what it takes, what was counted, what follows from the rest.
+const APART: [&str; 7] =
+    ["fingerprint", "memory", "run", "to_come", "data.report", "adapter.modules", "adapter.groups"];
 
 /// Tables of the recipe, as the plan calls them.
 const TABLES: [(&str, &str); 6] = [
@@ -136,7 +137,10 @@ fn heads(first: &str, runs: &[Run]) -> Vec<Cell> {
 pub fn scores(runs: &[Run]) -> Table {
     let mut rows = vec![texts("state", runs, |run| run.state.words().into())];
     rows.push(texts("steps", runs, |run| units::grouped(run.step)));
-    for (when, evaluation) in [("best", best as fn(&Run) -> Option<&Evaluation>), ("last", last)] {
+    let when = [("best", best as fn(&Run) -> Option<&Evaluation>), ("last", last)];
+    // Where all ended at their best, it is said once.
+    let once = runs.iter().all(|run| best(run).map(|best| best.step) == last(run).map(|last| last.step));
+    for (when, evaluation) in when.into_iter().take(if once { 1 } else { 2 }) {
         rows.push(texts(&format!("{when} evaluation at step"), runs, |run| {
             evaluation(run).map_or(NONE.into(), |evaluation| units::grouped(evaluation.step))
         }));
@@ -223,14 +227,15 @@ mod tests {
     #[test]
     fn long_lists_that_differ_are_named_as_a_whole() {
         let mut runs = runs();
-        let modules = |count: usize, rank: usize| {
-            (0..count).map(|i| json!({ "path": format!("layer {i}"), "rank": rank })).collect::<Vec<_>>()
+        let files = |count: usize, bytes: usize| {
+            (0..count).map(|i| json!({ "path": format!("file {i}"), "bytes": bytes })).collect::<Vec<_>>()
         };
-        for (run, (count, rank)) in runs.iter_mut().zip([(9, 4), (9, 8)]) {
+        for (run, bytes) in runs.iter_mut().zip([4, 8]) {
+            let (data, model) = (files(9, bytes), files(1, bytes));
             run.plan =
-                json!({ "adapter": { "modules": modules(count, rank), "groups": modules(1, rank) }, "gone": null });
+                json!({ "data": { "files": data }, "model": { "files": model }, "adapter": { "modules": model } });
         }
-        let rows = [["adapter.groups.0.rank", "4", "8"], ["adapter.modules", "9 items", "9 items"]];
+        let rows = [["data.files", "9 items", "9 items"], ["model.files.0.bytes", "4", "8"]];
         assert_eq!(texts(&differences(&runs)), rows);
     }
 

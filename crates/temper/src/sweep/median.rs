@@ -108,7 +108,10 @@ mod tests {
     fn trials_of_different_lengths_are_compared_by_their_share() {
         let rule = MedianRule { min_evals: 1, min_trials: 1 };
         let long: Course = vec![(0.1, 0.5), (0.5, 0.7), (1.0, 0.9)];
-        assert_eq!(rule.judge(&vec![(0.5, 0.55)], &[long.clone()], true).map(|verdict| verdict.median), Some(0.6));
+        assert_eq!(
+            rule.judge(&vec![(0.5, 0.55)], std::slice::from_ref(&long), true).map(|verdict| verdict.median),
+            Some(0.6)
+        );
         assert!(rule.judge(&vec![(0.05, 0.0)], &[long], true).is_none(), "the other had said nothing by then");
     }
 }
