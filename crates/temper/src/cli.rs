@@ -5,6 +5,8 @@ mod data;
 mod devices;
 mod generate;
 mod hub;
+mod runs;
+mod sweep;
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -74,6 +76,10 @@ enum Verb {
     Plan(PlanArgs),
     /// Measure the first steps of a recipe: where their time goes, tokens a second, memory. Leaves nothing.
     Bench(bench::BenchArgs),
+    /// Run a recipe with other values, trial after trial; the same command again goes on where the last one stopped.
+    Sweep(sweep::SweepArgs),
+    /// List the runs in a directory, or compare some.
+    Runs(runs::RunsArgs),
     /// Print the JSON Schema of recipes, for editors.
     Schema,
     /// Measure a trained classifier or language model on rows.
@@ -212,6 +218,8 @@ impl Cli {
             Verb::Train(args) => args.run(&profile),
             Verb::Bench(args) => args.run(&profile),
             Verb::Plan(args) => args.run(),
+            Verb::Sweep(args) => args.run(),
+            Verb::Runs(args) => args.run(),
             Verb::Schema => print(&schema()),
             Verb::Eval(args) => args.run(),
             Verb::Predict(args) => args.run(),

@@ -70,7 +70,7 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
         inputs.reopen(recipe)?;
     }
     let recipe = &*recipe;
-    signals::install(stop, world)?;
+    signals::install(stop, world.leads())?;
     let open = || {
         let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
         logs::to_file(&run.join("train.log"))?;
