@@ -26,5 +26,8 @@ pub use threads::in_threads;
 pub use watch::{Limits, Verdict};
 pub use world::{Traffic, World};
 
+/// Whether this build can join ranks.
+pub const BUILT: bool = cfg!(feature = "mpi");
+
 /// The exit code of a run of which a rank died, hung or disagreed.
 pub const WORLD_FAILED: u8 = 8;

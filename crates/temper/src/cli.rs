@@ -5,9 +5,11 @@ mod data;
 mod devices;
 mod generate;
 mod hub;
+mod launch;
 mod runs;
 mod sweep;
 
+use std::ffi::OsString;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 
@@ -72,6 +74,8 @@ pub enum LogFormat {
 enum Verb {
     /// Run a recipe; the same command again goes on where the last one stopped.
     Train(TrainArgs),
+    /// Run a recipe on several ranks of this machine, one process each.
+    Launch(launch::LaunchArgs),
     /// Say what a recipe would do, and do nothing. Data of the hub is fetched, for its rows are counted; weights are not.
     Plan(PlanArgs),
     /// Measure the first steps of a recipe: where their time goes, tokens a second, memory. Leaves nothing.
@@ -216,6 +220,7 @@ impl Cli {
         logs::install(self.logs.log_level, self.logs.log_format, asked.then(|| profile.clone()));
         match self.verb {
             Verb::Train(args) => args.run(&profile),
+            Verb::Launch(args) => args.run(&self.logs),
             Verb::Bench(args) => args.run(&profile),
             Verb::Plan(args) => args.run(),
             Verb::Sweep(args) => args.run(),
@@ -267,7 +272,7 @@ impl TrainArgs {
     fn run(self, profile: &Profile) -> Result<(), Failure> {
         let world = ranks::join()?;
         let finished = ranks::end(&world, self.train(&world));
-        if let Some(path) = &self.profile {
+        if let Some(path) = self.profile.as_ref().filter(|_| world.leads()) {
             profile.write_trace(path)?;
         }
         let Finished { plan, best, pushed } = finished?;
@@ -285,7 +290,26 @@ impl TrainArgs {
     }
 }
 
+impl LogArgs {
+    /// The arguments that say the same.
+    fn to_args(&self) -> Vec<OsString> {
+        let format = self.log_format.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        ["--log-level".into(), self.log_level.as_str().into(), "--log-format".into(), format.into()].into()
+    }
+}
+
 impl TrainArgs {
+    /// The arguments that say the same.
+    fn to_args(&self) -> Vec<OsString> {
+        let Self { recipe: RecipeArgs { recipe, overrides }, fresh, no_push, profile } = self;
+        let mut args: Vec<OsString> = vec!["--recipe".into(), recipe.into()];
+        overrides.iter().for_each(|set| args.extend(["--set".into(), set.into()]));
+        args.extend(fresh.then(|| "--fresh".into()));
+        args.extend(no_push.then(|| "--no-push".into()));
+        profile.iter().for_each(|path| args.extend(["--profile".into(), path.into()]));
+        args
+    }
+
     fn train(&self, world: &World) -> Result<Finished, Failure> {
         let mut recipe = self.recipe.load()?;
         world.set_limits(ranks::limits(&recipe.distributed));

@@ -33,6 +33,15 @@ pub enum Kind {
     World = temper_world::WORLD_FAILED,
 }
 
+impl Kind {
+    /// The kind that an exit code says.
+    pub fn of(code: Option<i32>) -> Option<Self> {
+        use Kind::{Data, Diverged, Hub, Interrupted, Memory, Other, Recipe, World};
+        let all = [Other, Recipe, Data, Memory, Interrupted, Diverged, Hub, World];
+        all.into_iter().find(|kind| Some(*kind as i32) == code)
+    }
+}
+
 impl Failure {
     /// A failure of that kind.
     pub fn new(kind: Kind, message: impl fmt::Display) -> Self {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use temper_engine::Sharing;
-use temper_world::{DistributedConfig, Limits, Place, Shard, Verdict, World};
+use temper_world::{DistributedConfig, Error, Limits, Place, Shard, Verdict, World};
 
 use crate::failure::{Context, Failure, Kind};
 use crate::recipe::parse_duration;
@@ -57,7 +57,12 @@ pub fn place() -> Result<Place, Failure> {
 pub fn join() -> Result<World, Failure> {
     let place = place()?;
     let size = place.size;
-    World::join(place, move |verdict| tell(verdict, size)).context(Kind::Other, "the ranks did not come together")
+    let joined = World::join(place, move |verdict| tell(verdict, size));
+    let kind = match &joined {
+        Err(Error::NotBuilt { .. } | Error::OtherWorld { .. }) => Kind::Recipe,
+        _ => Kind::World,
+    };
+    joined.context(kind, "the ranks did not come together")
 }
 
 /// Says why all ranks end.

@@ -1,0 +1,275 @@
+//! Several ranks, as processes that Open MPI launches. They need a build with the feature `mpi` and `mpirun`; without, each test
+//! says that it is skipped.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::corridor::losses;
+use crate::{command, temper, text};
+
+/// A short run of the embedded recipe in `dir`, on that many ranks.
+fn arguments(ranks: usize, dir: &Path, overrides: &[&str]) -> Vec<String> {
+    let (nproc, dir) = (ranks.to_string(), format!("run.dir={}", dir.display()));
+    let always = ["device.use=cpu", "device.threads=1", "train.micro_batch=2", dir.as_str()];
+    let set = always.iter().chain(overrides).flat_map(|value| ["--set", value]);
+    ["launch", "--nproc", &nproc, "--recipe", "tests/recipes/short.toml"]
+        .into_iter()
+        .chain(set)
+        .map(str::to_owned)
+        .collect()
+}
+
+fn launch(ranks: usize, dir: &Path, overrides: &[&str]) -> Command {
+    let arguments = arguments(ranks, dir, overrides);
+    command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn train(ranks: usize, dir: &Path, overrides: &[&str]) -> Output {
+    let out = launch(ranks, dir, overrides).output().unwrap();
+    assert!(out.status.success(), "{ranks} ranks: {}", text(&out.stderr));
+    out
+}
+
+/// Whether several ranks can be had, or else says that they cannot.
+fn can_launch() -> bool {
+    let mpirun = Command::new("mpirun").arg("--version").output().is_ok();
+    if !(temper_world::BUILT && mpirun) {
+        println!("skipped: this build has no MPI, or there is no mpirun");
+    }
+    temper_world::BUILT && mpirun
+}
+
+fn events(dir: &Path, kind: &str) -> Vec<Value> {
+    let text = fs::read_to_string(dir.join("events.jsonl")).unwrap_or_default();
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter(|event| event["event"] == kind).collect()
+}
+
+/// The processes of a run by rank: number, and state as the kernel has it.
+fn processes(dir: &Path) -> Vec<(usize, i32)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let read = |name: &str| fs::read(entry.path().join(name)).map(|bytes| text(&bytes)).unwrap_or_default();
+        let (line, environment) = (read("cmdline"), read("environ"));
+        let rank = environment.split('\0').find_map(|variable| variable.strip_prefix("OMPI_COMM_WORLD_RANK="));
+        if let (Some(rank), true) = (rank, line.contains(&dir.display().to_string())) {
+            found.push((rank.parse().unwrap(), pid));
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+fn signal(pid: i32, name: &str) {
+    let sent = Command::new("kill").args([name, &pid.to_string()]).output().unwrap();
+    assert!(sent.status.success(), "{}", text(&sent.stderr));
+}
+
+/// Waits until the run in `dir` has reported `step`.
+fn until_step(run: &mut Child, dir: &Path, step: u64) {
+    let started = Instant::now();
+    while losses(dir).last().is_none_or(|(at, _)| *at < step) {
+        assert!(started.elapsed() < Duration::from_secs(60), "no step {step}");
+        assert!(run.try_wait().unwrap().is_none(), "it ended before step {step}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How a run ends, within so many seconds: its exit code, and what it says.
+fn ending(mut run: Child, seconds: u64) -> (Option<i32>, String) {
+    let started = Instant::now();
+    while run.try_wait().unwrap().is_none() {
+        if started.elapsed() > Duration::from_secs(seconds) {
+            run.kill().unwrap();
+            panic!("it still runs after {seconds} s: {}", text(&run.wait_with_output().unwrap().stderr));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let out = run.wait_with_output().unwrap();
+    (out.status.code(), text(&out.stderr))
+}
+
+fn spawn(ranks: usize, dir: &Path, overrides: &[&str]) -> Child {
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join("events.jsonl"), "").unwrap();
+    launch(ranks, dir, overrides).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The largest difference of numbers that a run exported.
+fn difference(a: &Path, b: &Path, file: &str) -> f32 {
+    let read = |dir: &Path| fs::read(dir.join("export").join(file)).unwrap();
+    let (a, b) = (read(a), read(b));
+    let [a, b] = [&a, &b].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    let [names, others] = [&a, &b].map(|file| BTreeSet::from_iter(file.names()));
+    assert_eq!(names, others);
+    let values = |bytes: &[u8]| -> Vec<f32> {
+        bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    };
+    let of = |name: &str| {
+        let [a, b] = [&a, &b].map(|file| values(file.tensor(name).unwrap().data()));
+        a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    names.into_iter().map(of).fold(0.0, f32::max)
+}
+
+#[test]
+fn ranks_learn_what_one_learns() {
+    if !can_launch() {
+        return;
+    }
+    let full: &[&str] = &["adapter.method=full", "train.max_steps=5", "train.lr=1e-4"];
+    let sharded = |shard| [full, &["distributed.bucket_mib=1", shard]].concat();
+    for (ranks, overrides, file) in [
+        (2, vec![], "adapter_model.safetensors"),
+        (4, vec![], "adapter_model.safetensors"),
+        (2, sharded("distributed.shard=none"), "model.safetensors"),
+        (3, sharded("distributed.shard=optimizer"), "model.safetensors"),
+        (2, sharded("distributed.shard=gradients"), "model.safetensors"),
+    ] {
+        // The last step of three epochs is ragged: 1,312 rows are no multiple of 24.
+        let overrides: Vec<&str> = overrides.into_iter().filter(|o| !o.starts_with("adapter.rank")).collect();
+        let [one, many] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        train(1, one.path(), &overrides);
+        train(ranks, many.path(), &overrides);
+        let pairs: Vec<_> = losses(one.path()).into_iter().zip(losses(many.path())).collect();
+        assert!(pairs.len() >= 5);
+        for ((_, a), (step, b)) in pairs {
+            assert!((a / b - 1.0).abs() < 1e-5, "{ranks} ranks {overrides:?}: step {step} {a} {b}");
+        }
+        let last = |dir: &Path| events(dir, "evaluated").pop().unwrap()["scores"]["loss"].as_f64().unwrap();
+        assert!((last(one.path()) / last(many.path()) - 1.0).abs() < 1e-5, "{ranks} ranks {overrides:?}");
+        let most = difference(one.path(), many.path(), file);
+        assert!(most < 1e-4, "{ranks} ranks {overrides:?}: {most}");
+        let step = events(many.path(), "step").pop().unwrap();
+        assert!(
+            step["communication_bytes"].as_f64().unwrap() > 0.0 && step["communication_ms"].as_f64().unwrap() > 0.0
+        );
+        assert!(events(one.path(), "step").pop().unwrap()["communication_ms"].is_null());
+    }
+}
+
+/// Rank 1 or 2 of three is killed at random times; what is left goes on with two, three or four ranks.
+#[test]
+fn a_rank_that_is_killed_ends_all_and_the_run_goes_on() {
+    if !can_launch() {
+        return;
+    }
+    let times = std::env::var("TEMPER_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(6_u64);
+    let overrides = ["train.max_steps=400", "train.save_every=3", "eval.every=100", "distributed.check_every=10"];
+    let [whole, killed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    train(1, whole.path(), &overrides);
+    for kill in 0..times {
+        let ranks = 2 + (kill as usize % 3);
+        let run =
+            launch(ranks, killed.path(), &overrides).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // From before the ranks meet to some steps after.
+        std::thread::sleep(Duration::from_millis(350 + kill * 6007 % 1700));
+        let victims = processes(killed.path());
+        let Some(&(rank, pid)) = victims.get(kill as usize % ranks) else { panic!("{kill}: it ended too soon") };
+        signal(pid, "-KILL");
+        let (code, said) = ending(run, 20);
+        assert_eq!(code, Some(8), "kill {kill}: {said}");
+        let named = format!("error: rank {rank} of {ranks}");
+        let met = !said.contains("before the first step") || said.contains(&named);
+        assert!(met && said.matches("error: rank").count() <= 1, "kill {kill} of rank {rank}: {said}");
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(processes(killed.path()).is_empty(), "kill {kill}: ranks are left");
+    }
+    train(3, killed.path(), &overrides);
+    let found = losses(killed.path());
+    assert_eq!(found.iter().map(|(step, _)| *step).collect::<Vec<_>>(), (1..=400).collect::<Vec<_>>());
+    for ((step, a), (_, b)) in found.iter().zip(losses(whole.path())) {
+        assert!((a / b - 1.0).abs() < 1e-3, "step {step}: {a} {b}");
+    }
+}
+
+#[test]
+fn a_rank_that_is_stopped_counts_as_gone() {
+    if !can_launch() {
+        return;
+    }
+    for victim in [1, 0] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = spawn(3, dir.path(), &["train.max_steps=100000", "distributed.silence=2s", "eval.every=never"]);
+        until_step(&mut run, dir.path(), 3);
+        let (_, pid) = processes(dir.path())[victim];
+        signal(pid, "-STOP");
+        let started = Instant::now();
+        let (code, said) = ending(run, 20);
+        assert_eq!(code, Some(8), "{said}");
+        assert!(said.contains(&format!("error: rank {victim} of 3 at step ")), "{said}");
+        assert!(said.contains("nothing was heard of it") && started.elapsed() < Duration::from_secs(10), "{said}");
+        assert!(processes(dir.path()).is_empty(), "ranks are left");
+    }
+}
+
+#[test]
+fn whoever_asks_gets_a_checkpoint_and_the_code_to_requeue() {
+    if !can_launch() {
+        return;
+    }
+    let overrides = ["train.max_steps=400", "eval.every=never"];
+    let whole = tempfile::tempdir().unwrap();
+    train(1, whole.path(), &overrides);
+    for (name, of_rank) in [("-TERM", None), ("-USR1", None), ("-USR1", Some(1))] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = spawn(2, dir.path(), &overrides);
+        until_step(&mut run, dir.path(), 3);
+        let pid = of_rank.map_or(run.id() as i32, |rank: usize| processes(dir.path())[rank].1);
+        signal(pid, name);
+        let (code, said) = ending(run, 20);
+        assert_eq!(code, Some(5), "{name}: {said}");
+        assert_eq!(said.matches("the same command goes on from here").count(), 1, "{said}");
+        let saved = events(dir.path(), "saved").pop().unwrap()["step"].as_u64().unwrap();
+        assert_eq!(events(dir.path(), "stopped").pop().unwrap()["step"], saved);
+        train(2, dir.path(), &overrides);
+        let (found, expected) = (losses(dir.path()), losses(whole.path()));
+        assert!(saved < 400 && found.len() == 400);
+        assert!(found.iter().zip(&expected).all(|((_, a), (_, b))| (a / b - 1.0).abs() < 1e-3));
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_once() {
+    let out = temper(&["launch", "--nproc", "2", "--recipe", "tests/recipes/short.toml", "--set", "train.lrate=1"]);
+    if !temper_world::BUILT {
+        assert_eq!(out.status.code(), Some(2));
+        assert!(text(&out.stderr).contains("this build has no MPI"), "{}", text(&out.stderr));
+        return;
+    }
+    assert_eq!((out.status.code(), text(&out.stderr).matches("unknown key `lrate`").count()), (Some(2), 1));
+    if !can_launch() {
+        return;
+    }
+    // Every rank meets it; one says it.
+    let dir = tempfile::tempdir().unwrap();
+    let out =
+        launch(3, dir.path(), &["train.lr=1e30", "train.max_grad_norm=0", "schedule.warmup_steps=1"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(6), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stderr).matches("error: rank").count(), 1, "{}", text(&out.stderr));
+}
+
+#[test]
+fn half_a_launcher_is_refused() {
+    let ranked = |set: &[(&str, &str)]| {
+        let mut command = command(&["train", "--recipe", "tests/recipes/short.toml"]);
+        set.iter().for_each(|(name, value)| {
+            command.env(name, value);
+        });
+        let out = command.output().unwrap();
+        (out.status.code(), text(&out.stderr))
+    };
+    let (code, said) = ranked(&[("RANK", "1")]);
+    assert!(code == Some(2) && said.contains("RANK is set, and WORLD_SIZE is not"), "{said}");
+    let (code, said) = ranked(&[("RANK", "1"), ("WORLD_SIZE", "2")]);
+    assert_eq!(code, Some(2), "{said}");
+    // Set by hand, and MPI knows of no others.
+    let wanted = if temper_world::BUILT { "MPI rank 0 of 1" } else { "this build has no MPI" };
+    assert!(said.contains(wanted), "{said}");
+}
