@@ -5,6 +5,7 @@ mod data;
 mod devices;
 mod generate;
 mod hub;
+mod job;
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -95,6 +96,9 @@ enum Verb {
     Data(data::DataVerb),
     /// List the devices of this build and this machine, and what is missing for others.
     Devices(devices::DevicesArgs),
+    /// Write a recipe as a job for a scheduler: a script or manifest to read and edit.
+    #[command(subcommand)]
+    Job(job::JobVerb),
     /// Say what of the environment decides where files come from and go to.
     Env,
 }
@@ -221,6 +225,7 @@ impl Cli {
             Verb::Hub(verb) => verb.run(),
             Verb::Data(verb) => verb.run(),
             Verb::Devices(args) => args.run(),
+            Verb::Job(verb) => verb.run(),
             Verb::Env => hub::env(),
         }
     }
