@@ -13,7 +13,17 @@ pub fn same(name: &str, found: &str) {
 
 #[test]
 fn help() {
-    let verbs: [&[&str]; 6] = [&[], &["train"], &["predict"], &["generate"], &["chat"], &["data", "preview"]];
+    let verbs: [&[&str]; 9] = [
+        &[],
+        &["train"],
+        &["sweep"],
+        &["runs"],
+        &["runs", "compare"],
+        &["predict"],
+        &["generate"],
+        &["chat"],
+        &["data", "preview"],
+    ];
     let texts = verbs.map(|verb| text(&temper(&[verb, &["--help"]].concat()).stdout));
     same("help.txt", &texts.join("\n"));
 }

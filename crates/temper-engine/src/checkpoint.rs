@@ -9,19 +9,25 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 use serde::{Deserialize, Serialize};
+use temper_world::World;
 
 use crate::error::Error;
 use crate::event::Event;
 use crate::optim::Optimizer;
-use crate::plan::Scores;
+use crate::plan::{Scores, Site};
 use crate::scale::LossScale;
+use crate::shared::Shared;
 use crate::weights::{self, Held};
 
+/// How long a rank waits to see what rank 0 has written.
+const VISIBLE: Duration = Duration::from_secs(30);
 const FORMAT: u64 = 2;
 const TRAINABLE: &str = "trainable.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -62,6 +68,15 @@ pub(crate) struct Window {
     pub steps: u32,
     /// Seconds that they took, evaluations and checkpoints not counted.
     pub seconds: f64,
+    /// Seconds of them in which ranks exchanged numbers.
+    #[serde(default)]
+    pub communication: f64,
+    /// Bytes that they exchanged.
+    #[serde(default)]
+    pub bytes: u64,
+    /// How many ranks there were.
+    #[serde(default)]
+    pub ranks: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -79,25 +94,46 @@ struct Sum {
     checksum: String,
 }
 
-type Values = BTreeMap<String, TensorData>;
+pub(crate) type Values = BTreeMap<String, TensorData>;
 
 /// The checkpoints of one run.
 pub(crate) struct Store {
     root: PathBuf,
     fingerprint: String,
     keep_last: usize,
+    world: World,
 }
 
 impl Store {
-    /// Opens `run_dir/checkpoints` and removes what an interrupted write left there.
-    pub fn open(run_dir: &Path, fingerprint: &str, keep_last: usize) -> Result<Self, Error> {
-        let root = run_dir.join("checkpoints");
-        fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
-        for name in names(&root)?.iter().filter(|name| name.starts_with(".tmp-")) {
-            let path = root.join(name);
-            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+    /// Opens `checkpoints/` of the site; rank 0 removes what an interrupted write left there.
+    pub fn open(site: &Site<'_>, fingerprint: &str, keep_last: usize) -> Result<Self, Error> {
+        let (root, world) = (site.dir.join("checkpoints"), site.world.clone());
+        let tidy = || -> Result<(), Error> {
+            fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
+            for name in names(&root)?.iter().filter(|name| name.starts_with(".tmp-")) {
+                let path = root.join(name);
+                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            }
+            Ok(())
+        };
+        world.lead_alone(tidy)?.transpose()?;
+        let store = Self { root, fingerprint: fingerprint.into(), keep_last: keep_last.max(1), world };
+        store.see(&store.root)?;
+        Ok(store)
+    }
+
+    /// Waits until this rank sees what rank 0 has written: a network's filesystem may take some seconds.
+    fn see(&self, path: &Path) -> Result<(), Error> {
+        let started = Instant::now();
+        while !path.exists() {
+            if started.elapsed() > VISIBLE {
+                return Err(Error::NotShared { rank: self.world.rank(), path: path.into() });
+            }
+            // Listing a directory makes a network's filesystem look again.
+            let _ = path.parent().map(names);
+            thread::sleep(Duration::from_millis(50));
         }
-        Ok(Self { root, fingerprint: fingerprint.into(), keep_last: keep_last.max(1) })
+        Ok(())
     }
 
     /// Restores the newest usable checkpoint into the model and the optimizer. Damaged newer ones are set aside, with
@@ -106,6 +142,7 @@ impl Store {
         &self,
         model: M,
         optimizer: &mut Optimizer,
+        shared: &Shared,
         observe: &mut dyn FnMut(&Event),
     ) -> Result<(M, Progress), Error> {
         let held = weights::held(&model)?;
@@ -113,7 +150,7 @@ impl Store {
         let mut damaged = Vec::new();
         for &step in steps.iter().rev() {
             let path = self.path(step);
-            let (state, trainable, slots) = match self.read(&path) {
+            let (state, trainable, mut slots) = match self.read(&path) {
                 Err(Error::Damaged { reason, .. }) => {
                     damaged.push((path, reason));
                     continue;
@@ -122,8 +159,11 @@ impl Store {
             };
             let mismatch = |reason| Error::Mismatch { path: path.clone(), reason };
             fits(&trainable, &held).map_err(mismatch)?;
+            shared.keep_own(&mut slots);
             optimizer.write(slots, &held).map_err(mismatch)?;
-            for (path, reason) in damaged {
+            self.world.barrier()?;
+            // Whoever else reads has read.
+            for (path, reason) in damaged.into_iter().filter(|_| self.world.leads()) {
                 let path = self.set_aside(&path)?;
                 observe(&Event::Refused { path, reason });
             }
@@ -146,7 +186,31 @@ impl Store {
     }
 
     /// Writes a checkpoint, then removes those that need not be kept. On failure the older ones are as they were.
-    pub fn save<M: Module>(&self, progress: &Progress, model: &M, optimizer: &Optimizer) -> Result<PathBuf, Error> {
+    ///
+    /// Rank 0 writes, the others look whether they see it.
+    pub fn save<M: Module>(
+        &self,
+        progress: &Progress,
+        model: &M,
+        optimizer: &Optimizer,
+        shared: &Shared,
+    ) -> Result<PathBuf, Error> {
+        let state = shared.collect(optimizer, progress.step)?;
+        self.world.lead_alone(|| self.save_alone(progress, model, state))?.transpose()?;
+        let path = self.path(progress.step);
+        self.see(&path)?;
+        if !self.world.leads() {
+            self.read_state(&path)?;
+        }
+        Ok(path)
+    }
+
+    fn save_alone<M: Module>(
+        &self,
+        progress: &Progress,
+        model: &M,
+        optimizer: Vec<(String, TensorData)>,
+    ) -> Result<(), Error> {
         let path = self.path(progress.step);
         let temporary = self.root.join(format!(".tmp-step-{:06}", progress.step));
         let written = self.write(&temporary, progress, model, optimizer).and_then(|()| {
@@ -168,15 +232,21 @@ impl Store {
         for &step in old.iter().filter(|step| Some(**step) != best) {
             self.remove(&self.path(step))?;
         }
-        Ok(path)
+        Ok(())
     }
 
-    fn write<M: Module>(&self, dir: &Path, progress: &Progress, model: &M, optimizer: &Optimizer) -> Result<(), Error> {
+    fn write<M: Module>(
+        &self,
+        dir: &Path,
+        progress: &Progress,
+        model: &M,
+        optimizer: Vec<(String, TensorData)>,
+    ) -> Result<(), Error> {
         let device = |reason| Error::Device { step: progress.step, reason };
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let files = BTreeMap::from([
             (TRAINABLE.into(), write_tensors(&dir.join(TRAINABLE), weights::read(model).map_err(device)?)?),
-            (OPTIMIZER.into(), write_tensors(&dir.join(OPTIMIZER), optimizer.read().map_err(device)?)?),
+            (OPTIMIZER.into(), write_tensors(&dir.join(OPTIMIZER), optimizer)?),
         ]);
         let state = State { format: FORMAT, fingerprint: self.fingerprint.clone(), progress: progress.clone(), files };
         let path = dir.join(STATE);
@@ -338,10 +408,29 @@ fn read_file(dir: &Path, name: &str) -> Result<Vec<u8>, Error> {
     })
 }
 
+/// The checksum of tensors, of their names and every bit.
+pub(crate) fn checksum(tensors: &[(String, TensorData)]) -> String {
+    let mut state = START;
+    for (name, data) in tensors {
+        state = [name.as_bytes(), data.as_bytes()].into_iter().fold(state, mix);
+    }
+    format!("{state:016x}")
+}
+
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn mix(state: u64, bytes: &[u8]) -> u64 {
+    bytes.chunks(8).fold(state, |state, word| {
+        let mut padded = [0; 8];
+        padded[..word.len()].copy_from_slice(word);
+        (state ^ u64::from_le_bytes(padded)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    })
+}
+
 /// Length and checksum of what can be read: words of 8 bytes, each xored into the state, which is then multiplied and
 /// rotated.
 fn sum(reader: &mut impl Read) -> io::Result<Sum> {
-    let (mut bytes, mut state, mut buffer) = (0, 0xcbf2_9ce4_8422_2325_u64, vec![0; 1 << 20]);
+    let (mut bytes, mut state, mut buffer) = (0, START, vec![0; 1 << 20]);
     loop {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -350,11 +439,7 @@ fn sum(reader: &mut impl Read) -> io::Result<Sum> {
                 count => filled += count,
             }
         }
-        for word in buffer[..filled].chunks(8) {
-            let mut padded = [0; 8];
-            padded[..word.len()].copy_from_slice(word);
-            state = (state ^ u64::from_le_bytes(padded)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-        }
+        state = mix(state, &buffer[..filled]);
         bytes += filled as u64;
         if filled < buffer.len() {
             return Ok(Sum { bytes, checksum: format!("{state:016x}") });

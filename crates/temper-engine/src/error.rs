@@ -100,6 +100,34 @@ pub enum Error {
         /// What the device says.
         reason: String,
     },
+    /// Something that all ranks must have alike is another on this one.
+    #[error("{what} are not those of the other ranks at step {step}: they do not train one model")]
+    Disagrees {
+        /// What.
+        what: &'static str,
+        /// Steps done.
+        step: u64,
+    },
+    /// Another rank failed, and says how.
+    #[error("another rank failed at step {step}")]
+    Elsewhere {
+        /// The step, counted from 1.
+        step: u64,
+    },
+    /// A checkpoint that rank 0 wrote cannot be seen by this rank.
+    #[error(
+        "rank {rank} does not see {}, which rank 0 wrote: the run directory must be on a filesystem that all ranks share",
+        path.display()
+    )]
+    NotShared {
+        /// The rank.
+        rank: usize,
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Ranks could not do something together.
+    #[error(transparent)]
+    World(#[from] temper_world::Error),
     /// A file could not be written or read.
     #[error("failed to {action} {}: {source}", path.display())]
     Io {

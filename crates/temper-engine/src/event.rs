@@ -51,6 +51,12 @@ pub enum Event {
         tokens_per_second: f64,
         /// Milliseconds per step over the steps of this report, evaluations and checkpoints not counted.
         step_ms: f64,
+        /// Milliseconds per step in which this rank exchanged numbers with others or waited for them, where there are any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        communication_ms: Option<f64>,
+        /// Bytes per step that it exchanged, as [`temper_world::Traffic`] counts them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        communication_bytes: Option<f64>,
     },
     /// An evaluation.
     Evaluated {

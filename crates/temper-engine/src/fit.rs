@@ -1,9 +1,10 @@
 //! The training loop.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{FloatDType, Tensor};
+use serde::{Deserialize, Serialize};
+use temper_world::{Traffic, World};
 use tracing::trace_span;
 
 use crate::checkpoint::{Progress, Store, Window};
@@ -11,8 +12,10 @@ use crate::error::{BoxError, Error};
 use crate::event::{Event, StopReason};
 use crate::gradients::Gradients;
 use crate::optim::Optimizer;
-use crate::plan::{FitPlan, Mode, Objective, Scores, Stop};
+use crate::plan::{FitPlan, Mode, Objective, Scores, Site};
 use crate::scale::LossScale;
+use crate::shared::Shared;
+use crate::weights;
 
 /// How training ended.
 #[derive(Debug)]
@@ -36,12 +39,15 @@ pub struct Outcome<M> {
     pub tokens: u64,
 }
 
-/// Trains `model` as `plan` says, going on from the newest checkpoint in `run_dir/checkpoints` if there is one.
+/// Trains `model` as `plan` says, going on from the newest checkpoint in the site's `checkpoints/` if there is one.
 ///
 /// `data` is asked once for the optimizer steps from a step on, counted from 0; each is its micro-batches. Which rows a
 /// step has must depend on nothing but the step, or a resumed run is another run. `evaluate` gets the model without
-/// autodiff. `observe` hears of everything in order. A `stop` request is honoured after the current step: a checkpoint
+/// autodiff. `observe` hears of everything in order. A request to stop is honoured after the current step: a checkpoint
 /// is written first.
+///
+/// Of N ranks each calls this with the same model and plan, and with every N-th micro-batch of each step, rank 0 with the
+/// first. Rank 0 writes; all decide alike, for they decide from the same numbers.
 ///
 /// # Errors
 /// Of the data, the evaluation, the device or the disk; divergence, found before the weights move (gradients that a loss
@@ -50,28 +56,33 @@ pub struct Outcome<M> {
 pub fn fit<M: Objective, I>(
     mut model: M,
     plan: &FitPlan,
-    run_dir: &Path,
+    site: &Site<'_>,
     data: impl FnOnce(u64) -> I,
     evaluate: &mut dyn FnMut(&M) -> Result<Scores, BoxError>,
     observe: &mut dyn FnMut(&Event),
-    stop: &Stop,
 ) -> Result<Outcome<M>, Error>
 where
     I: Iterator<Item = Result<Vec<M::Batch>, BoxError>>,
 {
-    let store = Store::open(run_dir, &plan.fingerprint, plan.keep_last)?;
+    let shared = Shared::new(site.world, &weights::held(&model)?, &plan.sharing);
+    shared.agree("the decisions of its plan", 0, &plan.fingerprint)?;
+    let store = Store::open(site, &plan.fingerprint, plan.keep_last)?;
     let mut optimizer = Optimizer::new(&plan.optim);
     let mut progress;
-    (model, progress) = store.resume(model, &mut optimizer, observe)?;
+    (model, progress) = store.resume(model, &mut optimizer, &shared, observe)?;
+    shared.agree("the checkpoints that it sees", progress.step, &progress.step.to_string())?;
+    shared.agree_on(&model, progress.step)?;
     progress.scale = plan.loss_scaling.then(|| progress.scale.unwrap_or_default());
     let clock = Clock { before: progress.seconds, started: Instant::now() };
     let resumed = progress.step;
     let mut data = data(resumed);
 
-    let mut ending = plan.ending(&progress, stop);
+    let mut ending = plan.ending(&progress, site)?;
     while ending.is_none() {
         let started = Instant::now();
         let at = progress.step + 1;
+        site.world.at(at);
+        let traffic = site.world.traffic();
         let span = trace_span!(target: "profile", "step", number = at).entered();
         let batches = trace_span!(target: "profile", "data").in_scope(|| data.next());
         let batches = match batches {
@@ -79,18 +90,18 @@ where
             None => return Err(Error::DataEnded { step: progress.step, steps: plan.steps }),
         };
         let measured;
-        (model, measured) = step(model, &mut optimizer, &batches, plan, &mut progress)?;
+        (model, measured) = step(model, &mut optimizer, &batches, plan, &shared, &mut progress)?;
         drop(span);
         progress.step = at;
         progress.tokens += measured.tokens;
-        progress.seconds = clock.seconds();
-        progress.window.add(&measured, started.elapsed());
+        progress.seconds = site.world.from_lead(clock.seconds())?;
+        progress.window.add(&measured, started.elapsed(), traffic, site.world);
 
         if at.is_multiple_of(plan.log_every.max(1)) || at == plan.steps {
             observe(&std::mem::take(&mut progress.window).report(plan, &progress, &measured));
         }
 
-        ending = plan.ending(&progress, stop);
+        ending = plan.ending(&progress, site)?;
         let last = matches!(ending, Some(StopReason::Finished | StopReason::WallClock));
         let (mut evaluated, mut best) = (false, false);
         if plan.eval_every.is_some_and(|every| last || at.is_multiple_of(every.max(1))) {
@@ -99,15 +110,19 @@ where
             let scores = trace_span!(target: "profile", "evaluation").in_scope(|| evaluate(&model.valid()));
             let scores = scores.map_err(|source| Error::Evaluation { step: at, source })?;
             best = progress.judge(&scores, plan)?;
-            progress.seconds = clock.seconds();
+            progress.seconds = site.world.from_lead(clock.seconds())?;
             observe(&Event::Evaluated { step: at, scores, best, ms: ms(started.elapsed()) });
-            ending = plan.ending(&progress, stop);
+            ending = plan.ending(&progress, site)?;
         }
 
         let due = plan.save_every.map_or(evaluated, |every| at.is_multiple_of(every.max(1)));
-        if due || best || ending.is_some() {
+        let saves = due || best || ending.is_some();
+        if saves || shared.checks(at) {
+            shared.agree_on(&model, at)?;
+        }
+        if saves {
             let started = Instant::now();
-            let save = || store.save(&progress, &model, &optimizer);
+            let save = || store.save(&progress, &model, &optimizer, &shared);
             let path = trace_span!(target: "profile", "checkpoint").in_scope(save)?;
             observe(&Event::Saved { step: at, path, ms: ms(started.elapsed()) });
         }
@@ -147,6 +162,7 @@ fn step<M: Objective>(
     optimizer: &mut Optimizer,
     batches: &[M::Batch],
     plan: &FitPlan,
+    shared: &Shared,
     progress: &mut Progress,
 ) -> Result<(M, Measured), Error> {
     let (index, at) = (progress.step, progress.step + 1);
@@ -154,70 +170,110 @@ fn step<M: Objective>(
     let all_rows = || batches.iter().flat_map(M::rows).collect();
 
     let (mut gradients, mut losses, mut targets) = (Gradients::default(), Vec::new(), 0.0);
-    for (micro, batch) in batches.iter().enumerate() {
-        let mode = Mode { seed: seed(plan.seed, index, micro as u64), activations: plan.activations };
-        let loss = trace_span!(target: "profile", "forward").in_scope(|| model.loss(batch, mode));
-        let value = loss.sum.clone().inner().cast(FloatDType::F32);
-        if loss.targets > 0.0 {
-            if !loss.sum.is_tracked() {
-                return Err(Error::Untracked { step: at, rows: M::rows(batch) });
-            }
-            let _backward = trace_span!(target: "profile", "backward").entered();
-            let scaled = if scale == 1.0 { loss.sum } else { loss.sum.mul_scalar(scale) };
-            match loss.checkpoints {
-                None => gradients.add(&model, scaled.backward()),
-                Some(layers) => layers.backward(scaled, |tape| gradients.add(&model, tape)),
+    // Owners get the gradients of each micro-batch together, so the ranks that have fewer wait for those that have more.
+    let rounds = if shared.each { shared.world.from_lead(batches.len())? } else { batches.len() };
+    for micro in 0..rounds {
+        let mut fresh = Gradients::default();
+        let summed = if shared.each { &mut fresh } else { &mut gradients };
+        if let Some(batch) = batches.get(micro) {
+            let number = (micro * shared.world.size() + shared.world.rank()) as u64;
+            let mode = Mode { seed: seed(plan.seed, index, number), activations: plan.activations };
+            let loss = trace_span!(target: "profile", "forward").in_scope(|| model.loss(batch, mode));
+            losses.push(loss.sum.clone().inner().cast(FloatDType::F32));
+            targets += loss.targets;
+            if loss.targets > 0.0 {
+                if !loss.sum.is_tracked() {
+                    return Err(Error::Untracked { step: at, rows: M::rows(batch) });
+                }
+                let _backward = trace_span!(target: "profile", "backward").entered();
+                let scaled = if scale == 1.0 { loss.sum } else { loss.sum.mul_scalar(scale) };
+                match loss.checkpoints {
+                    None => summed.add(&model, scaled.backward()),
+                    Some(layers) => layers.backward(scaled, |tape| summed.add(&model, tape)),
+                }
             }
         }
-        targets += loss.targets;
-        losses.push(value);
+        if shared.each {
+            gradients.merge(shared.reduce(fresh)?);
+        }
     }
-    if targets <= 0.0 {
-        return Err(Error::NoTargets { step: at, rows: all_rows() });
-    }
-    // Several ranks would sum gradients, losses and targets over all of them here, and here only.
+    let gradients = if shared.each { gradients } else { shared.reduce(gradients)? };
 
     // The one wait for the device: every micro-batch's loss, and the squared norm of the summed gradient.
-    let squared_norm = gradients.squared_norm().ok_or_else(|| Error::Untracked { step: at, rows: all_rows() })?;
-    let read = Tensor::cat(losses.into_iter().chain([squared_norm]).collect(), 0);
-    let read = trace_span!(target: "profile", "wait").in_scope(|| read.try_into_data());
-    let read: Vec<f64> = read.map_err(|error| Error::Device { step: at, reason: error.to_string() })?.iter().collect();
-    let (losses, squared_norm) = read.split_at(batches.len());
-    let (loss, grad_norm) = (losses.iter().sum::<f64>(), squared_norm[0].sqrt() / scale / targets);
+    let counted = losses.len();
+    let read = losses.into_iter().chain(gradients.squared_norm()).collect::<Vec<_>>();
+    let read = if read.is_empty() { Vec::new() } else { wait(Tensor::cat(read, 0), at)? };
+    let (losses, squared_norm) = read.split_at(counted);
+    let all = shared.world.exchange(Part {
+        loss: losses.iter().sum(),
+        targets,
+        squared_norm: squared_norm.first().copied(),
+        tokens: batches.iter().map(M::tokens).sum(),
+    })?;
+    let sum = |part: fn(&Part) -> f64| all.iter().map(part).sum::<f64>();
+    let (loss, targets, tokens) =
+        (sum(|part| part.loss), sum(|part| part.targets), all.iter().map(|part| part.tokens).sum());
+    // Where somebody else has the rows that are to blame, it says so.
+    let blame = |own: bool, error: Error| Err(if own { error } else { Error::Elsewhere { step: at } });
+    if targets <= 0.0 {
+        return blame(shared.world.leads(), Error::NoTargets { step: at, rows: all_rows() });
+    }
+    let Some(squared_norm) = shared.norm(&all.iter().map(|part| part.squared_norm).collect::<Vec<_>>()) else {
+        return blame(shared.world.leads(), Error::Untracked { step: at, rows: all_rows() });
+    };
+    let grad_norm = squared_norm.sqrt() / scale / targets;
     let lr = plan.lr * plan.schedule.factor(index);
-    let tokens = batches.iter().map(M::tokens).sum();
     let overflowed = loss.is_finite() && !grad_norm.is_finite();
     if overflowed && progress.scale.as_mut().is_some_and(LossScale::overflowed) {
         return Ok((model, Measured { loss, targets, grad_norm: None, lr, tokens }));
     }
     if !loss.is_finite() || !grad_norm.is_finite() {
-        let (what, rows) = match losses.iter().position(|loss| !loss.is_finite()) {
-            Some(bad) => ("the loss", M::rows(&batches[bad])),
-            None => ("the gradient", all_rows()),
+        let (tensor, bad) = (gradients.first_bad(), losses.iter().position(|loss| !loss.is_finite()));
+        let (what, rows, own) = match bad {
+            Some(bad) => ("the loss", M::rows(&batches[bad]), true),
+            None => ("the gradient", all_rows(), loss.is_finite() && tensor.is_some()),
         };
-        return Err(Error::Diverged { step: at, what, rows, tensor: gradients.first_bad() });
+        return blame(own || shared.world.is_single(), Error::Diverged { step: at, what, rows, tensor });
     }
 
     // The clip of torch.nn.utils.clip_grad_norm_ and the division by the count, in one factor.
     let clip = if plan.max_grad_norm > 0.0 { (plan.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
     let update = || optimizer.step(model, gradients, clip / targets / scale, lr);
-    let model = trace_span!(target: "profile", "optimizer").in_scope(update);
+    let model = shared.spread(trace_span!(target: "profile", "optimizer").in_scope(update))?;
     progress.scale.iter_mut().for_each(LossScale::passed);
     Ok((model, Measured { loss, targets, grad_norm: Some(grad_norm), lr, tokens }))
 }
 
+/// What one rank has of a step.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    loss: f64,
+    targets: f64,
+    /// Of the gradients that it has; absent where it has none.
+    squared_norm: Option<f64>,
+    tokens: u64,
+}
+
+/// The numbers of a tensor, once the device has them.
+fn wait(read: Tensor<1>, step: u64) -> Result<Vec<f64>, Error> {
+    let read = trace_span!(target: "profile", "wait").in_scope(|| read.try_into_data());
+    Ok(read.map_err(|error| Error::Device { step, reason: error.to_string() })?.iter().collect())
+}
+
 impl FitPlan {
     /// Why training should end now, if it should.
-    fn ending(&self, progress: &Progress, stop: &Stop) -> Option<StopReason> {
-        if progress.step >= self.steps {
+    fn ending(&self, progress: &Progress, site: &Site<'_>) -> Result<Option<StopReason>, Error> {
+        // Whoever was asked, all stop after the same step.
+        let asked = site.world.exchange(site.stop.is_requested())?.contains(&true);
+        Ok(if progress.step >= self.steps {
             Some(StopReason::Finished)
         } else if self.patience > 0 && progress.stale >= self.patience {
             Some(StopReason::EarlyStopped)
         } else if self.max_wall.is_some_and(|limit| progress.seconds >= limit.as_secs_f64()) {
             Some(StopReason::WallClock)
         } else {
-            stop.is_requested().then_some(StopReason::Interrupted)
-        }
+            asked.then_some(StopReason::Interrupted)
+        })
     }
 }
 
@@ -252,7 +308,11 @@ impl Clock {
 }
 
 impl Window {
-    fn add(&mut self, measured: &Measured, busy: Duration) {
+    fn add(&mut self, measured: &Measured, busy: Duration, before: Traffic, world: &World) {
+        let now = world.traffic();
+        self.communication += (now.time - before.time).as_secs_f64();
+        self.bytes += now.bytes - before.bytes;
+        self.ranks = world.size();
         self.loss += measured.loss;
         self.targets += measured.targets;
         self.tokens += measured.tokens;
@@ -261,6 +321,7 @@ impl Window {
     }
 
     fn report(&self, plan: &FitPlan, progress: &Progress, last: &Measured) -> Event {
+        let several = self.ranks > 1;
         Event::Step {
             step: progress.step,
             steps: plan.steps,
@@ -273,6 +334,8 @@ impl Window {
             tokens: progress.tokens,
             tokens_per_second: self.tokens as f64 / self.seconds,
             step_ms: self.seconds * 1e3 / f64::from(self.steps),
+            communication_ms: several.then(|| self.communication * 1e3 / f64::from(self.steps)),
+            communication_bytes: several.then(|| self.bytes as f64 / f64::from(self.steps)),
         }
     }
 }

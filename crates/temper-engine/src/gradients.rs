@@ -18,6 +18,22 @@ impl Gradients {
         visit(model, &mut Collect { tape, sums: &mut self.0 });
     }
 
+    /// Puts the gradient of a parameter that has none.
+    pub fn put(&mut self, path: &str, gradient: Tensor<1>) {
+        self.0.insert(path.into(), gradient);
+    }
+
+    /// Adds others.
+    pub fn merge(&mut self, others: Self) {
+        for (path, gradient) in others.0 {
+            let sum = match self.0.remove(&path) {
+                Some(sum) => sum + gradient,
+                None => gradient,
+            };
+            self.0.insert(path, sum);
+        }
+    }
+
     /// The gradient of a parameter, moved out.
     pub fn take(&mut self, path: &str) -> Option<Tensor<1>> {
         self.0.remove(path)

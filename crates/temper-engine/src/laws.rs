@@ -11,11 +11,13 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use serde::Deserialize;
 use temper_device::testing;
 use temper_kernels::Activations;
+use temper_world::{Shard, World, in_threads};
 
 use crate::config::{OptimConfig, OptimKind, ScheduleConfig, ScheduleKind};
 use crate::weights;
 use crate::{
-    BoxError, Error, Event, FitPlan, Loss, Metric, Mode, Objective, Outcome, Schedule, Scores, Stop, StopReason, fit,
+    BoxError, Error, Event, FitPlan, Loss, Metric, Mode, Objective, Outcome, Schedule, Scores, Sharing, Site, Stop,
+    StopReason, fit,
 };
 
 /// `out · tanh(inner · x + bias) + offset`, where `offset` is frozen.
@@ -126,8 +128,22 @@ fn plan(steps: u64) -> FitPlan {
         patience: 0,
         min_delta: 0.0,
         max_wall: None,
+        sharing: Sharing::default(),
         fingerprint: "plan-a".into(),
     }
+}
+
+/// Trains on one rank.
+fn alone<M: Objective, I: Iterator<Item = Result<Vec<M::Batch>, BoxError>>>(
+    model: M,
+    plan: &FitPlan,
+    dir: &Path,
+    data: impl FnOnce(u64) -> I,
+    evaluate: &mut dyn FnMut(&M) -> Result<Scores, BoxError>,
+    observe: &mut dyn FnMut(&Event),
+    stop: &Stop,
+) -> Result<Outcome<M>, Error> {
+    fit(model, plan, &Site { dir, world: &World::single(), stop }, data, evaluate, observe)
 }
 
 /// Runs, with an evaluation that gives the loss `losses[n]` the n-th time (then the last again), and one accuracy always.
@@ -139,7 +155,8 @@ fn run(plan: &FitPlan, dir: &Path, micro: usize, losses: &[f64]) -> (Result<Outc
         Ok(Scores(BTreeMap::from([("accuracy".into(), 0.5), ("loss".into(), loss)])))
     };
     let mut observe = |event: &Event| events.push(event.clone());
-    let outcome = fit(Net::new(), plan, dir, |from| steps(from, micro), &mut evaluate, &mut observe, &Stop::default());
+    let outcome =
+        alone(Net::new(), plan, dir, |from| steps(from, micro), &mut evaluate, &mut observe, &Stop::default());
     (outcome, events)
 }
 
@@ -174,7 +191,7 @@ fn one_micro_batch_of_eight_equals_eight_of_one() {
         let mut evaluate = |_: &Net| Ok(Scores::default());
         let mut observe = |event: &Event| events.push(event.clone());
         let outcome =
-            fit(Net::new(), &plan(10), dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap();
+            alone(Net::new(), &plan(10), dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap();
         let values: Vec<f32> = weights::read(&outcome.model)
             .unwrap()
             .iter()
@@ -225,7 +242,7 @@ fn a_stop_request_saves_and_the_resumed_run_equals_the_uninterrupted() {
     };
     let mut evaluate = |_: &Net| Ok(Scores::default());
     let outcome =
-        fit(Net::new(), &plan, parts.path(), |from| steps(from, 2), &mut evaluate, &mut observe, &stop).unwrap();
+        alone(Net::new(), &plan, parts.path(), |from| steps(from, 2), &mut evaluate, &mut observe, &stop).unwrap();
     assert_eq!((outcome.reason, outcome.step, outcome.tokens), (StopReason::Interrupted, 4, 32));
     assert_eq!(listing(parts.path()), ["step-000004"]);
     let resumed = run(&plan, parts.path(), 2, &[0.0]).0.unwrap();
@@ -256,7 +273,7 @@ fn fail_at_three(batches: Vec<Rows>) -> (Error, Vec<Event>) {
     };
     let mut evaluate = |_: &Net| Ok(Scores::default());
     let mut observe = |event: &Event| events.push(event.clone());
-    let error = fit(Net::new(), &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap_err();
+    let error = alone(Net::new(), &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap_err();
     let two = tempfile::tempdir().unwrap();
     train(&FitPlan { steps: 2, ..plan }, two.path());
     assert_eq!(file(dir.path(), 2, "trainable.safetensors"), file(two.path(), 2, "trainable.safetensors"));
@@ -295,7 +312,7 @@ fn a_scaled_loss_changes_no_bit_and_survives_an_overflow() {
         let mut events = Vec::new();
         let mut observe = |event: &Event| events.push(event.clone());
         let mut evaluate = |_: &Net| Ok(Scores::default());
-        let outcome = fit(Net::new(), plan, dir, overflowing, &mut evaluate, &mut observe, &Stop::default());
+        let outcome = alone(Net::new(), plan, dir, overflowing, &mut evaluate, &mut observe, &Stop::default());
         (outcome, events)
     };
     let told = |events: &[Event], at: u64| {
@@ -449,7 +466,7 @@ fn a_report_covers_the_steps_before_a_resume() {
         }
     };
     let mut evaluate = |_: &Net| Ok(Scores::default());
-    fit(Net::new(), &plan, parts.path(), |from| steps(from, 2), &mut evaluate, &mut observe, &stop).unwrap();
+    alone(Net::new(), &plan, parts.path(), |from| steps(from, 2), &mut evaluate, &mut observe, &stop).unwrap();
     assert_eq!(losses(run(&plan, parts.path(), 2, &[0.0]).1), wanted[1..]);
 }
 
@@ -490,7 +507,7 @@ fn when_the_disk_fails_the_old_checkpoint_is_intact() {
     };
     let mut evaluate = |_: &Net| Ok(Scores::default());
     let error =
-        fit(Net::new(), &plan(4), dir.path(), |from| steps(from, 2), &mut evaluate, &mut block, &Stop::default());
+        alone(Net::new(), &plan(4), dir.path(), |from| steps(from, 2), &mut evaluate, &mut block, &Stop::default());
     assert!(error.unwrap_err().to_string().starts_with("failed to create "));
     assert_eq!(before, file(dir.path(), 2, "state.json"));
 }
@@ -563,7 +580,7 @@ fn optimizers_and_clipping_equal_torch_over_ten_steps() {
                 |event: &Event| norms.extend(if let Event::Step { grad_norm, .. } = event { *grad_norm } else { None });
             let mut evaluate = |_: &Linear| Ok(Scores::default());
             let model =
-                fit(model, &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap().model;
+                alone(model, &plan, dir.path(), data, &mut evaluate, &mut observe, &Stop::default()).unwrap().model;
             assert!(
                 norms
                     .iter()
@@ -619,7 +636,7 @@ fn adamw_in_8_bits_equals_bitsandbytes_also_across_a_checkpoint() {
         };
         let mut evaluate = |_: &Linear| Ok(Scores::default());
         let data = |from: u64| (from..).map(gradients);
-        let model = fit(model, &plan, dir, data, &mut evaluate, &mut |_| {}, &Stop::default()).unwrap().model;
+        let model = alone(model, &plan, dir, data, &mut evaluate, &mut |_| {}, &Stop::default()).unwrap().model;
         weights::read(&model).unwrap().swap_remove(0).1
     };
     let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -654,9 +671,9 @@ fn half_precision_parameters_keep_f32_masters() {
     let data = |_| std::iter::repeat_with(|| Ok(vec![[vec![1.0; 12], vec![1.0; 4]]]));
     let mut evaluate = |_: &Linear| Ok(Scores::default());
     let stop = Stop::default();
-    fit(fresh(), &plan, dir.path(), data, &mut evaluate, &mut |_| {}, &stop).unwrap();
+    alone(fresh(), &plan, dir.path(), data, &mut evaluate, &mut |_| {}, &stop).unwrap();
     let plan = FitPlan { steps: 16, ..plan };
-    let model = fit(fresh(), &plan, dir.path(), data, &mut evaluate, &mut |_| {}, &stop).unwrap().model;
+    let model = alone(fresh(), &plan, dir.path(), data, &mut evaluate, &mut |_| {}, &stop).unwrap().model;
     assert_eq!(model.a.val().dtype(), DType::BF16);
     let value: f32 = model.a.val().inner().cast(FloatDType::F32).into_data().iter::<f32>().next().unwrap();
     assert!((value - 0.984).abs() < 2e-3, "{value}");
@@ -682,4 +699,162 @@ fn cost_of_an_adamw_step() {
         best = best.min(started.elapsed().as_secs_f64());
     }
     println!("{:.3} ms per million parameters", best * 1e3 / MILLIONS as f64);
+}
+
+/// What each rank of `ranks` comes to on the rows of [`steps`], in micro-batches of `8 / micro` rows, and the events that
+/// rank 0 saw.
+fn together(ranks: usize, plan: &FitPlan, dir: &Path, micro: usize) -> Vec<(Net, Vec<Event>)> {
+    in_threads(ranks, |world| {
+        let (stop, mut events) = (Stop::default(), Vec::new());
+        let own = |from| {
+            let every = |step: Result<Vec<Rows>, BoxError>| Ok(deal(step?, &world));
+            steps(from, micro).map(every)
+        };
+        let mut evaluate = |_: &Net| Ok(Scores(BTreeMap::from([("loss".into(), 0.0)])));
+        let site = Site { dir, world: &world, stop: &stop };
+        let outcome = fit(Net::new(), plan, &site, own, &mut evaluate, &mut |event| events.push(event.clone()));
+        (outcome.unwrap().model, events)
+    })
+}
+
+/// The micro-batches of this rank.
+fn deal(batches: Vec<Rows>, world: &World) -> Vec<Rows> {
+    batches.into_iter().skip(world.rank()).step_by(world.size()).collect()
+}
+
+/// The largest difference of two models' parameters.
+fn difference(a: &Net, b: &Net) -> f32 {
+    let values = |net: &Net| -> Vec<f32> {
+        weights::read(net).unwrap().into_iter().flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()).collect()
+    };
+    values(a).into_iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn losses_of(events: &[Event]) -> Vec<f64> {
+    let loss = |event: &Event| match event {
+        Event::Step { loss, .. } => Some(*loss),
+        _ => None,
+    };
+    events.iter().filter_map(loss).collect()
+}
+
+#[test]
+fn many_ranks_are_one() {
+    for kind in [OptimKind::Adamw, OptimKind::Adamw8bit, OptimKind::Adafactor, OptimKind::Lion] {
+        // Three ranks have three, three and two of eight micro-batches, five ranks none in some rounds.
+        for (ranks, micro) in [(2, 8), (3, 8), (5, 4)] {
+            for shard in [Shard::None, Shard::Optimizer, Shard::Gradients] {
+                let mut plan = plan(6);
+                plan.optim.kind = kind;
+                plan.sharing = Sharing { shard, bucket_bytes: 64, check_every: 2 };
+                let [one, many] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+                let (alone, events) = run(&plan, one.path(), micro, &[0.0]);
+                let found = together(ranks, &plan, many.path(), micro);
+                let alone = alone.unwrap().model;
+                for (net, _) in &found {
+                    assert_eq!(net.bits(), found[0].0.bits(), "all ranks have one model");
+                }
+                let most = difference(&found[0].0, &alone);
+                assert!(most < 2e-6, "{kind:?} {shard:?} on {ranks}: {most}");
+                for (a, b) in losses_of(&events).iter().zip(losses_of(&found[0].1)) {
+                    assert!((a / b - 1.0).abs() < 1e-5, "{a} {b}");
+                }
+                // What is saved is whole, whoever owned it.
+                assert_eq!(names_in(one.path(), 6), names_in(many.path(), 6));
+            }
+        }
+    }
+}
+
+/// The tensors of a checkpoint.
+fn names_in(dir: &Path, step: u64) -> Vec<String> {
+    let bytes = file(dir, step, "optimizer.safetensors");
+    let mut names: Vec<String> =
+        safetensors::SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_goes_on_with_more_or_fewer_ranks() {
+    let whole = tempfile::tempdir().unwrap();
+    let alone = run(&plan(9), whole.path(), 4, &[0.0]).0.unwrap().model;
+    for shard in [Shard::None, Shard::Optimizer, Shard::Gradients] {
+        let dir = tempfile::tempdir().unwrap();
+        let with = |steps| FitPlan { sharing: Sharing { shard, ..Sharing::default() }, ..plan(steps) };
+        together(2, &with(3), dir.path(), 4);
+        together(3, &with(6), dir.path(), 4);
+        let found = together(1, &with(9), dir.path(), 4).remove(0);
+        assert!(matches!(found.1[0], Event::Resumed { step: 6, .. }));
+        assert!(difference(&found.0, &alone) < 2e-6, "{shard:?}");
+    }
+}
+
+#[test]
+fn ranks_that_no_longer_have_one_model_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = FitPlan { sharing: Sharing { check_every: 2, ..Sharing::default() }, ..plan(6) };
+    let errors = in_threads(3, |world| {
+        let (stop, model) = (Stop::default(), Net::new());
+        let site = Site { dir: dir.path(), world: &world, stop: &stop };
+        let own = |from| steps(from, 4).map(|step: Result<Vec<Rows>, BoxError>| Ok(deal(step?, &world)));
+        // Rank 2 begins elsewhere.
+        let mut values: BTreeMap<_, _> = weights::read(&model).unwrap().into_iter().collect();
+        if world.rank() == 2 {
+            let bias = TensorData::from([0.5_f32; HIDDEN].as_slice());
+            values.insert("bias".into(), bias);
+        }
+        let model = weights::write(model, values);
+        let mut evaluate = |_: &Net| Ok(Scores::default());
+        fit(model, &plan, &site, own, &mut evaluate, &mut |_| {}).unwrap_err().to_string()
+    });
+    assert!(errors[2].contains("its parameters are not those of the other ranks at step 0"), "{errors:?}");
+    assert!(errors[..2].iter().all(|error| error.contains("another rank failed")), "{errors:?}");
+}
+
+#[test]
+fn whoever_is_asked_to_stop_all_stop_after_the_same_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let steps_done = in_threads(3, |world| {
+        let stop = Stop::default();
+        let site = Site { dir: dir.path(), world: &world, stop: &stop };
+        let asked = stop.clone();
+        let rank = world.rank();
+        let own = |from| {
+            steps(from, 4).enumerate().map(|(at, step): (usize, Result<Vec<Rows>, BoxError>)| {
+                if (rank, at) == (1, 3) {
+                    asked.request_stop();
+                }
+                Ok(deal(step?, &world))
+            })
+        };
+        let mut evaluate = |_: &Net| Ok(Scores::default());
+        let outcome = fit(Net::new(), &plan(9), &site, own, &mut evaluate, &mut |_| {}).unwrap();
+        assert_eq!(outcome.reason, StopReason::Interrupted);
+        outcome.step
+    });
+    assert_eq!(steps_done, [4, 4, 4]);
+}
+
+#[test]
+fn the_rank_with_the_bad_rows_names_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let errors = in_threads(2, |world| {
+        let stop = Stop::default();
+        let site = Site { dir: dir.path(), world: &world, stop: &stop };
+        let own = |from| {
+            steps(from, 4).map(|step: Result<Vec<Rows>, BoxError>| {
+                let mut batches = deal(step?, &world);
+                if world.rank() == 1 {
+                    batches[1].0[0].1[0] = f32::NAN;
+                }
+                Ok(batches)
+            })
+        };
+        let mut evaluate = |_: &Net| Ok(Scores::default());
+        fit(Net::new(), &plan(9), &site, own, &mut evaluate, &mut |_| {}).unwrap_err().to_string()
+    });
+    assert!(errors[0].contains("another rank failed at step 1"), "{errors:?}");
+    // Rank 1 has the second and the fourth pair of rows of the step.
+    assert!(errors[1].contains("the loss is not finite") && errors[1].contains("(rows 906, 907)"), "{errors:?}");
 }

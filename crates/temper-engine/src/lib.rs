@@ -15,6 +15,7 @@ mod optim;
 mod plan;
 mod scale;
 mod schedule;
+mod shared;
 mod weights;
 
 pub use checkpoint::read_trained;
@@ -25,5 +26,5 @@ pub use config::{
 pub use error::{BoxError, Error};
 pub use event::{Event, StopReason};
 pub use fit::{Outcome, fit};
-pub use plan::{FitPlan, Loss, Metric, Mode, Objective, Scores, Stop};
+pub use plan::{FitPlan, Loss, Metric, Mode, Objective, Scores, Sharing, Site, Stop};
 pub use schedule::Schedule;

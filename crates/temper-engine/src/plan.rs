@@ -1,6 +1,7 @@
 //! What the loop is given: an objective, a plan, a way to be stopped.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Deserializer, Serialize};
 use temper_kernels::{Activations, Checkpoints};
+use temper_world::{Shard, World};
 
 use crate::config::OptimConfig;
 use crate::error::Error;
@@ -92,8 +94,37 @@ pub struct FitPlan {
     pub min_delta: f64,
     /// Time after which training saves, evaluates and ends; time before a resume counts.
     pub max_wall: Option<Duration>,
+    /// What ranks share, and how.
+    pub sharing: Sharing,
     /// Names the plan: a checkpoint written under another fingerprint is refused.
     pub fingerprint: String,
+}
+
+/// What ranks share, and how. One rank alone shares nothing.
+#[derive(Debug, Clone)]
+pub struct Sharing {
+    /// What each rank keeps only its part of.
+    pub shard: Shard,
+    /// Bytes in one message at most, where no parameter alone has more.
+    pub bucket_bytes: usize,
+    /// Steps between two comparisons of the parameters of all ranks.
+    pub check_every: u64,
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Self { shard: Shard::None, bucket_bytes: 32 << 20, check_every: 100 }
+    }
+}
+
+/// Where a run happens.
+pub struct Site<'a> {
+    /// Its directory, which all ranks see.
+    pub dir: &'a Path,
+    /// The ranks that train together.
+    pub world: &'a World,
+    /// Who can stop it.
+    pub stop: &'a Stop,
 }
 
 /// A number by which checkpoints are compared.
@@ -158,6 +189,11 @@ impl Stop {
     /// Asks. Safe to call in a signal handler, and more than once.
     pub fn request_stop(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// What a signal handler sets to ask.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.0.clone()
     }
 
     /// Whether somebody asked.

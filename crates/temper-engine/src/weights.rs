@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use temper_peft::parameters::{Mapper, Visitor, map, visit};
 
 use crate::error::Error;
@@ -55,6 +55,21 @@ pub(crate) fn read<M: Module>(model: &M) -> Result<Vec<(String, TensorData)>, St
     let mut read = Read(Ok(Vec::new()));
     visit(model, &mut read);
     read.0
+}
+
+/// The values of the trainable parameters by path, flat, in f32, without a graph.
+pub(crate) fn values<M: Module>(model: &M) -> BTreeMap<String, Tensor<1>> {
+    struct Values(BTreeMap<String, Tensor<1>>);
+    impl Visitor for Values {
+        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                self.0.insert(path.into(), flat(param.val().inner()).cast(FloatDType::F32));
+            }
+        }
+    }
+    let mut values = Values(BTreeMap::new());
+    visit(model, &mut values);
+    values.0
 }
 
 /// Writes values, whose shapes and dtypes have been checked, into parameters.

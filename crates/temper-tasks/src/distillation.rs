@@ -16,9 +16,10 @@ use temper_data::{Examples, TokenBatch};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
+use temper_world::World;
 
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Task, all_by_length, input, training};
+use crate::{Evaluation, Sum, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "distillation"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -112,15 +113,17 @@ impl Task for Distillation {
         examples.batch(rows, *pad_id)
     }
 
-    fn evaluate(&self, pad_id: &u32, examples: &Examples, rows: usize) -> Evaluation {
-        let (mut sum, mut targets) = (0.0, 0.0);
-        for rows in all_by_length(examples, rows) {
-            let loss = self.loss_in(&examples.batch(&rows, *pad_id), &Pass::eval());
-            sum += loss.sum.into_scalar::<f64>();
-            targets += loss.targets;
-        }
-        let scores = Scores::from([(Metric::Loss.name().to_owned(), sum / targets)]);
-        Evaluation { scores, ..Evaluation::default() }
+    fn evaluate(
+        &self,
+        world: &World,
+        pad_id: &u32,
+        examples: &Examples,
+        rows: usize,
+    ) -> Result<Evaluation, temper_world::Error> {
+        let loss = |rows: &[u32]| self.loss_in(&examples.batch(rows, *pad_id), &Pass::eval());
+        let loss = Sum::of(world, &all_by_length(examples, rows), loss)?.mean();
+        let scores = Scores::from([(Metric::Loss.name().to_owned(), loss)]);
+        Ok(Evaluation { scores, ..Evaluation::default() })
     }
 
     fn backbone(&self) -> &Backbone {

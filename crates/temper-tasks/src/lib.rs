@@ -14,6 +14,7 @@ use temper_data::{Examples, TokenBatch};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Input, candidates};
 use temper_nn::Pass;
+use temper_world::World;
 
 pub use causal_lm::{Causal, CausalLm, CausalLmConfig, Generated, Generation, Judge, Sampling};
 pub use distillation::{Distillation, DistillationConfig};
@@ -44,12 +45,27 @@ pub trait Task: Objective<Batch: 'static> {
     /// Builds one micro-batch. `seed` is unique to the step; most tasks need no chance.
     fn collate(collator: &Self::Collator, examples: &Examples, rows: &[u32], seed: u64) -> Self::Batch;
 
-    /// Measures `model` on `examples`, `rows` at a time, without dropout.
-    fn evaluate(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Evaluation;
+    /// Measures the model on `examples`, `rows` at a time, without dropout. The ranks of `world` share the work, and each gets
+    /// what one alone would have found, to the bit.
+    ///
+    /// # Errors
+    /// When ranks cannot exchange what they found.
+    fn evaluate(
+        &self,
+        world: &World,
+        collator: &Self::Collator,
+        examples: &Examples,
+        rows: usize,
+    ) -> Result<Evaluation, temper_world::Error>;
+
+    /// The same on this rank alone.
+    fn evaluate_alone(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Evaluation {
+        self.evaluate(&World::single(), collator, examples, rows).expect("one rank exchanges nothing")
+    }
 
     /// What must stay as it is when an adapter is merged, as many numbers as `examples` give: logits and loss.
     fn outputs(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Vec<f32> {
-        let Evaluation { scores, logits, .. } = self.evaluate(collator, examples, rows);
+        let Evaluation { scores, logits, .. } = self.evaluate_alone(collator, examples, rows);
         logits.concat().into_iter().chain(scores.get(Metric::Loss.name()).map(|&loss| loss as f32)).collect()
     }
 
@@ -126,6 +142,37 @@ fn all_by_length(examples: &Examples, rows: usize) -> Vec<Vec<u32>> {
 fn by_length(examples: &Examples, mut order: Vec<u32>, rows: usize) -> Vec<Vec<u32>> {
     order.sort_by_key(|&row| examples.length(row as usize));
     order.chunks(rows.max(1)).map(<[u32]>::to_vec).collect()
+}
+
+/// A loss, and what to divide it by.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    loss: f64,
+    targets: f64,
+}
+
+impl Sum {
+    /// The losses of `batches`, of which `loss` knows each, added up in their order.
+    fn of(world: &World, batches: &[Vec<u32>], loss: impl Fn(&[u32]) -> Loss) -> Result<Self, temper_world::Error> {
+        let each = |rows: &Vec<u32>| {
+            let loss = loss(rows);
+            (loss.sum.into_scalar::<f64>(), loss.targets)
+        };
+        let sums = world.map(batches, each)?.into_iter();
+        Ok(sums.fold(Self::default(), |all, (loss, targets)| all + Self { loss, targets }))
+    }
+
+    fn mean(self) -> f64 {
+        self.loss / self.targets
+    }
+}
+
+impl std::ops::Add for Sum {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { loss: self.loss + other.loss, targets: self.targets + other.targets }
+    }
 }
 
 /// A loss in a pass that trains.

@@ -16,6 +16,7 @@ use temper_data::{Examples, Label, TokenBatch};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::Pass;
+use temper_world::World;
 
 use crate::heads::ClassificationHead;
 use crate::metrics::{self, Metric, Scores, class_of, score_of, set_of};
@@ -148,14 +149,20 @@ impl SequenceClassifier {
     }
 
     /// Logits of every row, in the order of `examples`.
-    pub fn predict(&self, examples: &Examples, pad_id: u32, rows: usize) -> Vec<Vec<f32>> {
+    fn predict(
+        &self,
+        world: &World,
+        examples: &Examples,
+        pad_id: u32,
+        rows: usize,
+    ) -> Result<Vec<Vec<f32>>, temper_world::Error> {
+        let batches = all_by_length(examples, rows);
+        let found = world.map(&batches, |rows| self.predict_batch(&examples.batch(rows, pad_id)))?;
         let mut all = vec![Vec::new(); examples.len()];
-        for rows in all_by_length(examples, rows) {
-            for (row, logits) in rows.iter().zip(self.predict_batch(&examples.batch(&rows, pad_id))) {
-                all[*row as usize] = logits;
-            }
+        for (&row, logits) in batches.iter().flatten().zip(found.into_iter().flatten()) {
+            all[row as usize] = logits;
         }
-        all
+        Ok(all)
     }
 
     /// Logits of each row of a batch, without dropout.
@@ -258,12 +265,18 @@ impl Task for SequenceClassifier {
         ClassificationBatch { tokens: examples.batch(rows, *pad_id), labels }
     }
 
-    fn evaluate(&self, pad_id: &u32, examples: &Examples, rows: usize) -> Evaluation {
-        let logits = self.predict(examples, *pad_id, rows);
+    fn evaluate(
+        &self,
+        world: &World,
+        pad_id: &u32,
+        examples: &Examples,
+        rows: usize,
+    ) -> Result<Evaluation, temper_world::Error> {
+        let logits = self.predict(world, examples, *pad_id, rows)?;
         let labels: Vec<Label> = (0..examples.len()).map(|row| examples.label(row)).collect();
         let mut scores = self.measure(&logits, &labels);
         scores.insert(Metric::Loss.name().into(), self.mean_loss(&logits, &labels));
-        Evaluation { scores, logits, ..Evaluation::default() }
+        Ok(Evaluation { scores, logits, ..Evaluation::default() })
     }
 
     fn backbone(&self) -> &Backbone {

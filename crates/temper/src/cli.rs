@@ -6,6 +6,8 @@ mod devices;
 mod generate;
 mod hub;
 mod job;
+mod runs;
+mod sweep;
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use temper_data::{DataConfig, Files, LabelColumns};
 use temper_engine::Stop;
+use temper_world::{Place, World};
 
 use crate::device::DeviceArgs;
 use crate::failure::{Context, Failure, Kind};
@@ -25,7 +28,7 @@ use crate::profile::Profile;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
 use crate::train::{self, Finished, How};
-use crate::{device, logs};
+use crate::{device, logs, ranks};
 
 /// Fine-tune and train models from a TOML recipe.
 #[derive(Debug, Parser)]
@@ -52,7 +55,8 @@ struct LogArgs {
     /// What to log: error, warn, info, debug or trace.
     #[arg(long, global = true, default_value = "warn", value_name = "LEVEL")]
     log_level: tracing::Level,
-    /// How the log on stderr looks.
+    /// How the log on stderr looks. In JSON, and without a terminal, training writes each of its events there too, as in
+    /// events.jsonl.
     #[arg(long, global = true, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
 }
@@ -74,6 +78,10 @@ enum Verb {
     Plan(PlanArgs),
     /// Measure the first steps of a recipe: where their time goes, tokens a second, memory. Leaves nothing.
     Bench(bench::BenchArgs),
+    /// Run a recipe with other values, trial after trial; the same command again goes on where the last one stopped.
+    Sweep(sweep::SweepArgs),
+    /// List the runs in a directory, or compare some.
+    Runs(runs::RunsArgs),
     /// Print the JSON Schema of recipes, for editors.
     Schema,
     /// Measure a trained classifier or language model on rows.
@@ -215,6 +223,8 @@ impl Cli {
             Verb::Train(args) => args.run(&profile),
             Verb::Bench(args) => args.run(&profile),
             Verb::Plan(args) => args.run(),
+            Verb::Sweep(args) => args.run(),
+            Verb::Runs(args) => args.run(),
             Verb::Schema => print(&schema()),
             Verb::Eval(args) => args.run(),
             Verb::Predict(args) => args.run(),
@@ -261,14 +271,15 @@ impl RecipeArgs {
 
 impl TrainArgs {
     fn run(self, profile: &Profile) -> Result<(), Failure> {
-        let mut recipe = self.recipe.load()?;
-        device::set_up(&recipe.device)?;
-        let stop = Stop::default();
-        let finished = train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &stop);
+        let world = ranks::join()?;
+        let finished = ranks::end(&world, self.train(&world));
         if let Some(path) = &self.profile {
             profile.write_trace(path)?;
         }
         let Finished { plan, best, pushed } = finished?;
+        if !world.leads() {
+            return Ok(());
+        }
         if let Some((step, scores)) = best {
             let scores: Vec<String> = scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
             writeln(&format!("best at step {step}: {}", scores.join(", ")))?;
@@ -280,11 +291,20 @@ impl TrainArgs {
     }
 }
 
+impl TrainArgs {
+    fn train(&self, world: &World) -> Result<Finished, Failure> {
+        let mut recipe = self.recipe.load()?;
+        world.set_limits(ranks::limits(&recipe.distributed));
+        device::set_up(&recipe.device, world.place())?;
+        train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &Stop::default(), world)
+    }
+}
+
 impl PlanArgs {
     fn run(self) -> Result<(), Failure> {
         let mut recipe = self.recipe.load()?;
         fetch(&mut recipe, false)?;
-        let (plan, inputs) = resolve(&recipe)?;
+        let (plan, inputs) = resolve(&recipe, &Place::alone())?;
         if self.order {
             let order = train::order(&plan, &inputs.dataset.train);
             for step in 0..plan.train.steps {

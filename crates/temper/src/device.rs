@@ -2,7 +2,8 @@
 
 use burn::tensor::Device;
 use clap::Args;
-use temper_device::{Error, Found};
+use temper_device::{DeviceName, Error, Found};
+use temper_world::Place;
 
 use crate::failure::{Context, Failure, Kind};
 use crate::recipe::{DeviceConfig, Precision};
@@ -22,16 +23,23 @@ impl DeviceArgs {
     /// When it cannot be used.
     pub fn open(&self) -> Result<Device, Failure> {
         let refused = |error: Error| Failure::new(Kind::Recipe, format!("error: --device: {error}"));
-        open(&find(&self.device).map_err(refused)?).map_err(refused)
+        open(&find(&self.device, &Place::alone()).map_err(refused)?).map_err(refused)
     }
 }
 
-/// The device of this machine that `name` names.
+/// The device of this machine that `name` names, for the rank at `place`: of GPUs, where `name` has no number, the ranks of a
+/// machine have one each.
 ///
 /// # Errors
 /// When there is none.
-pub fn find(name: &str) -> Result<Found, Error> {
-    temper_device::find(name.parse()?)
+pub fn find(name: &str, place: &Place) -> Result<Found, Error> {
+    let found = temper_device::find(name.parse()?)?;
+    match found.name {
+        DeviceName::Gpu(api, 0) if place.local_rank > 0 && !name.contains(':') => {
+            temper_device::find(DeviceName::Gpu(api, place.local_rank))
+        }
+        _ => Ok(found),
+    }
 }
 
 /// Makes a device ready, without autodiff, and warns where it is not what a user may expect.
@@ -50,20 +58,21 @@ pub fn open(found: &Found) -> Result<Device, Error> {
 
 /// Sets how this process computes: how many threads compute and tokenise, and in which precision. Once, before any of them
 /// works.
-pub fn set_up(config: &DeviceConfig) -> Result<(), Failure> {
+pub fn set_up(config: &DeviceConfig, place: &Place) -> Result<(), Failure> {
     temper_kernels::set_precision(match config.precision {
         Precision::F32 => temper_kernels::Precision::F32,
         Precision::Bf16 => temper_kernels::Precision::Bf16,
         Precision::F16 => temper_kernels::Precision::F16,
     });
-    let threads = config.threads.unwrap_or_else(cores);
+    let threads = config.threads.unwrap_or_else(|| cores(place));
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()
         .context(Kind::Other, format!("failed to start {threads} threads"))
 }
 
-/// Threads that this process may use.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// Threads that the rank at `place` uses: the ranks of a machine share its cores, unless their launcher has divided them.
+pub fn cores(place: &Place) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if place.local_size > 1 { (cores / place.local_size).max(1) } else { cores }
 }

@@ -67,19 +67,39 @@ impl JsonlWriter {
 /// Reads the events of a run, oldest first. A last line that was torn by a kill is left out; any other bad line is an
 /// error that says which.
 pub fn read(path: &Path) -> io::Result<Vec<Record>> {
-    let text = std::fs::read(path).map_err(|error| failed("read", path, error))?;
-    let mut records = Vec::new();
-    for (index, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
-        match serde_json::from_slice(line) {
-            Ok(record) => records.push(record),
-            Err(_) if !line.ends_with(b"\n") => {}
-            Err(error) => {
-                let message = format!("failed to read {}: line {}: {error}", path.display(), index + 1);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-            }
+    let Known { records, bad, .. } = read_known(path)?;
+    match bad {
+        None => Ok(records),
+        Some(message) => {
+            let message = format!("failed to read {}: {message}", path.display());
+            Err(io::Error::new(io::ErrorKind::InvalidData, message))
         }
     }
-    Ok(records)
+}
+
+/// What can be known of a file of events, whatever ails it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Known {
+    /// The events that could be read, oldest first.
+    pub records: Vec<Record>,
+    /// The first line that is no event, and why.
+    pub bad: Option<String>,
+    /// Whether the last line was torn by a kill, or is being written.
+    pub torn: bool,
+}
+
+/// Reads the events of a run and leaves out what is damaged.
+pub fn read_known(path: &Path) -> io::Result<Known> {
+    let text = std::fs::read(path).map_err(|error| failed("read", path, error))?;
+    let mut known = Known::default();
+    for (index, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        match serde_json::from_slice(line) {
+            Ok(record) => known.records.push(record),
+            Err(_) if !line.ends_with(b"\n") => known.torn = true,
+            Err(error) => known.bad = known.bad.or_else(|| Some(format!("line {}: {error}", index + 1))),
+        }
+    }
+    Ok(known)
 }
 
 /// How many bytes from the start hold whole lines of events up to `step`.
@@ -147,6 +167,8 @@ mod tests {
             tokens: 512,
             tokens_per_second: 2e3,
             step_ms: 256.0,
+            communication_ms: None,
+            communication_bytes: None,
         }
     }
 
@@ -234,6 +256,10 @@ mod tests {
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"nonsense\n{}\n").unwrap();
         let message = read(&path).unwrap_err().to_string();
         assert!(message.contains("line 2"), "{message}");
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"time\"").unwrap();
+        let known = read_known(&path).unwrap();
+        assert_eq!((known.records.len(), known.torn), (1, true));
+        assert!(known.bad.unwrap().starts_with("line 2: "));
     }
 
     #[test]

@@ -29,12 +29,24 @@ pub enum Kind {
     Diverged = 6,
     /// The hub refused, could not be reached, or sent what is not whole.
     Hub = 7,
+    /// A rank died, hung, or disagreed; the same command goes on from the last checkpoint.
+    World = temper_world::WORLD_FAILED,
 }
 
 impl Failure {
     /// A failure of that kind.
     pub fn new(kind: Kind, message: impl fmt::Display) -> Self {
         Self { kind, message: message.to_string() }
+    }
+
+    /// The same, which another rank says.
+    pub fn unsaid(self) -> Self {
+        Self { message: String::new(), ..self }
+    }
+
+    /// Whether nobody need read it.
+    pub fn is_unsaid(&self) -> bool {
+        self.message.is_empty()
     }
 
     /// The process's exit code.

@@ -71,7 +71,7 @@ impl Trained {
 
     /// Measures the model on labelled rows.
     pub fn evaluate(&self, examples: &Examples) -> Evaluation {
-        self.model.evaluate(&self.opened.tokenizer.pad_id(), examples, ROWS)
+        self.model.evaluate_alone(&self.opened.tokenizer.pad_id(), examples, ROWS)
     }
 
     /// One JSON object for each text or pair: `label` and `scores` by label name.

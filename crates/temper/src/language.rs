@@ -179,7 +179,7 @@ impl LanguageModel {
     pub fn evaluate(&self, examples: &Examples) -> Evaluation {
         let tokenizer = self.opened.tokenizer.clone();
         let judge = build::judge(&self.opened.config, &self.task);
-        self.model.evaluate(&Causal { pad_id: tokenizer.pad_id(), tokenizer, judge }, examples, ROWS)
+        self.model.evaluate_alone(&Causal { pad_id: tokenizer.pad_id(), tokenizer, judge }, examples, ROWS)
     }
 
     /// Adds the adapter into the weights, proves that nothing changed on `probe` texts, and writes the model into `out`.

@@ -23,12 +23,15 @@ pub mod progress;
 pub mod provenance;
 pub mod push;
 pub mod pushing;
+pub mod ranks;
 pub mod recipe;
 pub mod report;
 pub mod reporters;
 pub mod resolve;
 pub mod run_dir;
+pub mod runs;
 pub mod signals;
+pub mod sweep;
 pub mod tensorboard;
 pub mod train;
 pub mod units;
@@ -45,7 +48,9 @@ pub fn exit(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            if !failure.is_unsaid() {
+                eprintln!("{failure}");
+            }
             failure.exit_code()
         }
     }

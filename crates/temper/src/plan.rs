@@ -18,6 +18,7 @@ use temper_tasks::{Metric, Problem};
 
 use crate::fetch::Source;
 use crate::memory::Memory;
+use crate::ranks::RanksPlan;
 use crate::recipe::{ExportConfig, FrozenDtype};
 
 /// What will happen.
@@ -48,6 +49,8 @@ pub struct Plan {
     pub export: ExportConfig,
     /// On what.
     pub device: DevicePlan,
+    /// By how many.
+    pub distributed: RanksPlan,
     /// What it will take.
     pub memory: Memory,
 }

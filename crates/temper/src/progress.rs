@@ -284,6 +284,8 @@ mod tests {
             tokens: 1,
             tokens_per_second: 12_345.0,
             step_ms: 27.7,
+            communication_ms: None,
+            communication_bytes: None,
         }
     }
 

@@ -22,6 +22,7 @@ use temper_data::{DataConfig, Files};
 use temper_engine::{EvalConfig, OptimConfig, ScheduleConfig, TrainConfig};
 use temper_peft::AdapterConfig;
 use temper_tasks::TaskConfig;
+use temper_world::DistributedConfig;
 
 use crate::diagnostic::Diagnostics;
 use crate::fetch::Fetched;
@@ -62,6 +63,9 @@ pub struct Recipe {
     /// Where to compute.
     #[serde(default)]
     pub device: DeviceConfig,
+    /// How several ranks train one model.
+    #[serde(default)]
+    pub distributed: DistributedConfig,
     /// The model that the run leaves behind.
     #[serde(default)]
     pub export: ExportConfig,

@@ -1,9 +1,12 @@
 //! `report.html`: what a run did, on one page that needs nothing beside itself.
 //!
-//! [`ReportData`] is what the page says; [`render`] writes the page, [`render_svg_curves`] the two curves of a model card.
+//! [`ReportData`] is what the page says; [`render`] writes the page, [`render_svg_curves`] the two curves of a model card,
+//! [`render_runs`] a page of several runs.
 
 mod charts;
 mod curves;
+mod grid;
+mod overlay;
 mod page;
 mod scale;
 mod tables;
@@ -18,6 +21,8 @@ use crate::events::Record;
 use crate::progress::reason_words;
 
 pub use curves::render_svg_curves;
+pub use grid::{Cell, Table};
+pub use overlay::render_runs;
 pub use page::render;
 
 /// Everything that a report says. What is empty or `None` has no place on the page.
@@ -240,6 +245,8 @@ mod tests {
             tokens: 512,
             tokens_per_second: 2e3,
             step_ms: 256.0,
+            communication_ms: None,
+            communication_bytes: None,
         };
         let stopped = Event::Stopped { step: 9, reason: StopReason::Finished, seconds: 2.5 };
         let mut data = ReportData { metric: "accuracy".into(), ..Default::default() };

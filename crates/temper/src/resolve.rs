@@ -15,11 +15,13 @@ use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters::{self, Entry};
 use temper_tasks::{Distillation, MaskedLm, Problem, TaskConfig, hugging_face_name};
+use temper_world::Place;
 
 use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{self, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
 use crate::provenance::Provenance;
+use crate::ranks::RanksPlan;
 use crate::recipe::{FrozenDtype, Precision, Recipe, plain};
 use crate::{build, device, memory};
 use adapter::{check_weights, resolve_adapter};
@@ -45,12 +47,13 @@ pub struct Inputs {
     pub device: Found,
 }
 
-/// Decides everything.
+/// Decides everything, for the rank at `place`.
 ///
 /// # Errors
 /// Whatever is wrong with the recipe, the weights or the data, pointing into the recipe.
-pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
-    let found = device::find(&recipe.device.use_).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
+pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure> {
+    let found =
+        device::find(&recipe.device.use_, place).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
     check_device(recipe, &found)?;
     let (config, weights) = read_model(recipe)?;
     let tokenizer = read_tokenizer(recipe, &config)?;
@@ -63,7 +66,8 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
     let lazy = LazyModel::new(&config, &task);
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
     let adapter_plan = resolve_adapter(recipe, &config, &lazy, checked.as_ref(), adapter.as_ref())?;
-    let train = resolve_train(recipe, &dataset)?;
+    let train = resolve_train(recipe, &dataset, place.size)?;
+    let distributed = RanksPlan::new(&recipe.distributed, place.size, recipe.adapter.method.is_adapter());
     let footprint = Footprint {
         made: Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter_plan },
         train: &train,
@@ -74,12 +78,13 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         frozen: recipe.model.frozen_dtype,
         precision: recipe.device.precision,
         available: available(&found),
+        owners: if distributed.shard.has_owners() { place.size as u64 } else { 1 },
     };
     let memory = footprint.memory();
     let device = DevicePlan {
         name: found.name.to_string(),
         passed: found.passed.clone(),
-        threads: recipe.device.threads.unwrap_or_else(device::cores),
+        threads: recipe.device.threads.unwrap_or_else(|| device::cores(place)),
         precision: recipe.device.precision.name().into(),
     };
     let model = ModelPlan {
@@ -124,6 +129,7 @@ pub fn resolve(recipe: &Recipe) -> Result<(Plan, Inputs), Failure> {
         adapter: adapter_plan,
         train,
         device,
+        distributed,
         memory,
     };
     plan.fingerprint = plan.to_fingerprint()?;
@@ -281,9 +287,9 @@ fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
     point(recipe, kind, &key, error)
 }
 
-fn resolve_train(recipe: &Recipe, dataset: &Dataset) -> Result<TrainPlan, Failure> {
+fn resolve_train(recipe: &Recipe, dataset: &Dataset, ranks: usize) -> Result<TrainPlan, Failure> {
     let config = recipe.train.clone();
-    let micro_batch = config.micro_batch.unwrap_or(config.global_batch);
+    let micro_batch = config.micro_batch.unwrap_or(config.global_batch.div_ceil(ranks));
     let micro = plan::micro(&config, micro_batch);
     let order = temper_data::Order::new(&dataset.train, config.seed, config.global_batch, micro, recipe.data.bucket);
     let steps_per_epoch = order.steps_per_epoch();

@@ -9,11 +9,12 @@ use temper_peft::file::atomically;
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::Plan;
 
-/// A run directory that this process has locked.
+/// A run directory that this process, or rank 0 of its run, has locked.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    _lock: File,
+    /// Held by rank 0.
+    _lock: Option<File>,
 }
 
 impl RunDir {
@@ -30,7 +31,7 @@ impl RunDir {
             }
             Err(TryLockError::Error(error)) => Err(error).context(Kind::Other, format!("failed to lock {shown}"))?,
         }
-        let dir = Self { path, _lock: lock };
+        let dir = Self { path, _lock: Some(lock) };
         dir.tidy();
         if fresh {
             dir.clear()?;
@@ -40,6 +41,11 @@ impl RunDir {
         let json = serde_json::to_vec_pretty(plan).context(Kind::Other, "failed to write the plan")?;
         dir.write("plan.json", &json)?;
         Ok(dir)
+    }
+
+    /// The directory of `plan`, for a rank that only reads in it.
+    pub fn beside(plan: &Plan) -> Self {
+        Self { path: PathBuf::from(&plan.run.dir), _lock: None }
     }
 
     /// Its path.
@@ -143,7 +149,7 @@ mod tests {
             make(name);
         }
         let lock = File::create(home.path().join(".lock")).unwrap();
-        RunDir { path: home.path().into(), _lock: lock }.tidy();
+        RunDir { path: home.path().into(), _lock: Some(lock) }.tidy();
         let names = |dir: &Path| {
             let mut names: Vec<_> =
                 fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

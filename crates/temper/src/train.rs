@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use temper_data::{Examples, Order, Severity, prefetch};
-use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Stop, StopReason, fit};
+use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Site, Stop, StopReason, fit};
 use temper_peft::parameters;
 use temper_tasks::masked_lm::Masking;
 use temper_tasks::{Causal, Distillation, MaskedLm, Task};
+use temper_world::World;
 
 use crate::export::{self, Shipped, export};
-use crate::failure::{Failure, Kind};
+use crate::failure::{Context, Failure, Kind};
 use crate::fetch::{fetch, fetch_weights};
 use crate::finish::{Front, Pages, Rows};
 use crate::plan::{Plan, TaskPlan};
@@ -54,23 +55,28 @@ pub struct How {
 ///
 /// # Errors
 /// Whatever is wrong with the recipe, the data, the weights, the disk, or the numbers.
-pub fn train(recipe: &mut Recipe, how: How, stop: &Stop) -> Result<Finished, Failure> {
+pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Result<Finished, Failure> {
     let started = Instant::now();
-    fetch(recipe, how.fresh)?;
-    let (plan, mut inputs) = resolve(recipe)?;
+    together(world.by_machine(|| fetch(recipe, how.fresh)))??;
+    let (plan, mut inputs) = resolve(recipe, world.place())?;
     refuse_what_cannot_fit(&plan)?;
     // Whoever may refuse is asked before anything is written or, with `--fresh`, deleted.
-    let permission = (how.push && plan.export.push_to.is_some()).then(|| push::ask(&plan, recipe)).transpose()?;
-    if let Some(endpoint) = &plan.endpoint {
+    let pushes = how.push && plan.export.push_to.is_some() && world.leads();
+    let permission = pushes.then(|| push::ask(&plan, recipe)).transpose()?;
+    if let Some(endpoint) = plan.endpoint.as_ref().filter(|_| world.leads()) {
         eprintln!("the hub is {endpoint}");
     }
-    if fetch_weights(recipe)? {
+    if together(world.by_machine(|| fetch_weights(recipe)))?? {
         inputs.reopen(recipe)?;
     }
     let recipe = &*recipe;
-    signals::install(stop)?;
-    let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
-    logs::to_file(&run.join("train.log"))?;
+    signals::install(stop, world.leads())?;
+    let open = || {
+        let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
+        logs::to_file(&run.join("train.log"))?;
+        Ok(run)
+    };
+    let run = together(world.lead_alone(open))?.transpose()?.unwrap_or_else(|| RunDir::beside(&plan));
     for finding in plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info) {
         tracing::warn!("{}", finding.message);
     }
@@ -78,7 +84,7 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop) -> Result<Finished, Fai
     tracing::info!(device = plan.device.name, facts = ?inputs.device.facts(&opened));
     let device = opened.clone().autodiff();
     let pad_id = inputs.tokenizer.pad_id();
-    let corridor = Corridor { plan: &plan, recipe, run: &run, permission: permission.as_ref(), stop, started };
+    let corridor = Corridor { plan: &plan, recipe, run: &run, permission: permission.as_ref(), stop, world, started };
     let (best, pushed) = match &plan.task {
         TaskPlan::SequenceClassification { .. } => {
             corridor.walk(build::classifier(&inputs.config, &plan.task, &device), pad_id, inputs)
@@ -114,6 +120,7 @@ struct Corridor<'a> {
     run: &'a RunDir,
     permission: Option<&'a Permission>,
     stop: &'a Stop,
+    world: &'a World,
     started: Instant,
 }
 
@@ -125,15 +132,16 @@ impl Corridor<'_> {
         collator: T::Collator,
         inputs: Inputs,
     ) -> Result<(Best, Option<String>), Failure> {
-        let Self { plan, run, .. } = *self;
-        let mut reporters = Reporters::open(plan, run, self.started)?;
+        let Self { plan, run, world, .. } = *self;
+        let reporters = world.leads().then(|| Reporters::open(plan, run, self.started));
+        let mut reporters = reporters.transpose()?;
         let model = build::prepare(model, plan, &inputs)?;
         let entries = parameters::list(&model).into_iter();
         let trained: Vec<String> = entries.filter(|entry| entry.trainable).map(|entry| entry.path).collect();
         let Inputs { config, tokenizer, dataset, weights, adapter, .. } = inputs;
         drop((weights, adapter));
         let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
-        let measure = |model: &T, rows: &Examples| model.evaluate(&collator, rows, plan.train.eval_batch);
+        let measure = |model: &T, rows: &Examples| model.evaluate(world, &collator, rows, plan.train.eval_batch);
 
         let licence = self.permission.map(|permission| &permission.licence);
         let tokenizer = Arc::new(tokenizer);
@@ -153,11 +161,11 @@ impl Corridor<'_> {
         let evaluation = RefCell::new(None);
         let Outcome { model, reason, step, resumed, best, last, .. } = fit(
             model,
-            &fit_plan(plan),
-            run.path(),
-            |first| batches::<T>(plan, &train, &collator, first),
+            &fit_plan(plan, self.recipe),
+            &Site { dir: run.path(), world, stop: self.stop },
+            |first| batches::<T>(plan, &train, &collator, first, world),
             &mut |model| {
-                let measured = measure(model, &eval);
+                let measured = measure(model, &eval)?;
                 let mut scores = measured.scores.clone();
                 evaluation.replace(Some(measured));
                 // An undefined metric, the correlation with a constant say, is no reason to lose the run.
@@ -165,6 +173,7 @@ impl Corridor<'_> {
                 Ok(Scores(scores))
             },
             &mut |event| {
+                let Some(reporters) = &mut reporters else { return };
                 reporters.observe(event);
                 if let (Event::Evaluated { step, .. }, Some(measured)) = (event, &*evaluation.borrow()) {
                     reporters.samples(*step, &measured.samples);
@@ -173,9 +182,8 @@ impl Corridor<'_> {
                     pushing.observe(event);
                 }
             },
-            self.stop,
         )
-        .map_err(engine_failure)?;
+        .map_err(|error| engine_failure(error, world))?;
         if reason == StopReason::Interrupted {
             return Err(Failure::new(Kind::Interrupted, "stopped; the same command goes on from here"));
         }
@@ -188,7 +196,13 @@ impl Corridor<'_> {
         let model = model.valid();
         // The last evaluation is of this model if it was the best one too.
         let evaluation = evaluation.into_inner().filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
-        let measured = (!eval.is_empty()).then(|| evaluation.unwrap_or_else(|| measure(&model, &eval)));
+        let measured = match evaluation {
+            None if !eval.is_empty() => Some(together(measure(&model, &eval))?),
+            evaluation => evaluation,
+        };
+        if !world.leads() {
+            return Ok((best, None));
+        }
         let shipped = Shipped { trained: Trained { step, finished: reason != StopReason::WallClock }, ..shipped };
         let pages = Pages::read(&shipped, measured.as_ref().map(|measured| (measured, &eval)), &rows, run.path())?;
         export(&model, &trained, &shipped, &pages.front(false), &run.join("export"))?;
@@ -224,24 +238,26 @@ pub fn order(plan: &Plan, examples: &Examples) -> Order {
     Order::new(examples, config.seed, config.global_batch, plan.train.micro(), bucket)
 }
 
-/// The micro-batches of each step from `first` on, prepared ahead on other threads.
+/// The micro-batches of this rank of each step from `first` on, prepared ahead on other threads.
 fn batches<T: Task>(
     plan: &Plan,
     examples: &Arc<Examples>,
     collator: &Arc<T::Collator>,
     first: u64,
+    world: &World,
 ) -> impl Iterator<Item = Result<Vec<T::Batch>, BoxError>> + use<T> {
+    let (rank, ranks) = (world.rank(), world.size());
     let (order, seed, steps) = (order(plan, examples), plan.train.config.seed, plan.train.steps);
     let (examples, collator) = (examples.clone(), collator.clone());
     prefetch(plan.data.config.workers, PREFETCH, first, steps, move |step| {
-        let micro = order.micro_batches(step).into_iter();
+        let micro = order.micro_batches(step).into_iter().skip(rank).step_by(ranks);
         micro.map(|rows| T::collate(&collator, &examples, &rows, seed.wrapping_add(step))).collect()
     })
     .map(Ok)
 }
 
 /// The part of the plan that the loop needs.
-fn fit_plan(plan: &Plan) -> FitPlan {
+fn fit_plan(plan: &Plan, recipe: &Recipe) -> FitPlan {
     let (train, config) = (&plan.train, &plan.train.config);
     let max_wall = config.max_wall.as_deref().and_then(parse_duration);
     let best_by = plan.task.best_by();
@@ -263,6 +279,7 @@ fn fit_plan(plan: &Plan) -> FitPlan {
         patience: train.eval.patience,
         min_delta: train.eval.min_delta,
         max_wall,
+        sharing: plan.distributed.sharing(&recipe.distributed),
         fingerprint: plan.fingerprint.clone(),
     }
 }
@@ -284,10 +301,19 @@ fn refuse_what_cannot_fit(plan: &Plan) -> Result<(), Failure> {
     Err(Failure::new(Kind::Memory, message))
 }
 
-fn engine_failure(error: temper_engine::Error) -> Failure {
+/// What came of something that all ranks did.
+fn together<T>(result: Result<T, temper_world::Error>) -> Result<T, Failure> {
+    result.context(Kind::World, "the ranks lost each other")
+}
+
+fn engine_failure(error: temper_engine::Error, world: &World) -> Failure {
+    if matches!(error, temper_engine::Error::Elsewhere { .. }) {
+        world.fail_elsewhere();
+    }
     let kind = match &error {
         temper_engine::Error::Diverged { .. } => Kind::Diverged,
         temper_engine::Error::NoTargets { .. } | temper_engine::Error::Data { .. } => Kind::Data,
+        temper_engine::Error::World(_) | temper_engine::Error::Disagrees { .. } => Kind::World,
         _ => Kind::Other,
     };
     Failure::new(kind, format!("error: {error}"))

@@ -4,19 +4,25 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use temper_data::{Choice, Encoded, Examples, TokenBatch};
 use temper_nn::{Pass, matmul};
+use temper_world::World;
 
 use super::{CausalLm, LOGITS};
 use crate::input;
 
 /// The share of the rows with choices whose right completion is the likeliest; none if no row has choices.
-pub(super) fn accuracy(model: &CausalLm, examples: &Examples, pad_id: u32) -> Option<f64> {
-    let (mut right, mut asked) = (0, 0);
-    for row in (0..examples.len()).filter(|&row| !examples.choices(row).is_empty()) {
+pub(super) fn accuracy(
+    model: &CausalLm,
+    world: &World,
+    examples: &Examples,
+    pad_id: u32,
+) -> Result<Option<f64>, temper_world::Error> {
+    let asked: Vec<usize> = (0..examples.len()).filter(|&row| !examples.choices(row).is_empty()).collect();
+    let right = world.map(&asked, |&row| {
         let scores = log_probabilities(model, examples.choices(row), pad_id);
-        asked += 1;
-        right += usize::from(scores[1..].iter().all(|other| scores[0] > *other));
-    }
-    (asked > 0).then(|| right as f64 / asked as f64)
+        scores[1..].iter().all(|other| scores[0] > *other)
+    })?;
+    let right = right.into_iter().filter(|&right| right).count();
+    Ok((!asked.is_empty()).then(|| right as f64 / asked.len() as f64))
 }
 
 /// The sum of the log-probabilities of each completion's tokens.

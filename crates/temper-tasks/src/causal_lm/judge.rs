@@ -5,10 +5,11 @@ use std::path::Path;
 
 use regex::Regex;
 use temper_data::Examples;
+use temper_world::World;
 
 use super::{Causal, CausalLm, Generated, Generation, choice};
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Sample, Task, by_length};
+use crate::{Evaluation, Sample, Sum, Task, by_length};
 
 /// What is measured by generating: the model answers the last trained part of each row, greedily.
 #[derive(Debug, Clone)]
@@ -23,23 +24,24 @@ pub struct Judge {
     pub generation: Generation,
 }
 
-/// The loss of some targets.
-#[derive(Clone, Copy, Default)]
-struct Sum {
-    loss: f64,
-    targets: f64,
-}
+type Shared<T> = Result<T, temper_world::Error>;
 
-pub(super) fn evaluate(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -> Evaluation {
-    let mut scores = losses(model, causal, examples, rows);
+pub(super) fn evaluate(
+    model: &CausalLm,
+    world: &World,
+    causal: &Causal,
+    examples: &Examples,
+    rows: usize,
+) -> Shared<Evaluation> {
+    let mut scores = losses(model, world, causal, examples, rows)?;
     let judge = &causal.judge;
     let generates = |metric: &Metric| matches!(metric, Metric::ExactMatch | Metric::RegexMatch);
     let all = judge.metrics.iter().any(generates);
     let asked = if all { examples.len() } else { judge.samples.min(examples.len()) };
     let questions: Vec<Question> = (0..asked).filter_map(|row| Question::of(examples, row)).collect();
-    let samples = answers(model, causal, &questions, rows);
+    let samples = answers(model, world, causal, &questions, rows)?;
     if judge.metrics.contains(&Metric::ChoiceAccuracy) {
-        let share = choice::accuracy(model, examples, causal.pad_id);
+        let share = choice::accuracy(model, world, examples, causal.pad_id)?;
         scores.extend(share.map(|share| (Metric::ChoiceAccuracy.name().to_owned(), share)));
     }
     for &metric in judge.metrics.iter().filter(|metric| generates(metric)) {
@@ -47,32 +49,31 @@ pub(super) fn evaluate(model: &CausalLm, causal: &Causal, examples: &Examples, r
         scores.insert(metric.name().to_owned(), right as f64 / samples.len() as f64);
     }
     let samples = samples.into_iter().take(judge.samples).collect();
-    Evaluation { scores, samples, logits: Vec::new() }
+    Ok(Evaluation { scores, samples, logits: Vec::new() })
 }
 
 /// Loss and perplexity; where rows come from several files, the loss of each too.
-pub(super) fn losses(model: &CausalLm, causal: &Causal, examples: &Examples, rows: usize) -> Scores {
+pub(super) fn losses(
+    model: &CausalLm,
+    world: &World,
+    causal: &Causal,
+    examples: &Examples,
+    rows: usize,
+) -> Shared<Scores> {
     let mut files: BTreeMap<&Path, Vec<u32>> = BTreeMap::new();
     (0..examples.len()).for_each(|row| files.entry(examples.source(row).path).or_default().push(row as u32));
     let names = short_names(&files.keys().copied().collect::<Vec<_>>());
-    let measure = |order: Vec<u32>| {
-        by_length(examples, order, rows).into_iter().fold(Sum::default(), |sum, rows| {
-            let loss = model.cross_entropy(&CausalLm::collate(causal, examples, &rows, 0));
-            Sum { loss: sum.loss + loss.sum.into_scalar::<f64>(), targets: sum.targets + loss.targets }
-        })
-    };
-    let sums: Vec<Sum> = files.into_values().map(measure).collect();
-    let all = sums
-        .iter()
-        .fold(Sum::default(), |all, sum| Sum { loss: all.loss + sum.loss, targets: all.targets + sum.targets });
-    let loss = all.loss / all.targets;
+    let loss = |rows: &[u32]| model.cross_entropy(&CausalLm::collate(causal, examples, rows, 0));
+    let measure = |order| Sum::of(world, &by_length(examples, order, rows), loss);
+    let sums = files.into_values().map(measure).collect::<Shared<Vec<Sum>>>()?;
+    let loss = sums.iter().fold(Sum::default(), |all, &sum| all + sum).mean();
     let mut scores =
         Scores::from([(Metric::Loss.name().to_owned(), loss), (Metric::Perplexity.name().to_owned(), loss.exp())]);
     if sums.len() > 1 {
-        let of_file = |(name, sum): (String, Sum)| (format!("loss_{name}"), sum.loss / sum.targets);
+        let of_file = |(name, sum): (String, Sum)| (format!("loss_{name}"), sum.mean());
         scores.extend(names.into_iter().zip(sums).map(of_file));
     }
-    scores
+    Ok(scores)
 }
 
 /// What tells each of `paths` from the others: its stem; where others have that too its name, then with as many
@@ -111,22 +112,30 @@ impl Question {
 }
 
 /// What the model answers, in the order of the questions.
-fn answers(model: &CausalLm, causal: &Causal, questions: &[Question], rows: usize) -> Vec<Sample> {
+fn answers(
+    model: &CausalLm,
+    world: &World,
+    causal: &Causal,
+    questions: &[Question],
+    rows: usize,
+) -> Shared<Vec<Sample>> {
     let how = &causal.judge.generation;
     let text = |ids: &[u32]| causal.tokenizer.decode(ids).unwrap_or_default().trim().to_owned();
     let mut order: Vec<usize> = (0..questions.len()).collect();
     order.sort_by_key(|&at| questions[at].prompt.len());
-    let mut samples = vec![Sample::default(); questions.len()];
-    for batch in order.chunks(rows.max(1)) {
+    let batches: Vec<&[usize]> = order.chunks(rows.max(1)).collect();
+    let generated = world.map(&batches, |batch| {
         let prompts: Vec<Vec<u32>> = batch.iter().map(|&at| questions[at].prompt.clone()).collect();
         let generated = model.generate(&prompts, how, &mut |_, _| true).expect("a causal model has a decoder");
-        for (&at, Generated { ids, .. }) in batch.iter().zip(generated) {
-            let Question { prompt, answer } = &questions[at];
-            let end = answer.iter().position(|id| how.end_ids.contains(id)).unwrap_or(answer.len());
-            samples[at] = Sample { prompt: text(prompt), expected: text(&answer[..end]), answer: text(&ids) };
-        }
+        generated.into_iter().map(|Generated { ids, .. }| ids).collect::<Vec<_>>()
+    })?;
+    let mut samples = vec![Sample::default(); questions.len()];
+    for (&at, ids) in order.iter().zip(generated.into_iter().flatten()) {
+        let Question { prompt, answer } = &questions[at];
+        let end = answer.iter().position(|id| how.end_ids.contains(id)).unwrap_or(answer.len());
+        samples[at] = Sample { prompt: text(prompt), expected: text(&answer[..end]), answer: text(&ids) };
     }
-    samples
+    Ok(samples)
 }
 
 impl Judge {

@@ -21,6 +21,7 @@ use temper_data::{Examples, TokenBatch, Tokenizer};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
+use temper_world::World;
 
 use crate::metrics::Metric;
 use crate::{Evaluation, Task, input, training};
@@ -194,13 +195,20 @@ impl Task for CausalLm {
         CausalBatch::new(examples.batch(rows, causal.pad_id))
     }
 
-    fn evaluate(&self, causal: &Causal, examples: &Examples, rows: usize) -> Evaluation {
-        judge::evaluate(self, causal, examples, rows)
+    fn evaluate(
+        &self,
+        world: &World,
+        causal: &Causal,
+        examples: &Examples,
+        rows: usize,
+    ) -> Result<Evaluation, temper_world::Error> {
+        judge::evaluate(self, world, causal, examples, rows)
     }
 
     /// The loss alone: nothing is generated.
     fn outputs(&self, causal: &Causal, examples: &Examples, rows: usize) -> Vec<f32> {
-        let scores = judge::losses(self, causal, examples, rows);
+        let scores = judge::losses(self, &World::single(), causal, examples, rows);
+        let scores = scores.expect("one rank exchanges nothing");
         scores.get(Metric::Loss.name()).map(|&loss| loss as f32).into_iter().collect()
     }
 

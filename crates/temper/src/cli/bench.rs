@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use temper_engine::{Event, Stop};
 use temper_peft::Method;
+use temper_world::{Place, World};
 
 use super::{RecipeArgs, print, writeln};
 use crate::failure::{Context, Failure, Kind};
@@ -54,9 +55,9 @@ impl BenchArgs {
             format!("eval.every={every}"),
         ]);
         let mut recipe = self.recipe.load()?;
-        device::set_up(&recipe.device)?;
+        device::set_up(&recipe.device, &Place::alone())?;
         let how = How { fresh: true, push: false };
-        let Finished { plan, .. } = train::train(&mut recipe, how, &Stop::default())?;
+        let Finished { plan, .. } = train::train(&mut recipe, how, &Stop::default(), &World::single())?;
         if let Some(path) = &self.trace {
             profile.write_trace(path)?;
         }

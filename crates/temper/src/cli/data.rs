@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use temper_hub::{DataCard, DataSplit, Push, PushFile, RepoId, Target, render_data};
+use temper_world::Place;
 
 use super::writeln;
 use crate::failure::{Context, Failure, Kind};
@@ -88,7 +89,7 @@ impl PreviewArgs {
     fn run(self) -> Result<(), Failure> {
         let mut recipe = self.recipe.load()?;
         fetch(&mut recipe, false)?;
-        let (plan, inputs) = resolve(&recipe)?;
+        let (plan, inputs) = resolve(&recipe, &Place::alone())?;
         if !matches!(plan.task, TaskPlan::CausalLm { .. }) {
             let message =
                 "error: only `kind = \"causal-lm\"` learns tokens; the rows of other tasks are learned by their labels";

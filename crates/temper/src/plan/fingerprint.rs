@@ -30,11 +30,14 @@ impl Plan {
 /// The part of a plan that decides a number: not where the run goes, how often it reports or saves, nor what memory there
 /// is.
 fn deciding(mut plan: Value) -> Value {
-    const APART: [&str; 7] = ["run", "sources", "endpoint", "to_come", "export", "memory", "fingerprint"];
+    const APART: [&str; 8] =
+        ["distributed", "run", "sources", "endpoint", "to_come", "export", "memory", "fingerprint"];
     const REPORTS: [&str; 5] = ["log_every", "save_every", "keep_last", "max_wall", "gradient_checkpointing"];
     for (table, apart) in [
         ("", &APART[..]),
         ("/task", &["samples"]),
+        // What the recipe leaves open depends on the number of ranks, and makes the same step.
+        ("/train", &["micro_batch", "eval_batch"]),
         ("/train/config", &REPORTS),
         ("/data/config", &["workers"]),
         ("/device", &["name", "threads"]),

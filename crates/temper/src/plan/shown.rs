@@ -8,6 +8,7 @@ use temper_tasks::Metric;
 
 use super::{AdaptedModule, PinnedFile, Plan, TaskPlan};
 use crate::fetch::Source;
+use crate::ranks::RanksPlan;
 use crate::recipe::FrozenDtype;
 use crate::units::grouped;
 
@@ -194,6 +195,10 @@ impl Plan {
             row("device", self.device.to_string()),
             row("seed", train.config.seed.to_string()),
         ];
+        let RanksPlan { ranks, shard, why } = &self.distributed;
+        if *ranks > 1 {
+            rows.push(row("ranks", format!("{ranks}, shard {}: {why}", shard.name())));
+        }
         rows.extend(
             self.device.passed.iter().map(|passed| row("passed over", format!("{}: {}", passed.backend, passed.why))),
         );

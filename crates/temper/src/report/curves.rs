@@ -86,7 +86,7 @@ fn svg_legend(chart: &Chart) -> String {
 }
 
 /// The training loss, as logged and smoothed, and the loss on the evaluation rows where there is one.
-fn loss_chart(data: &ReportData) -> Option<(String, Chart<'_>)> {
+pub(super) fn loss_chart(data: &ReportData) -> Option<(String, Chart<'_>)> {
     let losses: Vec<f64> = data.steps.iter().map(|point| point.loss).collect();
     let last = data.steps.last()?;
     let smoothed = smooth(&losses, half_life(&losses));
@@ -128,7 +128,7 @@ fn metric_charts(data: &ReportData) -> Vec<(String, Chart<'_>)> {
     metrics.into_iter().map(chart).collect()
 }
 
-fn metric_line(evaluations: &[EvaluationPoint], metric: &str) -> Option<Line> {
+pub(super) fn metric_line(evaluations: &[EvaluationPoint], metric: &str) -> Option<Line> {
     let scores = evaluations.iter().filter_map(|evaluation| Some((evaluation.step, *evaluation.scores.get(metric)?)));
     let scores: Vec<(u64, f64)> = scores.filter(|(_, score)| score.is_finite()).collect();
     let kept = downsample(&scores.iter().map(|&(_, score)| score).collect::<Vec<_>>(), POINTS);
@@ -147,7 +147,12 @@ fn best_point(data: &ReportData, line: &Line) -> Option<(f64, f64)> {
 }
 
 /// A quantity of the training reports, and where it is `noisy` its course without the noise.
-fn step_chart<'a>(data: &'a ReportData, y_label: &'a str, noisy: bool, value: impl Fn(&StepPoint) -> f64) -> Chart<'a> {
+pub(super) fn step_chart<'a>(
+    data: &'a ReportData,
+    y_label: &'a str,
+    noisy: bool,
+    value: impl Fn(&StepPoint) -> f64,
+) -> Chart<'a> {
     let measured = data.steps.iter().map(|point| (point.step, value(point))).filter(|(_, value)| value.is_finite());
     let (steps, values): (Vec<u64>, Vec<f64>) = measured.unzip();
     let kept = downsample(&values, POINTS);

@@ -5,7 +5,6 @@ use crate::units;
 
 /// The page, complete in itself: no other file, no network, and no script needed to read it.
 pub fn render(data: &ReportData) -> String {
-    let title = escape(&data.name);
     let sections = [
         section("Curves", &curves::figures(data)),
         section("Confusion", &data.confusion.as_ref().map(tables::confusion).unwrap_or_default()),
@@ -15,15 +14,19 @@ pub fn render(data: &ReportData) -> String {
         section("Plan", &tables::plan(data)),
         section("Recipe", &tables::recipe(&data.recipe)),
     ];
+    document(&data.name, &header(data), &sections.concat())
+}
+
+/// A page with its styles and its script, complete in itself; `header` and `main` are HTML.
+pub(super) fn document(title: &str, header: &str, main: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title} · temper</title>\n<style>\n{}{}</style>\n</head>\n\
-         <body>\n{}\n<main>\n{}\n</main>\n<footer>temper {}</footer>\n<script>\n{}</script>\n</body>\n</html>\n",
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{} · temper</title>\n<style>\n{}{}</style>\n</head>\n\
+         <body>\n{header}\n<main>\n{main}\n</main>\n<footer>temper {}</footer>\n<script>\n{}</script>\n</body>\n</html>\n",
+        escape(title),
         include_str!("colors.css"),
         include_str!("page.css"),
-        header(data),
-        sections.concat(),
         env!("CARGO_PKG_VERSION"),
         include_str!("hover.js"),
     )
@@ -46,7 +49,7 @@ pub fn escape(text: &str) -> String {
 }
 
 /// A section with a heading; nothing where it would be empty.
-fn section(title: &str, content: &str) -> String {
+pub(super) fn section(title: &str, content: &str) -> String {
     if content.is_empty() { String::new() } else { format!("<section>\n<h2>{title}</h2>\n{content}\n</section>\n") }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Footprint<'a> {
     pub precision: Precision,
     /// Bytes that the device can give, where that is known.
     pub available: Option<u64>,
+    /// Among how many ranks the optimizer's state is divided.
+    pub owners: u64,
 }
 
 /// What layers keep for the backward pass.
@@ -116,7 +118,7 @@ impl Footprint<'_> {
         let memory = Memory::estimate(Needs {
             weights: self.weights(),
             gradients: 4 * trainable * if several { 2 } else { 1 },
-            optimizer,
+            optimizer: optimizer.div_ceil(self.owners),
             mapped: self.weights.map_or(0, Weights::mapped),
             tokenizer_files: self.tokenizer.files().iter().map(|path| size(path)).sum(),
             tokens: dataset.report.train.tokens + dataset.report.eval.tokens,

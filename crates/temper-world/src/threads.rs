@@ -1,0 +1,173 @@
+//! Ranks that are threads of one process: to test with.
+
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::{Tensor, TensorData};
+
+use crate::{Collectives, Error, Place, World};
+
+/// Runs `run` on `size` ranks, each a thread, and returns what came of each.
+///
+/// # Panics
+///
+/// When a rank does.
+pub fn in_threads<R: Send>(size: usize, run: impl Fn(World) -> R + Sync) -> Vec<R> {
+    let table = Arc::new(Table { turn: Mutex::new(Turn { put: vec![None; size], taken: 0 }), changed: Condvar::new() });
+    std::thread::scope(|scope| {
+        let rank = |rank| {
+            let (table, run) = (table.clone(), &run);
+            scope.spawn(move || {
+                let place = Place { rank, size, local_rank: rank, local_size: size, launcher: "threads" };
+                run(World::of(place, Rc::new(Seat { table, rank, size })))
+            })
+        };
+        let ranks: Vec<_> = (0..size).map(rank).collect();
+        ranks.into_iter().map(|rank| rank.join().expect("a rank panicked")).collect()
+    })
+}
+
+/// Where ranks put what they have; when all have, each takes a copy of it.
+struct Table {
+    turn: Mutex<Turn>,
+    changed: Condvar,
+}
+
+struct Turn {
+    put: Vec<Option<Vec<u8>>>,
+    taken: usize,
+}
+
+struct Seat {
+    table: Arc<Table>,
+    rank: usize,
+    size: usize,
+}
+
+impl Seat {
+    fn lock(&self) -> MutexGuard<'_, Turn> {
+        self.table.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pass(&self, own: Vec<u8>) -> Vec<Vec<u8>> {
+        let wait = |turn| self.table.changed.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        let mut turn = self.lock();
+        // The last turn is over when all have taken.
+        while turn.put[self.rank].is_some() {
+            turn = wait(turn);
+        }
+        turn.put[self.rank] = Some(own);
+        self.table.changed.notify_all();
+        while turn.put.iter().any(Option::is_none) {
+            turn = wait(turn);
+        }
+        let all: Vec<Vec<u8>> = turn.put.iter().flatten().cloned().collect();
+        turn.taken += 1;
+        if turn.taken == self.size {
+            *turn = Turn { put: vec![None; self.size], taken: 0 };
+            self.table.changed.notify_all();
+        }
+        // Nobody leaves before all have taken, so that nobody meets an old turn.
+        while turn.taken > 0 && turn.put.iter().all(Option::is_some) {
+            turn = wait(turn);
+        }
+        all
+    }
+
+    fn floats(&self, values: Tensor<1>) -> Result<Vec<Vec<f32>>, Error> {
+        let own = crate::collectives::to_host(values)?;
+        let own: Vec<u8> = own.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        Ok(self.pass(own).iter().map(|bytes| bytes.chunks_exact(4).map(value).collect()).collect())
+    }
+}
+
+impl Collectives for Seat {
+    fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>, Error> {
+        let device = values.device();
+        let all = self.floats(values)?;
+        let sums: Vec<f32> = (0..all[0].len()).map(|i| all.iter().map(|values| values[i]).sum()).collect();
+        Ok(Tensor::from_data(TensorData::from(sums.as_slice()), &device))
+    }
+
+    fn reduce_scatter(&self, values: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
+        let start = parts[..self.rank].iter().sum::<usize>();
+        let sums = self.all_reduce(values)?;
+        Ok(sums.slice(start..start + parts[self.rank]))
+    }
+
+    fn all_gather(&self, part: Tensor<1>, _parts: &[usize]) -> Result<Tensor<1>, Error> {
+        let device = part.device();
+        let all = self.floats(part)?.concat();
+        Ok(Tensor::from_data(TensorData::from(all.as_slice()), &device))
+    }
+
+    fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(self.pass(bytes.to_vec()))
+    }
+
+    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let all = self.pass(bytes.to_vec());
+        Ok(if self.rank == 0 { all } else { Vec::new() })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use temper_device::testing;
+
+    use super::*;
+
+    fn tensor(values: &[f32]) -> Tensor<1> {
+        Tensor::from_data(TensorData::from(values), &testing::device())
+    }
+
+    fn vec(values: Tensor<1>) -> Vec<f32> {
+        values.try_into_data().unwrap().iter().collect()
+    }
+
+    #[test]
+    fn ranks_do_together_what_they_say() {
+        let found = in_threads(3, |world| {
+            let r = world.rank() as f32;
+            let sums = vec(world.all_reduce(tensor(&[r, 10.0 * r, 1.0])).unwrap());
+            let part = vec(world.reduce_scatter(tensor(&[r, 1.0, 2.0, 3.0]), &[1, 0, 3]).unwrap());
+            let own = vec![r; world.rank()];
+            let all = vec(world.all_gather(tensor(&own), &[0, 1, 2]).unwrap());
+            let squares = world.map(&[1, 2, 3, 4, 5, 6, 7], |x| x * x).unwrap();
+            let led = world.from_lead(world.rank() + 7).unwrap();
+            let collected = world.collect(format!("r{r}")).unwrap();
+            let alone = world.lead_alone(|| r).unwrap();
+            (sums, part, all, squares, led, collected, alone)
+        });
+        for (rank, (sums, part, all, squares, led, collected, alone)) in found.into_iter().enumerate() {
+            assert_eq!(sums, [3.0, 30.0, 3.0]);
+            assert_eq!(part, [&[3.0][..], &[], &[3.0, 6.0, 9.0]][rank]);
+            assert_eq!(all, [1.0, 2.0, 2.0]);
+            assert_eq!(squares, [1, 4, 9, 16, 25, 36, 49]);
+            assert_eq!(led, 7);
+            assert_eq!(collected, if rank == 0 { vec!["r0", "r1", "r2"] } else { vec![] });
+            assert_eq!(alone, (rank == 0).then_some(0.0));
+        }
+    }
+
+    #[test]
+    fn many_turns_do_not_mix() {
+        let sums = in_threads(4, |world| {
+            let sum = |turn: usize| world.exchange(turn * 4 + world.rank()).unwrap().into_iter().sum();
+            (0..500).map(sum).collect::<Vec<usize>>()
+        });
+        let expected: Vec<usize> = (0..500).map(|turn| 16 * turn + 6).collect();
+        assert_eq!(sums, vec![expected; 4]);
+    }
+
+    #[test]
+    fn one_rank_has_nobody_to_wait_for() {
+        let world = World::single();
+        assert_eq!(vec(world.all_reduce(tensor(&[1.5])).unwrap()), [1.5]);
+        assert_eq!(world.exchange(5).unwrap(), [5]);
+        assert_eq!(world.map(&[1, 2, 3], |x| x * 2).unwrap(), [2, 4, 6]);
+        assert!(world.leads() && world.is_single() && world.traffic().operations == 0);
+    }
+}

@@ -1,0 +1,91 @@
+//! The ranks of a run, one process for each device: how they join, and how they end together.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use temper_engine::Sharing;
+use temper_world::{DistributedConfig, Limits, Place, Shard, Verdict, World};
+
+use crate::failure::{Context, Failure, Kind};
+use crate::recipe::parse_duration;
+
+/// How ranks share a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct RanksPlan {
+    /// How many there are.
+    pub ranks: usize,
+    /// What each keeps only its part of.
+    pub shard: Shard,
+    /// Why.
+    pub why: &'static str,
+}
+
+impl RanksPlan {
+    /// What `config` comes to for that many ranks.
+    pub fn new(config: &DistributedConfig, ranks: usize, adapter: bool) -> Self {
+        let (shard, why) = match config.shard {
+            _ if ranks == 1 => (Shard::None, "one rank has everything"),
+            Shard::Auto if adapter => {
+                (Shard::None, "what an adapter trains is small beside the base, which each rank needs")
+            }
+            Shard::Auto => {
+                (Shard::Optimizer, "the optimizer's state of all parameters is divided for the same bytes on the wire")
+            }
+            asked => (asked, "the recipe says so"),
+        };
+        Self { ranks, shard, why }
+    }
+
+    /// What the loop needs of it.
+    pub fn sharing(&self, config: &DistributedConfig) -> Sharing {
+        Sharing { shard: self.shard, bucket_bytes: config.bucket_mib << 20, check_every: config.check_every }
+    }
+}
+
+/// Where the launcher, if there is one, has put this process.
+///
+/// # Errors
+/// When its variables contradict each other.
+pub fn place() -> Result<Place, Failure> {
+    Place::read(|name| std::env::var(name).ok()).context(Kind::Recipe, "the launcher's environment is wrong")
+}
+
+/// Joins the ranks that the launcher started.
+///
+/// # Errors
+/// When there are several, and they cannot be joined.
+pub fn join() -> Result<World, Failure> {
+    let place = place()?;
+    let size = place.size;
+    World::join(place, move |verdict| tell(verdict, size)).context(Kind::Other, "the ranks did not come together")
+}
+
+/// Says why all ranks end.
+fn tell(verdict: &Verdict, size: usize) {
+    let Verdict { rank, step, cause, code } = verdict;
+    let at = if *step == 0 { "before the first step".into() } else { format!("at step {step}") };
+    let cause = cause.strip_prefix("error: ").unwrap_or(cause);
+    let message = format!("error: rank {rank} of {size} {at}: {cause}");
+    if *code == temper_world::WORLD_FAILED {
+        eprintln!("{message}\n  = help: all ranks end; the same command goes on from the last checkpoint");
+    } else {
+        eprintln!("{message}");
+    }
+}
+
+/// After how long ranks are given up.
+pub fn limits(config: &DistributedConfig) -> Limits {
+    let default = Limits::default();
+    let read = |text: &str, default: Duration| parse_duration(text).unwrap_or(default);
+    Limits { silence: read(&config.silence, default.silence), patience: read(&config.patience, default.patience) }
+}
+
+/// Ends a run on this rank: in peace, or together with the others, of which one speaks.
+pub fn end<T>(world: &World, result: Result<T, Failure>) -> Result<T, Failure> {
+    let asked = |failure: &Failure| failure.kind == Kind::Interrupted;
+    match &result {
+        Err(failure) if !asked(failure) => world.fail(&failure.to_string(), failure.kind as u8),
+        _ => world.goodbye(),
+    }
+    result.map_err(|failure| if world.leads() { failure } else { failure.unsaid() })
+}
