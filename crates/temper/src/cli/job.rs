@@ -12,7 +12,8 @@ use crate::job::{Output, Work};
 pub(super) enum JobVerb {
     /// A batch script for Slurm: it asks for a checkpoint ahead of the time limit, and submits itself again until the run is done.
     Slurm(SlurmArgs),
-    /// A manifest for Kubernetes: a Job for one pod, a JobSet for several.
+    /// A manifest for Kubernetes: a Job that starts its pod again after an interruption, an eviction or a crash, and not after
+    /// what would fail the same each time.
     K8s(KubernetesArgs),
 }
 

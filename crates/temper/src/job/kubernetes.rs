@@ -1,4 +1,4 @@
-//! Manifests for Kubernetes: a Job for one pod, a JobSet for several.
+//! A manifest for Kubernetes: a Job of one pod, with the recipe in a ConfigMap.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,6 @@ use super::values::{LABEL, label, line, mount, quantity, to_label, word};
 use super::{Work, comment};
 use crate::failure::{Context, Failure, Kind};
 use crate::recipe::plain;
-
-/// The port at which the ranks meet.
-const PORT: u16 = 29_500;
 
 /// Bytes of a ConfigMap, of which the API server takes a megabyte with all that is around them.
 const LARGEST: usize = 900 << 10;
@@ -33,16 +30,16 @@ pub struct Kubernetes {
     /// Where the claim is mounted. Relative paths, the recipe's and the run directory's, begin there.
     #[arg(long, default_value = "/work", value_name = "DIR", value_parser = mount)]
     mount: String,
-    /// Pods, with one process each.
+    /// Pods. Several would be several ranks, and no engine that temper has yet meets without `mpirun`: more than 1 is refused.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     nodes: u32,
-    /// GPUs of each pod. A process uses one; for more, raise --nodes.
+    /// GPUs of the pod. A process uses one at most.
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1))]
     gpus: u32,
-    /// Cores of each pod, such as `4` or `500m`. Default: no limit.
+    /// Cores of the pod, such as `4` or `500m`. Default: no limit.
     #[arg(long, value_name = "AMOUNT", value_parser = quantity)]
     cpus: Option<String>,
-    /// Memory of each pod, such as `16Gi`. Default: no limit.
+    /// Memory of the pod, such as `16Gi`. Default: no limit.
     #[arg(long, value_name = "AMOUNT", value_parser = quantity)]
     memory: Option<String>,
     /// Namespace. Default: that of `kubectl`.
@@ -68,32 +65,26 @@ impl Kubernetes {
     /// # Errors
     /// When what is asked for cannot be, or contradicts the recipe.
     pub fn manifest(&self, work: &Work<'_>) -> Result<String, Failure> {
+        if self.nodes > 1 {
+            let message =
+                "ranks in several pods need an engine that meets without mpirun, which temper does not have yet";
+            let help = "leave out --nodes; `temper job slurm` starts several processes";
+            return Err(refused(format!("{message}\n  = help: {help}")));
+        }
         let (name, recipe) = (self.name(work)?, inside(work)?);
         let run = work.recipe.run_dir();
         if plain(&run).starts_with("..") || run.is_absolute() && !run.starts_with(&self.mount) {
             let help = "write one that begins at --mount, with `--set run.dir=...`";
             return Err(refused(format!("the run directory {} is not on the claim\n  = help: {help}", run.display())));
         }
-        let job = if self.nodes == 1 { self.job(&name) } else { self.job_set(&name) };
-        let pod = self.pod(work, &name, &recipe)?;
-        let job = job + &indent(&pod, if self.nodes == 1 { 6 } else { 14 });
+        let job = self.job(&name) + &indent(&self.pod(work, &name, &recipe)?, 6);
         Ok([self.head(work, &name, &recipe)?, self.config_map(work, &name)?, job].join("---\n"))
     }
 
-    /// The name, short enough for what Kubernetes adds to it.
     fn name(&self, work: &Work<'_>) -> Result<String, Failure> {
-        // A pod of a set is called NAME-ranks-0-RANK and five letters.
-        let added = if self.nodes == 1 { 0 } else { format!("-ranks-0-{}-12345", self.nodes - 1).len() };
-        let longest = LABEL - added;
         let run = work.recipe.name();
-        let Some(name) = self.name.clone().or_else(|| to_label(&run, longest)) else {
-            return Err(refused(format!("the run is called {run:?}, from which no name can be made: write --name")));
-        };
-        if name.len() > longest {
-            let (near, pods) = (to_label(&name, longest).unwrap_or_default(), self.nodes);
-            return Err(refused(format!("with {pods} pods a name has at most {longest} letters: `--name {near}`")));
-        }
-        Ok(name)
+        let refused = || refused(format!("the run is called {run:?}, from which no name can be made: write --name"));
+        self.name.clone().or_else(|| to_label(&run, LABEL)).ok_or_else(refused)
     }
 
     fn head(&self, work: &Work<'_>, name: &str, recipe: &str) -> Result<String, Failure> {
@@ -103,10 +94,9 @@ impl Kubernetes {
              #     kubectl logs -f --prefix -l app.kubernetes.io/instance={name}     # JSON, a line for each event\n\
              #     kubectl delete -f THIS-FILE    # end, with a checkpoint; the claim stays\n#\n\
              # Deleted and applied again it goes on where it stopped; while it runs, a second job of the same run is refused.\n\
-             # The claim {} must exist{}. It is mounted at {} and keeps {}.\n",
+             # The claim {} must exist. It is mounted at {} and keeps {}.\n",
             comment(work.path()?),
             comment(&self.pvc),
-            if self.nodes == 1 { "" } else { ", with access for several nodes (ReadWriteMany)" },
             comment(&self.mount),
             comment(&work.recipe.run_dir().display().to_string()),
         );
@@ -150,27 +140,7 @@ impl Kubernetes {
         )
     }
 
-    /// A JobSet up to its pod.
-    fn job_set(&self, name: &str) -> String {
-        format!(
-            "# A JobSet (jobset.sigs.k8s.io), because the ranks are a gang: when one dies, all end within seconds (exit code 8), and\n\
-             # all must start together. A Job would start each pod again on its own, later and later, and count each of them.\n\
-             apiVersion: jobset.x-k8s.io/v1alpha2\nkind: JobSet\n{}spec:\n  network:\n    enableDNSHostnames: true\n    \
-             subdomain: {}\n  failurePolicy:\n    # Starts of all ranks after a failure of one.\n    maxRestarts: {}\n    rules:\n      \
-             # What fails the same each time: see podFailurePolicy.\n      - name: hopeless\n        action: FailJobSet\n        \
-             onJobFailureReasons: [PodFailurePolicy]\n  replicatedJobs:\n    - name: ranks\n      replicas: 1\n      \
-             template:\n        spec:\n          completionMode: Indexed\n          parallelism: {nodes}\n          completions: {nodes}\n          \
-             # The set starts all again, not the job one of them.\n          backoffLimit: 0\n{}          template:\n            {}",
-            self.metadata(name, name),
-            quoted(name),
-            self.restarts,
-            indent(POLICY, 10),
-            indent(&format!("metadata:\n{}spec:\n", indent(&labels(name), 2)), 12).trim_start(),
-            nodes = self.nodes,
-        )
-    }
-
-    /// The specification of a pod.
+    /// The specification of its pod.
     fn pod(&self, work: &Work<'_>, name: &str, recipe: &str) -> Result<String, Failure> {
         let mut arguments = work.arguments(recipe, self.gpus > 0)?.concat();
         arguments.splice(0..0, ["--log-format", "json"].map(str::to_owned));
@@ -186,7 +156,7 @@ impl Kubernetes {
             self.grace,
             quoted(&self.image),
             quoted(&self.mount),
-            indent(&self.environment(name), 6),
+            indent(&self.environment(), 6),
         );
         pod.push_str("    securityContext:\n      allowPrivilegeEscalation: false\n      capabilities:\n        drop: [\"ALL\"]\n");
         let gpus = (self.gpus > 0).then(|| self.gpus.to_string());
@@ -209,31 +179,13 @@ impl Kubernetes {
         Ok(pod)
     }
 
-    /// What the process reads: where downloads are kept, and which rank it is, as torchrun says it.
-    fn environment(&self, name: &str) -> String {
+    /// What the process reads: where downloads are kept, and the token of the hub.
+    fn environment(&self) -> String {
         let cache = format!("{}/.cache/huggingface", self.mount);
         let mut lines = format!("# Downloads outlive the pod.\n- name: HF_HOME\n  value: {}\n", expanded(&cache));
         if let Some(secret) = &self.token_secret {
             let reference = format!("    secretKeyRef:\n      name: {}\n      key: HF_TOKEN\n", quoted(secret));
             let _ = write!(lines, "- name: HF_TOKEN\n  valueFrom:\n{reference}");
-        }
-        if self.nodes > 1 {
-            let path = "metadata.annotations['batch.kubernetes.io/job-completion-index']";
-            let _ = write!(
-                lines,
-                "# One process a pod; they meet at pod 0.\n- name: RANK\n  valueFrom:\n    fieldRef:\n      \
-                 fieldPath: {}\n",
-                quoted(path)
-            );
-            for (variable, value) in [
-                ("WORLD_SIZE", self.nodes.to_string()),
-                ("LOCAL_RANK", "0".into()),
-                ("LOCAL_WORLD_SIZE", "1".into()),
-                ("MASTER_ADDR", format!("{name}-ranks-0-0.{name}")),
-                ("MASTER_PORT", PORT.to_string()),
-            ] {
-                let _ = write!(lines, "- name: {variable}\n  value: {}\n", quoted(&value));
-            }
         }
         lines
     }
@@ -262,7 +214,7 @@ podFailurePolicy:
       onPodConditions:
         - type: DisruptionTarget
           status: \"True\"
-    # The others are counted: 8 says that a rank died, hung or disagreed; 137 that the pod was killed.
+    # The others are counted by backoffLimit: 1, 7, 8, or 137 when the pod was killed.
 ";
 
 fn refused(message: String) -> Failure {

@@ -10,6 +10,11 @@ use super::values::{TimeLimit, line, option, slurm_memory, time, word as one_wor
 use super::{Work, comment};
 use crate::failure::{Context, Failure, Kind};
 
+/// What several processes need.
+const RANKS: &str = "\
+# Each process is a rank. They need a temper that was built with `--features mpi`, and an Open MPI and a Slurm with PMIx.
+";
+
 /// What a batch script asks of Slurm.
 #[derive(Debug, Args)]
 pub struct Slurm {
@@ -44,7 +49,7 @@ pub struct Slurm {
     /// Starts after a process died, hung or was killed. Those after an interruption are not counted.
     #[arg(long, default_value_t = 3, value_name = "N")]
     restarts: u32,
-    /// How several processes find each other, as `srun --mpi=list` names it.
+    /// How several processes find each other, as `srun --mpi=list` names it. They need a build with the feature `mpi`.
     #[arg(long, default_value = "pmix", value_name = "TYPE", value_parser = one_word)]
     mpi: String,
     /// Run inside this image with Apptainer: a file, or `docker://…`.
@@ -181,7 +186,8 @@ impl Slurm {
             script,
             "# This shell outlives what is sent to the job, to read the exit code. The processes end each other: srun shall\n\
              # neither kill the rest while a checkpoint is written, nor while the first of them writes the model.\n\
-             trap : TERM USR1\n{}\ncode=$?\n",
+             {}trap : TERM USR1\n{}\ncode=$?\n",
+            if self.tasks() > 1 { RANKS } else { "" },
             self.command(work)?
         );
         let _ = write!(
