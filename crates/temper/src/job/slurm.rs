@@ -193,7 +193,7 @@ impl Slurm {
         let _ = write!(
             script,
             r#"
-# Incomplete: not if the job was cancelled or is out of time already.
+# Incomplete: not a job that was cancelled, or is out of time already.
 requeue() {{
     echo "$(date +%FT%T%z) exit code $code: $1"
     scontrol requeue Incomplete "$SLURM_JOB_ID"
@@ -201,7 +201,7 @@ requeue() {{
 
 if [ "$code" -eq 5 ]; then
     # Interrupted, with a checkpoint: always again.
-    requeue "interrupted, to be started again"
+    requeue "interrupted, to be started again unless it was cancelled"
 elif [ "$code" -eq 8 ] || [ "$code" -gt 128 ]; then
     # A process died, hung or disagreed, or was killed (128 and its signal): again from the last checkpoint, {restarts} times.
     echo "$(date +%FT%T%z) exit code $code" >> "$failures"
