@@ -3,6 +3,8 @@
     cargo build --release --workspace --bin temper
     python3 tests/jobs/slurm.py [CHECK ...]
 
+`ranks`, which is left out unless it is asked for, is the check of a build with `--features temper/mpi`.
+
 Needs root, for Slurm's daemons, and Debian's packages slurm-wlm and munge, which it installs if they are missing. It starts a
 cluster of its own on loopback, with ports and files that no other has, and stops it at the end. Takes some minutes. Exits
 with 1 if a check fails.
@@ -211,15 +213,16 @@ class Run:
     def resumed(self):
         return [event["step"] for event in self.events() if event["event"] == "resumed"]
 
-    def kill(self):
-        """Kills its process, as the system does when memory is short."""
-        def is_ours(process):
+    def kill(self, rank=0):
+        """Kills one of its processes, as the system does when memory is short."""
+        def is_it(process):
             with contextlib.suppress(OSError):
-                return (process / "exe").resolve() == TEMPER and (process / "cwd").resolve() == self.place.resolve()
+                here = (process / "exe").resolve() == TEMPER and (process / "cwd").resolve() == self.place.resolve()
+                return here and f"SLURM_PROCID={rank}".encode() in (process / "environ").read_bytes().split(b"\0")
             return False
-        ours = [int(process.name) for process in pathlib.Path("/proc").iterdir() if process.name.isdigit() and is_ours(process)]
-        assert len(ours) == 1, ours
-        os.kill(ours[0], signal.SIGKILL)
+        found = [int(process.name) for process in pathlib.Path("/proc").iterdir() if process.name.isdigit() and is_it(process)]
+        assert len(found) == 1, found
+        os.kill(found[0], signal.SIGKILL)
 
 
 def interrupted(cluster):
@@ -287,19 +290,38 @@ def cancelled(cluster):
     assert run.resumed() == [done], run.resumed()
 
 
+def ranks(cluster):
+    """Two processes with PMIx: interrupted, then one of them dies and all start again."""
+    run = Run(cluster, "ranks", 400, "--tasks-per-node=2", "--set=train.save_every=20")
+    run.submit()
+    run.reach(50)
+    cluster.run("scancel", "--signal=USR1", run.number)
+    run.restarted(1)
+    assert "exit code 5: interrupted" in run.log(), run.said()
+    until("it goes on from a checkpoint", run.resumed)
+    run.reach(100)
+    run.kill(rank=1)
+    run.restarted(2)
+    assert "rank 1 of 2" in run.log() and "failed, to be started again" in run.log(), run.said()
+    run.ends("COMPLETED", 0, 2)
+    run.whole()
+    assert json.loads((run.dir / "plan.json").read_text())["distributed"]["ranks"] == 2
+
+
 CHECKS = (wrong, interrupted, out_of_time, killed, cancelled)
 
 
 def main():
     if not TEMPER.exists():
         sys.exit(f"{TEMPER} does not exist: see the head of this file")
-    unknown = set(sys.argv[1:]) - {check.__name__ for check in CHECKS}
+    known = {check.__name__: check for check in (*CHECKS, ranks)}
+    unknown = set(sys.argv[1:]) - known.keys()
     if unknown:
         sys.exit(f"no such check: {', '.join(sorted(unknown))}")
     if not all(shutil.which(program) for program in ("munged", "slurmctld", "slurmd", "sbatch", "srun")):
         for command in (("apt-get", "update", "-qq"), ("apt-get", "install", "-qqy", "slurm-wlm", "munge")):
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    checks = [check for check in CHECKS if not sys.argv[1:] or check.__name__ in sys.argv[1:]]
+    checks = [known[name] for name in sys.argv[1:]] or CHECKS
     failed = 0
     with Cluster() as cluster:
         for check in checks:
