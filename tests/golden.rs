@@ -13,7 +13,7 @@ pub fn same(name: &str, found: &str) {
 
 #[test]
 fn help() {
-    let verbs: [&[&str]; 9] = [
+    let verbs: [&[&str]; 11] = [
         &[],
         &["train"],
         &["sweep"],
@@ -23,6 +23,8 @@ fn help() {
         &["generate"],
         &["chat"],
         &["data", "preview"],
+        &["job", "slurm"],
+        &["job", "k8s"],
     ];
     let texts = verbs.map(|verb| text(&temper(&[verb, &["--help"]].concat()).stdout));
     same("help.txt", &texts.join("\n"));

@@ -10,6 +10,7 @@ mod devices;
 mod golden;
 mod house;
 mod hub;
+mod jobs;
 mod ranks;
 mod runs;
 

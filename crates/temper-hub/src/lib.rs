@@ -66,7 +66,7 @@ mod sketch;
 mod token;
 mod tree;
 mod verify;
-mod yaml;
+pub mod yaml;
 
 pub use browse::{Facts, Found, Search};
 pub use card::{

@@ -93,7 +93,8 @@ fn string(text: &str) -> String {
     if plain { text.to_string() } else { quoted(text) }
 }
 
-fn quoted(text: &str) -> String {
+/// `text` in double quotes, on one line.
+pub fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

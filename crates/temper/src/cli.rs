@@ -5,6 +5,7 @@ mod data;
 mod devices;
 mod generate;
 mod hub;
+mod job;
 mod launch;
 mod runs;
 mod sweep;
@@ -56,7 +57,8 @@ struct LogArgs {
     /// What to log: error, warn, info, debug or trace.
     #[arg(long, global = true, default_value = "warn", value_name = "LEVEL")]
     log_level: tracing::Level,
-    /// How the log on stderr looks.
+    /// How the log on stderr looks. In JSON, and without a terminal, training writes each of its events there too, as in
+    /// events.jsonl.
     #[arg(long, global = true, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
 }
@@ -106,6 +108,9 @@ enum Verb {
     Data(data::DataVerb),
     /// List the devices of this build and this machine, and what is missing for others.
     Devices(devices::DevicesArgs),
+    /// Write a recipe as a job for a scheduler: a script or manifest to read and edit.
+    #[command(subcommand)]
+    Job(job::JobVerb),
     /// Say what of the environment decides where files come from and go to.
     Env,
 }
@@ -235,6 +240,7 @@ impl Cli {
             Verb::Hub(verb) => verb.run(),
             Verb::Data(verb) => verb.run(),
             Verb::Devices(args) => args.run(),
+            Verb::Job(verb) => verb.run(),
             Verb::Env => hub::env(),
         }
     }

@@ -18,6 +18,20 @@ pub struct Record {
     pub event: Event,
 }
 
+impl Record {
+    /// `event`, which happened now.
+    pub fn now(event: &Event) -> Self {
+        Self { time: timestamp(SystemTime::now()), event: event.clone() }
+    }
+
+    /// Its line, with the line break.
+    pub fn line(&self) -> io::Result<Vec<u8>> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        Ok(line)
+    }
+}
+
 /// Appends events to a file. The first event decides what happens to lines that an earlier process left there:
 /// [`Event::Resumed`] cuts off what comes after its step (those steps run again), anything else starts the file anew;
 /// [`Event::Refused`] comes before either and waits for it. So the file holds each step once, however often the run was
@@ -44,7 +58,7 @@ impl JsonlWriter {
     }
 
     fn append(&mut self, event: &Event) -> io::Result<()> {
-        self.waiting.push(Record { time: timestamp(SystemTime::now()), event: event.clone() });
+        self.waiting.push(Record::now(event));
         if !self.begun {
             let kept = match event {
                 Event::Refused { .. } => return Ok(()),
@@ -56,9 +70,7 @@ impl JsonlWriter {
             self.begun = true;
         }
         for record in self.waiting.drain(..) {
-            let mut line = serde_json::to_vec(&record)?;
-            line.push(b'\n');
-            self.file.write_all(&line)?;
+            self.file.write_all(&record.line()?)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ pub mod failure;
 pub mod fetch;
 pub mod finish;
 pub mod inference;
+pub mod job;
 pub mod language;
 pub mod logs;
 pub mod memory;

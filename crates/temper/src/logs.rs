@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use tracing_subscriber::fmt;
@@ -14,6 +15,7 @@ use crate::failure::{Context, Failure, Kind};
 use crate::profile::{self, Profile};
 
 static FILE: OnceLock<Mutex<File>> = OnceLock::new();
+static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Installs the subscriber, once in a process: stderr from `level` on, the file from `info` on, and spans into `profile`.
 pub fn install(level: tracing::Level, format: LogFormat, profile: Option<Profile>) {
@@ -23,6 +25,7 @@ pub fn install(level: tracing::Level, format: LogFormat, profile: Option<Profile
         let others = LevelFilter::WARN.min(level);
         Targets::new().with_target("temper", level).with_target("hf_hub", LevelFilter::OFF).with_default(others)
     };
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let level = LevelFilter::from_level(level);
     let stderr = match format {
         LogFormat::Text => {
@@ -35,6 +38,11 @@ pub fn install(level: tracing::Level, format: LogFormat, profile: Option<Profile
     let profile = profile.map(|profile| profile.with_filter(spans));
     // A second call, in one test process say, keeps the first subscriber.
     let _ = tracing_subscriber::registry().with(stderr.with_filter(ours(level))).with(file).with(profile).try_init();
+}
+
+/// Whether stderr is read by a program, line by line: JSON was asked for, and there is no terminal.
+pub fn for_programs() -> bool {
+    JSON.load(Ordering::Relaxed) && !io::stderr().is_terminal()
 }
 
 /// From now on the log also goes to `path`.

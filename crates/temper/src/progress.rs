@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use temper_engine::{Event, StopReason};
 
-use crate::units;
+use crate::{logs, units};
 
 /// Shows a run to whoever watches. On a terminal the last line is a bar, drawn again at each report, and evaluations,
 /// checkpoints and the end stand above it; elsewhere every event is a line of its own, without control characters.
@@ -140,7 +140,9 @@ impl Transfer {
 
     /// Says what went over the network, if anything did.
     pub fn done(self, bytes: u64) {
-        if bytes > 0 {
+        if bytes > 0 && logs::for_programs() {
+            tracing::info!(bytes, seconds = self.begun.elapsed().as_secs_f64(), "{}", self.what);
+        } else if bytes > 0 {
             let seconds = units::seconds(self.begun.elapsed().as_secs_f64());
             let clear = if self.terminal { "\r\x1b[2K" } else { "" };
             let _ = writeln!(io::stderr(), "{clear}{}: {} in {seconds}", self.what, units::bytes(bytes));

@@ -1,4 +1,4 @@
-//! Everybody who watches a run: the terminal, `events.jsonl`, TensorBoard.
+//! Everybody who watches a run: whoever reads stderr, `events.jsonl`, TensorBoard.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -9,8 +9,9 @@ use serde_json::json;
 use temper_engine::Event;
 use temper_tasks::Sample;
 
-use crate::events::JsonlWriter;
+use crate::events::{JsonlWriter, Record};
 use crate::failure::{Failure, Kind};
+use crate::logs;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::run_dir::RunDir;
@@ -18,7 +19,8 @@ use crate::tensorboard::TensorBoardWriter;
 
 /// The observers of a run.
 pub struct Reporters {
-    progress: Progress<std::io::Stderr>,
+    /// Absent where a program reads stderr, which gets the lines of `events.jsonl`.
+    progress: Option<Progress<std::io::Stderr>>,
     events: JsonlWriter,
     samples: PathBuf,
     tensorboard: Option<TensorBoardWriter>,
@@ -35,7 +37,7 @@ impl Reporters {
         };
         let tensorboard = plan.run.tensorboard.then(|| TensorBoardWriter::create(&run.join("tensorboard"))).transpose();
         Ok(Self {
-            progress: Progress::stderr(),
+            progress: (!logs::for_programs()).then(Progress::stderr),
             events: JsonlWriter::open(&run.join("events.jsonl")).map_err(failed)?,
             samples: run.join("samples.jsonl"),
             tensorboard: tensorboard.map_err(failed)?,
@@ -47,7 +49,11 @@ impl Reporters {
 
     /// Tells everybody. An observer that fails is reported once and never disturbs training.
     pub fn observe(&mut self, event: &Event) {
-        self.progress.on(event);
+        match &mut self.progress {
+            Some(progress) => progress.on(event),
+            // What cannot be written is lost, as of the progress.
+            None => drop(Record::now(event).line().and_then(|line| std::io::stderr().write_all(&line))),
+        }
         let written = self.events.on(event).and_then(|()| match &mut self.tensorboard {
             Some(tensorboard) => tensorboard.on(event),
             None => Ok(()),
