@@ -10,7 +10,9 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
+
+use blocks::Steps;
 
 use crate::dropout::Drop;
 use crate::portable::Float;
@@ -113,7 +115,7 @@ pub trait AttentionOps: Backend {
         value: FloatTensor<Self>,
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable::<Self>([query, key, value].map(Float), &form)
+        blocks::forward::<Self>([query, key, value].map(Float), &form, &Steps::portable())
     }
 
     /// The gradients of query, key and value.
@@ -126,13 +128,10 @@ pub trait AttentionOps: Backend {
         grad: FloatTensor<Self>,
         form: Form,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let [query, key, value] = portable_backward::<Self>([query, key, value, result, lse, grad].map(Float), &form);
-        (query, key, value)
+        let inputs = [query, key, value, result, lse, grad].map(Float);
+        blocks::backward::<Self>(inputs, &form, &Steps::portable())
     }
 }
-
-/// The most scores that exist at once in the portable form (64 MiB of f32).
-const SCORES: usize = 16 << 20;
 
 /// The sizes of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -150,154 +149,7 @@ impl Sizes {
         let (q, k) = (query.shape(), key.shape());
         Self { batch: q[0], queries: q[1], heads: q[2], features: q[3], keys: k[1], shared: k[2] }
     }
-
-    /// The blocks of queries in the portable form.
-    fn blocks(&self, scores: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let size = (scores / (self.batch * self.heads * self.keys).max(1)).clamp(1, self.queries.max(1));
-        let queries = self.queries;
-        (0..queries).step_by(size).map(move |start| start..queries.min(start + size))
-    }
-
-    /// `[B, block, N, H]` as `[B, K, N/K·block, H]`.
-    fn grouped<B: Backend>(&self, x: Float<B>) -> Float<B> {
-        let block = x.shape()[1];
-        x.swap(1, 2).reshape(&[self.batch, self.shared, self.heads / self.shared * block, self.features])
-    }
-
-    /// The way back.
-    fn ungrouped<B: Backend>(&self, x: Float<B>, block: usize) -> Float<B> {
-        x.reshape(&[self.batch, self.heads, block, self.features]).swap(1, 2)
-    }
 }
-
-/// `scale · q kᵀ` of a block, `[B, N, block, keys in sight]`, with the lowest f32 added out of sight.
-fn scores<B: Backend>(
-    query: Float<B>,
-    key: Float<B>,
-    sizes: Sizes,
-    form: &Form,
-    block: &Range<usize>,
-    keys: &Range<usize>,
-) -> Float<B> {
-    let device = query.0.device();
-    let dtype = query.0.dtype();
-    let shape = [sizes.batch, sizes.heads, block.len(), keys.len()];
-    let products = query.matmul(key.transpose()).reshape(&shape).scale(form.scale);
-    let rows = form.sight.rows();
-    let mut mask = vec![f32::MIN; rows * block.len() * keys.len()];
-    let ranges = (0..rows).flat_map(|row| form.sight.of(row, block.clone()));
-    for (mask, range) in mask.chunks_mut(keys.len()).zip(ranges) {
-        if !range.is_empty() {
-            mask[range.start as usize - keys.start..range.end as usize - keys.start].fill(0.0);
-        }
-    }
-    if mask.iter().all(|value| *value == 0.0) {
-        return products;
-    }
-    let data = TensorData::new(mask, [rows, 1, block.len(), keys.len()]).convert_dtype(dtype);
-    products + Float(B::float_from_data(data, &device))
-}
-
-/// The factors of dropout for a block, if there is any.
-fn factors<B: Backend>(
-    like: &Float<B>,
-    sizes: Sizes,
-    form: &Form,
-    block: &Range<usize>,
-    keys: &Range<usize>,
-) -> Option<Float<B>> {
-    let drop = form.drop?;
-    let mut values = Vec::with_capacity(sizes.batch * sizes.heads * block.len() * keys.len());
-    for head in 0..sizes.batch * sizes.heads {
-        for query in block.clone() {
-            let first = (head * sizes.queries + query) * sizes.keys;
-            values.extend(keys.clone().map(|key| drop.factor((first + key) as u32)));
-        }
-    }
-    let shape = [sizes.batch, sizes.heads, block.len(), keys.len()];
-    let data = TensorData::new(values, shape).convert_dtype(like.0.dtype());
-    Some(Float(B::float_from_data(data, &like.0.device())))
-}
-
-fn portable<B: Backend>(inputs: [Float<B>; 3], form: &Form) -> (FloatTensor<B>, FloatTensor<B>) {
-    portable_by(inputs, form, SCORES)
-}
-
-fn portable_by<B: Backend>(
-    [query, key, value]: [Float<B>; 3],
-    form: &Form,
-    most: usize,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let sizes = Sizes::of::<B>(&query.0, &key.0);
-    let (mut results, mut sums) = (Vec::new(), Vec::new());
-    for block in sizes.blocks(most) {
-        let keys = form.sight.union(&block);
-        let keys = if keys.is_empty() { 0..1 } else { keys };
-        let part = |x: &Float<B>| x.clone().narrow(1, keys.start, keys.len()).swap(1, 2);
-        let queries = sizes.grouped(query.clone().narrow(1, block.start, block.len()));
-        let scores = scores(queries, part(&key), sizes, form, &block, &keys);
-        let max = scores.clone().max_last();
-        let exp = (scores - max.clone()).exp();
-        let sum = exp.clone().sum(3);
-        let weights = exp * sum.clone().recip();
-        let weights = match factors(&weights, sizes, form, &block, &keys) {
-            None => weights,
-            Some(factors) => weights * factors,
-        };
-        let grouped = [sizes.batch, sizes.shared, sizes.heads / sizes.shared * block.len(), keys.len()];
-        let mixed = weights.reshape(&grouped).matmul(part(&value));
-        results.push(sizes.ungrouped(mixed, block.len()));
-        sums.push((sum.log() + max).reshape(&[sizes.batch, sizes.heads, block.len()]));
-    }
-    (Float::cat(results, 1).0, Float::cat(sums, 2).0)
-}
-
-fn portable_backward<B: Backend>(inputs: [Float<B>; 6], form: &Form) -> [FloatTensor<B>; 3] {
-    portable_backward_by(inputs, form, SCORES)
-}
-
-fn portable_backward_by<B: Backend>(
-    [query, key, value, result, lse, grad]: [Float<B>; 6],
-    form: &Form,
-    most: usize,
-) -> [FloatTensor<B>; 3] {
-    let sizes = Sizes::of::<B>(&query.0, &key.0);
-    // [B, N, S, 1]: how much of each query's gradient its result carries.
-    let along = (grad.clone() * result).sum(3).swap(1, 2);
-    let (mut of_query, mut of_key, mut of_value) = (Vec::new(), key.zeros_like(), value.zeros_like());
-    for block in sizes.blocks(most) {
-        let keys = form.sight.union(&block);
-        let keys = if keys.is_empty() { 0..1 } else { keys };
-        let part = |x: &Float<B>| x.clone().narrow(1, keys.start, keys.len()).swap(1, 2);
-        let queries = sizes.grouped(query.clone().narrow(1, block.start, block.len()));
-        let grads = sizes.grouped(grad.clone().narrow(1, block.start, block.len()));
-        let flat = [sizes.batch, sizes.heads, block.len(), keys.len()];
-        let grouped = [sizes.batch, sizes.shared, sizes.heads / sizes.shared * block.len(), keys.len()];
-        let row = |x: &Float<B>| x.clone().narrow(2, block.start, block.len()).reshape(&[flat[0], flat[1], flat[2], 1]);
-
-        let weights = (scores(queries.clone(), part(&key), sizes, form, &block, &keys) - row(&lse)).exp();
-        let factors = factors(&weights, sizes, form, &block, &keys);
-        let dropped = |x: Float<B>| match &factors {
-            None => x,
-            Some(factors) => x * factors.clone(),
-        };
-        let of_weights = dropped(grads.clone().matmul(part(&value).transpose()).reshape(&flat));
-        let of_scores = (weights.clone() * (of_weights - row(&along))).scale(form.scale).reshape(&grouped);
-        let weights = dropped(weights).reshape(&grouped);
-
-        let add = |all: Float<B>, new: Float<B>| {
-            let sum = all.clone().narrow(1, keys.start, keys.len()) + new.swap(1, 2);
-            all.replaced(1, keys.start, sum)
-        };
-        of_value = add(of_value, weights.transpose().matmul(grads));
-        of_key = add(of_key, of_scores.clone().transpose().matmul(queries));
-        of_query.push(sizes.ungrouped(of_scores.matmul(part(&key)), block.len()));
-    }
-    [Float::cat(of_query, 1).0, of_key.0, of_value.0]
-}
-
-#[cfg(feature = "cube")]
-impl AttentionOps for burn::backend::Cube {}
 
 impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
     fn attention(
@@ -331,6 +183,9 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
     }
 }
 
+mod blocks;
+#[cfg(feature = "cube")]
+mod gpu;
 mod lane;
 
 #[cfg(test)]

@@ -34,6 +34,16 @@ pub(crate) fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
 }
 
+/// The tensor itself if it is all of its memory, in order, and nobody else's; else a copy that is.
+pub(crate) fn own(x: FlexTensor) -> FlexTensor {
+    let whole = x.is_contiguous() && x.bytes().len() == 4 * x.layout().num_elements();
+    if whole && x.is_unique() {
+        return x;
+    }
+    let x = x.to_contiguous();
+    tensor(slice(&x).to_vec(), x.layout().shape().clone())
+}
+
 /// Whether the lane can take these: it computes in f32 alone.
 pub(crate) fn all_f32<'a>(tensors: impl IntoIterator<Item = &'a FlexTensor>) -> bool {
     tensors.into_iter().all(|x| x.dtype() == DType::F32)

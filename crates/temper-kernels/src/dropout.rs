@@ -24,6 +24,12 @@ impl Drop {
         Self { keys, threshold, kept: (1.0 / (1.0 - p)) as f32 }
     }
 
+    /// Its keys, its threshold, and what is not dropped is multiplied with.
+    #[cfg(feature = "cube")]
+    pub(crate) fn parts(self) -> ([u32; 2], u32, f32) {
+        (self.keys, self.threshold, self.kept)
+    }
+
     /// What the element `index` is multiplied with. A keyed 32-bit mixer: lowbias32 of C. Wellons, with the second key
     /// between its two multiplications.
     #[inline(always)]
@@ -58,7 +64,60 @@ fn portable<B: Backend>(x: FloatTensor<B>, drop: Drop) -> FloatTensor<B> {
 }
 
 #[cfg(feature = "cube")]
-impl DropOps for burn::backend::Cube {}
+pub(crate) mod gpu {
+    use burn::backend::Cube;
+    use burn_cubecl::tensor::CubeTensor;
+
+    use super::*;
+    use crate::cube::cubecl::prelude::*;
+    use crate::cube::{all, all_f32, by_element, cubecl, flat, like};
+
+    /// [`Drop::factor`].
+    #[cube]
+    pub(crate) fn factor(index: u32, first: u32, second: u32, threshold: u32, kept: f32) -> f32 {
+        let x = index ^ first;
+        let x = ((x ^ (x >> 16u32)) * 0x21f0_aaadu32) ^ second;
+        let x = (x ^ (x >> 15u32)) * 0xd35a_2d97u32;
+        let x = x ^ (x >> 15u32);
+        select(x >= threshold, kept, 0.0f32)
+    }
+
+    #[cube(launch_unchecked)]
+    fn dropout_kernel(x: &[f32], y: &mut [f32], count: usize, first: u32, second: u32, threshold: u32, kept: f32) {
+        if ABSOLUTE_POS >= count {
+            terminate!();
+        }
+        y[ABSOLUTE_POS] = x[ABSOLUTE_POS] * factor(ABSOLUTE_POS as u32, first, second, threshold, kept);
+    }
+
+    impl DropOps for Cube {
+        fn dropout(x: CubeTensor, drop: Drop) -> CubeTensor {
+            let count = x.meta.num_elements();
+            if count == 0 || !all_f32([&x]) {
+                return portable::<Self>(x, drop);
+            }
+            let [x] = flat([x]);
+            let (y, (cubes, dim)) = (like(&x), by_element(&x.client, count));
+            let ([first, second], threshold, kept) = drop.parts();
+            // SAFETY: no index reaches the count.
+            unsafe {
+                dropout_kernel::launch_unchecked(
+                    &x.client,
+                    cubes,
+                    dim,
+                    all(&x),
+                    all(&y),
+                    count,
+                    first,
+                    second,
+                    threshold,
+                    kept,
+                );
+            }
+            y
+        }
+    }
+}
 
 impl<B: DropOps, C: CheckpointStrategy> DropOps for Autodiff<B, C> {
     fn dropout(x: FloatTensor<Self>, drop: Drop) -> FloatTensor<Self> {

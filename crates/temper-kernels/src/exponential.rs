@@ -33,7 +33,82 @@ fn portable<B: Backend>(z: Float<B>) -> (FloatTensor<B>, FloatTensor<B>, FloatTe
 }
 
 #[cfg(feature = "cube")]
-impl ExponentialOps for burn::backend::Cube {}
+mod gpu {
+    use burn::backend::Cube;
+    use burn::tensor::DType;
+    use burn_cubecl::tensor::CubeTensor;
+
+    use super::*;
+    use crate::cube::cubecl::prelude::*;
+    use crate::cube::{all, all_f32, by_row, cubecl, empty, flat, highest, like, total};
+    use crate::portable::Float;
+
+    #[cube(launch_unchecked)]
+    fn exponential_kernel(
+        z: &[f32],
+        exp: &mut [f32],
+        sum: &mut [f32],
+        most: &mut [f32],
+        rows: usize,
+        width: usize,
+        #[comptime] units: usize,
+    ) {
+        if CUBE_POS >= rows {
+            terminate!();
+        }
+        let mut shared = Shared::<[f32]>::new_slice(units);
+        let first = CUBE_POS * width;
+        let unit = UNIT_POS as usize;
+        let mut own = z[first];
+        let mut i = unit;
+        while i < width {
+            own = max(own, z[first + i]);
+            i += units;
+        }
+        let own = highest(&mut shared, own, units);
+        let mut of_unit = 0.0f32;
+        let mut i = unit;
+        while i < width {
+            let value = (z[first + i] - own).exp();
+            exp[first + i] = value;
+            of_unit += value;
+            i += units;
+        }
+        let all = total(&mut shared, of_unit, units);
+        if unit == 0 {
+            sum[CUBE_POS] = all;
+            most[CUBE_POS] = own;
+        }
+    }
+
+    impl ExponentialOps for Cube {
+        fn row_exponential(z: CubeTensor) -> (CubeTensor, CubeTensor, CubeTensor) {
+            let [rows, width] = *z.meta.shape().as_slice() else { unreachable!("a matrix") };
+            if rows * width == 0 || !all_f32([&z]) {
+                return portable::<Self>(Float(z));
+            }
+            let [z] = flat([z]);
+            let [sum, most] = [(); 2].map(|()| empty(&z, [rows, 1], DType::F32));
+            let (exp, (count, dim, units)) = (like(&z), by_row(&z.client, rows, width));
+            // SAFETY: all indices are below rows · width, those of the sums below rows.
+            unsafe {
+                exponential_kernel::launch_unchecked(
+                    &z.client,
+                    count,
+                    dim,
+                    all(&z),
+                    all(&exp),
+                    all(&sum),
+                    all(&most),
+                    rows,
+                    width,
+                    units,
+                );
+            }
+            (exp, sum, most)
+        }
+    }
+}
 
 mod lane {
     use burn::backend::Flex;

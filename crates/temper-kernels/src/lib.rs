@@ -3,14 +3,17 @@
 //!
 //! burn's autodiff would keep every intermediate result of such an operation and walk over memory once for each of them; a
 //! kernel keeps its inputs and walks once. On the CPU the lanes use all threads of rayon's pool and the widest vectors that
-//! the processor has.
+//! the processor has; on GPUs a lane is one kernel of CubeCL, compiled for whichever device it is.
 //!
 //! Legend of all shapes: B batch, S sequence, T = B·S tokens, D model, N heads, K key/value heads, H head dim, V vocabulary.
 
 mod activation;
+mod adamw;
 mod attention;
 mod checkpoint;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod dropout;
 mod exponential;
 mod norm;
@@ -18,10 +21,12 @@ mod portable;
 mod product;
 mod quantized;
 mod rotation;
+mod scratch;
 #[cfg(test)]
 mod testing;
 
 pub use activation::Activation;
+pub use adamw::{AdamW, adamw};
 pub use attention::{Sight, attention};
 pub use checkpoint::{Activations, Checkpoints};
 pub use dropout::{Drop, dropout};
@@ -30,3 +35,4 @@ pub use norm::{layer_norm, rms_norm};
 pub use product::{Precision, Weight, add_rows, has_bf16_products, linear, lora_product, matmul, set_precision};
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;
+pub use scratch::{DEFAULT_SCRATCH, scratch, set_scratch};

@@ -49,8 +49,12 @@ impl<B: Backend> Float<B> {
         Self(B::sigmoid(self.0))
     }
 
+    pub fn sqrt(self) -> Self {
+        Self(B::float_sqrt(self.0))
+    }
+
     pub fn rsqrt(self) -> Self {
-        Self(B::float_recip(B::float_sqrt(self.0)))
+        self.sqrt().recip()
     }
 
     pub fn recip(self) -> Self {
@@ -119,7 +123,12 @@ impl<B: Backend> Float<B> {
     }
 
     pub fn zeros_like(&self) -> Self {
-        Self(B::float_zeros(self.0.shape(), &self.0.device(), self.0.dtype().into()))
+        self.zeros(&self.shape())
+    }
+
+    /// Zeros of another shape.
+    pub fn zeros(&self, shape: &[usize]) -> Self {
+        Self(B::float_zeros(Shape::from(shape.to_vec()), &self.0.device(), self.0.dtype().into()))
     }
 }
 

@@ -12,8 +12,8 @@ use burn::tensor::{FloatDType, Tensor};
 use crate::portable::Float;
 use crate::quantized::{Matrix, Quantized, QuantizedOps};
 
-/// How f32 matrices are multiplied. It concerns products of layers alone: those within [`attention`](crate::attention())
-/// stay f32.
+/// How f32 matrices are multiplied: those of layers, and on GPUs those within [`attention`](crate::attention()), which stay
+/// f32 on the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// As they are.
@@ -31,7 +31,7 @@ pub fn set_precision(precision: Precision) {
     PRECISION.store(precision as u8, Ordering::Relaxed);
 }
 
-fn precision() -> Precision {
+pub(crate) fn precision() -> Precision {
     match PRECISION.load(Ordering::Relaxed) {
         x if x == Precision::Bf16 as u8 => Precision::Bf16,
         x if x == Precision::F16 as u8 => Precision::F16,
@@ -344,7 +344,7 @@ mod lane {
     use super::*;
     use crate::cpu::bf16;
     use crate::cpu::gemm::{self, Matrix as Slices, Target};
-    use crate::cpu::{all_f32, group, rows, slice, tensor, vectorised, written};
+    use crate::cpu::{all_f32, group, own, rows, slice, tensor, vectorised, written};
     use crate::quantized::lane::panels;
 
     fn multiply(sum: Option<FlexTensor>, lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
@@ -406,16 +406,6 @@ mod lane {
                 Precision::F16 => gemm::rounded(out, add, alpha, a, b, |x| f16::from_f32(x).to_f32()),
             }
         }
-    }
-
-    /// The tensor itself if it is all of its memory, in order, and nobody else's; else a copy that is.
-    fn own(x: FlexTensor) -> FlexTensor {
-        let whole = x.is_contiguous() && x.bytes().len() == 4 * x.layout().num_elements();
-        if whole && x.is_unique() {
-            return x;
-        }
-        let x = x.to_contiguous();
-        tensor(slice(&x).to_vec(), x.layout().shape().clone())
     }
 
     impl ProductOps for Flex {

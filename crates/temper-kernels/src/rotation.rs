@@ -41,7 +41,86 @@ fn portable<B: Backend>(x: Float<B>, cos: Float<B>, sin: Float<B>, rest: f64) ->
 }
 
 #[cfg(feature = "cube")]
-impl RotationOps for burn::backend::Cube {}
+mod gpu {
+    use burn::backend::Cube;
+    use burn_cubecl::tensor::CubeTensor;
+
+    use super::*;
+    use crate::cube::cubecl::prelude::*;
+    use crate::cube::{all, all_f32, by_element, cubecl, flat, like};
+    use crate::portable::Float;
+
+    /// A unit turns a pair of features, or scales a feature of the rest.
+    #[cube(launch_unchecked)]
+    fn rotate_kernel(
+        x: &[f32],
+        cos: &[f32],
+        sin: &[f32],
+        y: &mut [f32],
+        count: usize,
+        sequence: usize,
+        heads: usize,
+        features: usize,
+        half: usize,
+        rest: f32,
+        #[comptime] alike: bool,
+    ) {
+        if ABSOLUTE_POS >= count {
+            terminate!();
+        }
+        let work = features - half;
+        let row = ABSOLUTE_POS / work;
+        let i = ABSOLUTE_POS % work;
+        let first = row * features;
+        if i < half {
+            let mut token = row / heads;
+            if comptime!(alike) {
+                token %= sequence;
+            }
+            let c = cos[token * half + i];
+            let s = sin[token * half + i];
+            let a = x[first + i];
+            let b = x[first + half + i];
+            y[first + i] = a * c - b * s;
+            y[first + half + i] = b * c + a * s;
+        } else {
+            y[first + half + i] = x[first + half + i] * rest;
+        }
+    }
+
+    impl RotationOps for Cube {
+        fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, rest: f64) -> CubeTensor {
+            let [_, sequence, heads, features] = *x.meta.shape().as_slice() else { unreachable!("four dimensions") };
+            let [tables, _, _, half] = *cos.meta.shape().as_slice() else { unreachable!("four dimensions") };
+            let count = x.meta.num_elements() / features.max(1) * (features - half);
+            if count == 0 || !all_f32([&x, &cos, &sin]) {
+                return portable::<Self>(Float(x), Float(cos), Float(sin), rest).0;
+            }
+            let [x, cos, sin] = flat([x, cos, sin]);
+            let (y, (cubes, dim)) = (like(&x), by_element(&x.client, count));
+            // SAFETY: a unit for each pair of features and each feature of the rest; tables have a row for each token.
+            unsafe {
+                rotate_kernel::launch_unchecked(
+                    &x.client,
+                    cubes,
+                    dim,
+                    all(&x),
+                    all(&cos),
+                    all(&sin),
+                    all(&y),
+                    count,
+                    sequence,
+                    heads,
+                    features,
+                    half,
+                    rest as f32,
+                    tables == 1,
+                );
+            }
+            y
+        }
+    }
+}
 
 impl<B: RotationOps, C: CheckpointStrategy> RotationOps for Autodiff<B, C> {
     fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, rest: f64) -> FloatTensor<Self> {

@@ -42,6 +42,12 @@ pub fn find(name: &str, place: &Place) -> Result<Found, Error> {
     }
 }
 
+/// How many values of f32 an operation may hold at once on a device: a sixty-fourth of its memory, where that is known.
+pub fn scratch(device: &Found) -> usize {
+    let share = device.memory.map_or(0, |bytes| bytes / 64 / 4) as usize;
+    share.clamp(temper_kernels::DEFAULT_SCRATCH, 16 * temper_kernels::DEFAULT_SCRATCH)
+}
+
 /// Makes a device ready, without autodiff, and warns where it is not what a user may expect.
 ///
 /// # Errors
@@ -53,6 +59,7 @@ pub fn open(found: &Found) -> Result<Device, Error> {
     if found.is_software() {
         tracing::warn!("{} is a software rasterizer: `cpu` is faster", found.name);
     }
+    temper_kernels::set_scratch(scratch(found));
     found.open()
 }
 

@@ -78,6 +78,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
         frozen: recipe.model.frozen_dtype,
         precision: recipe.device.precision,
         available: available(&found),
+        scratch: device::scratch(&found) as u64,
         owners: if distributed.shard.has_owners() { place.size as u64 } else { 1 },
     };
     let memory = footprint.memory();

@@ -30,6 +30,7 @@ impl Adafactor {
     }
 
     pub fn update(&self, param: Tensor<1>, gradient: Tensor<1>, update: &mut Update) -> Tensor<1> {
+        let gradient = update.scaled(gradient);
         let count = update.state.updates as f64;
         let share = count.powf(DECAY);
         let square = match *update.shape {

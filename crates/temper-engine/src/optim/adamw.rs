@@ -2,7 +2,7 @@
 //! `bitsandbytes.optim.AdamW8bit` (Dettmers et al. 2022, arXiv:2110.02861).
 
 use burn::tensor::Tensor;
-use temper_kernels::Format;
+use temper_kernels::{Format, adamw};
 
 use super::{Kept, Update};
 
@@ -33,13 +33,16 @@ impl AdamW {
     pub fn update(&self, param: Tensor<1>, gradient: Tensor<1>, update: &mut Update) -> Tensor<1> {
         let [beta1, beta2] = self.betas;
         let count = update.state.updates as f64;
-        let step_size = update.lr / (1.0 - beta1.powf(count));
-        let root_correction = (1.0 - beta2.powf(count)).sqrt();
-
-        let mean = decayed_sum(update.take(MEAN), beta1, gradient.clone());
-        let square = decayed_sum(update.take(SQUARE), beta2, gradient.square());
-        let root = square.clone().sqrt().div_scalar(root_correction).add_scalar(self.eps);
-        let param = param.mul_scalar(update.keep) - (mean.clone() / root).mul_scalar(step_size);
+        let form = temper_kernels::AdamW {
+            scale: update.scale,
+            betas: self.betas,
+            keep: update.keep,
+            step_size: update.lr / (1.0 - beta1.powf(count)),
+            root_correction: (1.0 - beta2.powf(count)).sqrt(),
+            eps: self.eps,
+        };
+        let moments = [MEAN, SQUARE].map(|slot| update.take(slot).unwrap_or_else(|| param.zeros_like()));
+        let [param, mean, square] = adamw(param, gradient, moments, form);
         for (kept, value) in self.slots(param.dims()[0]).into_iter().zip([mean, square]) {
             match kept.format {
                 None => update.put(kept.name, value),
@@ -47,13 +50,5 @@ impl AdamW {
             }
         }
         param
-    }
-}
-
-fn decayed_sum(old: Option<Tensor<1>>, beta: f64, new: Tensor<1>) -> Tensor<1> {
-    let new = new.mul_scalar(1.0 - beta);
-    match old {
-        Some(old) => old.mul_scalar(beta) + new,
-        None => new,
     }
 }

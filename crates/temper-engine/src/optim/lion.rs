@@ -15,6 +15,7 @@ impl Lion {
     pub const SLOTS: &'static [&'static str] = &[MEAN];
 
     pub fn update(&self, param: Tensor<1>, gradient: Tensor<1>, update: &mut Update) -> Tensor<1> {
+        let gradient = update.scaled(gradient);
         let [beta1, beta2] = self.betas;
         let mean = update.take(MEAN).unwrap_or_else(|| gradient.zeros_like());
         let direction = (mean.clone().mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1)).sign();

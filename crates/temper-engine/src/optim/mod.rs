@@ -118,6 +118,8 @@ struct State {
 
 /// One update of one parameter.
 struct Update<'a> {
+    /// What the gradient is to be multiplied with.
+    scale: f64,
     /// Learning rate of this step.
     lr: f64,
     /// `1 - lr · decay`: what decoupled decay leaves of the parameter.
@@ -128,6 +130,11 @@ struct Update<'a> {
 }
 
 impl Update<'_> {
+    /// The gradient as it is to be used.
+    fn scaled(&self, gradient: Tensor<1>) -> Tensor<1> {
+        if self.scale == 1.0 { gradient } else { gradient.mul_scalar(self.scale) }
+    }
+
     fn take(&mut self, slot: &str) -> Option<Tensor<1>> {
         match self.state.slots.remove(slot)? {
             Slot::Whole(value) => Some(value),
@@ -232,8 +239,8 @@ impl Mapper for Step<'_> {
         let state = self.optimizer.state.entry(path.into()).or_default();
         state.updates += 1;
         let shape = param.shape();
-        let mut update = Update { lr: self.lr, keep: 1.0 - self.lr * decay, shape: &shape, state };
-        let gradient = if self.scale == 1.0 { gradient } else { gradient.mul_scalar(self.scale) };
+        let (scale, keep) = (self.scale, 1.0 - self.lr * decay);
+        let mut update = Update { scale, lr: self.lr, keep, shape: &shape, state };
         replace(param, |value| {
             let dtype = value.dtype();
             if dtype == DType::F32 {

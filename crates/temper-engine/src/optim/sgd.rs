@@ -17,6 +17,7 @@ impl Sgd {
     }
 
     pub fn update(&self, param: Tensor<1>, gradient: Tensor<1>, update: &mut Update) -> Tensor<1> {
+        let gradient = update.scaled(gradient);
         let param = param.mul_scalar(update.keep);
         if self.momentum == 0.0 {
             return param - gradient.mul_scalar(update.lr);

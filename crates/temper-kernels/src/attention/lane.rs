@@ -93,7 +93,7 @@ impl AttentionOps for Flex {
         form: Form,
     ) -> (FlexTensor, FlexTensor) {
         if !all_f32([&query, &key, &value]) {
-            return portable::<Self>([query, key, value].map(Float), &form);
+            return blocks::forward::<Self>([query, key, value].map(Float), &form, &Steps::portable());
         }
         let sizes = Sizes::of::<Flex>(&query, &key);
         let [query, key, value] = [query, key, value].map(|x| x.to_contiguous());
@@ -141,8 +141,7 @@ impl AttentionOps for Flex {
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         if !all_f32([&query, &key, &value, &grad]) {
             let inputs = [query, key, value, result, lse, grad].map(Float);
-            let [query, key, value] = portable_backward::<Self>(inputs, &form);
-            return (query, key, value);
+            return blocks::backward::<Self>(inputs, &form, &Steps::portable());
         }
         let sizes = Sizes::of::<Flex>(&query, &key);
         let inputs = [query, key, value, result, lse, grad].map(|x| x.to_contiguous());

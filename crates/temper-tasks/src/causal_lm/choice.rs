@@ -3,10 +3,10 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use temper_data::{Choice, Encoded, Examples, TokenBatch};
-use temper_nn::{Pass, matmul};
+use temper_nn::{Pass, matmul, scratch};
 use temper_world::World;
 
-use super::{CausalLm, LOGITS};
+use super::CausalLm;
 use crate::input;
 
 /// The share of the rows with choices whose right completion is the likeliest; none if no row has choices.
@@ -30,7 +30,7 @@ fn log_probabilities(model: &CausalLm, candidates: &[Choice], pad_id: u32) -> Ve
     let output = model.output();
     let [vocabulary, _] = output.dims();
     let longest = candidates.iter().map(|candidate| candidate.ids.len()).max().unwrap_or(1);
-    let at_once = (LOGITS / vocabulary / longest).max(1);
+    let at_once = (scratch() / vocabulary / longest).max(1);
     candidates.chunks(at_once).flat_map(|candidates| few(model, &output, candidates, pad_id)).collect()
 }
 

@@ -11,10 +11,7 @@
 //! Shapes: T rows, D model, V vocabulary, c rows of a chunk.
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-use temper_nn::{matmul, row_exponential};
-
-/// The most logits that exist at once (64 MiB of f32).
-pub const LOGITS: usize = 16 << 20;
+use temper_nn::{matmul, row_exponential, scratch};
 
 /// What the loss of a row is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -45,7 +42,7 @@ struct Chunk {
 /// - weight: `[V, D]`
 /// - targets: T ids
 pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: &[i32], terms: &Terms) -> Tensor<1> {
-    linear_cross_entropy_by(hidden, weight, targets, terms, LOGITS)
+    linear_cross_entropy_by(hidden, weight, targets, terms, scratch())
 }
 
 fn linear_cross_entropy_by(

@@ -28,7 +28,7 @@ use crate::{Evaluation, Task, input, training};
 
 pub use generate::{Generated, Generation};
 pub use judge::Judge;
-pub use loss::{LOGITS, Terms, linear_cross_entropy};
+pub use loss::{Terms, linear_cross_entropy};
 pub use sampling::Sampling;
 
 /// `[task]` with `kind = "causal-lm"`.

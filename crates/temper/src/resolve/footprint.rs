@@ -6,10 +6,9 @@ use std::path::Path;
 
 use temper_data::{Dataset, Examples, Micro, Order, Tokenizer};
 use temper_engine::{Checkpointing, OptimKind};
-use temper_kernels::{Activations, Format};
+use temper_kernels::{Activations, DEFAULT_SCRATCH, Format};
 use temper_models::{Config, Weights};
 use temper_peft::Method;
-use temper_tasks::causal_lm::LOGITS;
 
 use super::LazyModel;
 use crate::memory::{Memory, Needs};
@@ -37,6 +36,8 @@ pub(super) struct Footprint<'a> {
     pub precision: Precision,
     /// Bytes that the device can give, where that is known.
     pub available: Option<u64>,
+    /// Values that an operation may hold at once.
+    pub scratch: u64,
     /// Among how many ranks the optimizer's state is divided.
     pub owners: u64,
 }
@@ -94,7 +95,7 @@ impl Footprint<'_> {
         let values = |rows: &[u32]| {
             let longest = rows.last().map_or(0, |&row| examples.length(row as usize));
             let tokens = (rows.len() * longest) as u64;
-            let logits = made.logits(examples, rows, longest);
+            let logits = made.logits(examples, rows, longest, self.scratch);
             (kept.values(tokens, logits, layers), logits, tokens)
         };
         let order = Order::new(examples, train.config.seed, train.config.global_batch, micro, self.bucket);
@@ -154,20 +155,23 @@ impl Footprint<'_> {
         frozen.map(|path| self.made.widths(path).map(|width| width as usize))
     }
 
-    /// Bytes that a product takes beside its operands and its result: its operands rounded, a weight decoded.
+    /// Bytes that a product takes beside its operands and its result: its operands rounded, a weight decoded; and where large
+    /// blocks of scores are held at once, these.
     fn workspace(&self, tokens: u64) -> u64 {
         let Made { config, task, .. } = self.made;
         let operands = |[inputs, outputs]: [u64; 2], rows: u64| inputs * outputs + rows * inputs.max(outputs);
         let linears = self.made.lazy.linears.iter().map(|path| operands(self.made.widths(path), tokens));
         let output = [config.hidden_size() as u64, config.vocab_size() as u64];
         let head = match task {
-            TaskPlan::CausalLm { .. } => operands(output, tokens.min(LOGITS as u64 / output[1])),
+            TaskPlan::CausalLm { .. } => operands(output, tokens.min(self.scratch / output[1])),
             TaskPlan::MaskedLm { mask_probability, .. } => operands(output, (tokens as f64 * mask_probability) as u64),
             TaskPlan::SequenceClassification { .. } | TaskPlan::Distillation { .. } => 0,
         };
         let largest = linears.max().unwrap_or(0).max(head);
         let decoded = self.quantized().map(|shape| 4 * (shape[0] * shape[1]) as u64).max().unwrap_or(0);
+        let scores = if self.scratch > DEFAULT_SCRATCH as u64 { 4 * self.scratch } else { 0 };
         decoded
+            + scores
             + match self.precision {
                 Precision::F32 => 0,
                 Precision::Bf16 => 2 * largest,
@@ -179,7 +183,7 @@ impl Footprint<'_> {
 impl Made<'_> {
     /// Values that are logits of `rows`, of which the longest has `longest` tokens, or made of them: of each its exponential
     /// where the loss makes its own gradient; else its logarithm and its gradient.
-    fn logits(&self, examples: &Examples, rows: &[u32], longest: usize) -> u64 {
+    fn logits(&self, examples: &Examples, rows: &[u32], longest: usize, scratch: u64) -> u64 {
         let vocabulary = self.config.vocab_size() as u64;
         let positions = (rows.len() * longest) as u64;
         match self.task {
@@ -187,7 +191,7 @@ impl Made<'_> {
             TaskPlan::Distillation { width, .. } => 3 * positions * *width as u64,
             TaskPlan::CausalLm { .. } => {
                 let learned = rows.iter().flat_map(|&row| examples.trained(row as usize));
-                2 * (learned.map(|run| run.len() as u64).sum::<u64>() * vocabulary).min(LOGITS as u64)
+                2 * (learned.map(|run| run.len() as u64).sum::<u64>() * vocabulary).min(scratch)
             }
             TaskPlan::MaskedLm { mask_probability, .. } => {
                 3 * (positions as f64 * mask_probability) as u64 * vocabulary
