@@ -11,6 +11,8 @@ mod activation;
 mod attention;
 mod checkpoint;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dropout;
 mod exponential;
 mod norm;
@@ -24,9 +26,17 @@ mod testing;
 pub use activation::Activation;
 pub use attention::{Sight, attention};
 pub use checkpoint::{Activations, Checkpoints};
+#[cfg(feature = "cuda")]
+pub use cuda::has_cublaslt;
 pub use dropout::{Drop, dropout};
 pub use exponential::row_exponential;
 pub use norm::{layer_norm, rms_norm};
 pub use product::{Precision, Weight, add_rows, has_bf16_products, linear, lora_product, matmul, set_precision};
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;
+
+/// Whether this machine has cuBLASLt, and the build uses it.
+#[cfg(not(feature = "cuda"))]
+pub fn has_cublaslt() -> bool {
+    false
+}
