@@ -14,6 +14,8 @@ mod checkpoint;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dropout;
 mod exponential;
 mod norm;
@@ -29,6 +31,8 @@ pub use activation::Activation;
 pub use adamw::{AdamW, adamw};
 pub use attention::{Sight, attention};
 pub use checkpoint::{Activations, Checkpoints};
+#[cfg(feature = "cuda")]
+pub use cuda::has_cublaslt;
 pub use dropout::{Drop, dropout};
 pub use exponential::row_exponential;
 pub use norm::{layer_norm, rms_norm};
@@ -36,3 +40,9 @@ pub use product::{Precision, Weight, add_rows, has_bf16_products, linear, lora_p
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;
 pub use scratch::{DEFAULT_SCRATCH, scratch, set_scratch};
+
+/// Whether this machine has cuBLASLt, and the build uses it.
+#[cfg(not(feature = "cuda"))]
+pub fn has_cublaslt() -> bool {
+    false
+}

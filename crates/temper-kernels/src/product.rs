@@ -18,9 +18,9 @@ use crate::quantized::{Matrix, Quantized, QuantizedOps};
 pub enum Precision {
     /// As they are.
     F32,
-    /// Rounded to bfloat16 (8 bits of precision, the range of f32) and added up in f32; a GPU rounds the sum again.
+    /// Rounded to bfloat16 (8 bits of precision, the range of f32) and added up in f32.
     Bf16,
-    /// Rounded to IEEE half precision (11 bits, up to 65,504) and added up in f32; a GPU rounds the sum again.
+    /// Rounded to IEEE half precision (11 bits, up to 65,504) and added up in f32.
     F16,
 }
 
@@ -141,6 +141,11 @@ pub trait ProductOps: QuantizedOps {
         portable::<Self>(Some(Float(sum)), Float(lhs), Float(rhs), 1.0).0
     }
 
+    /// `x` as products round it, where that once is less work than in each of several products; else `x`. For operands alone.
+    fn rounded(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        x
+    }
+
     /// `x Wᵀ`, with no gradient for W.
     fn frozen(x: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
         Self::product(x, transposed::<Self>(weight.dense()), 1.0)
@@ -159,7 +164,7 @@ pub trait ProductOps: QuantizedOps {
         b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        adapted::<Self>(x, weight, a, b, scaling).0
+        adapted::<Self>(Self::rounded(x), weight, a, b, scaling).0
     }
 
     /// `x + row`.
@@ -210,9 +215,6 @@ fn transposed<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     Float::<B>(x).transpose().0
 }
 
-#[cfg(feature = "cube")]
-impl ProductOps for burn::backend::Cube {}
-
 impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, alpha: f64) -> FloatTensor<Self> {
         #[derive(Debug)]
@@ -223,7 +225,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
             fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let ([lhs, rhs], alpha) = ops.state;
                 let [of_lhs, of_rhs] = ops.parents;
-                let grad = grads.consume::<B>(&ops.node);
+                let grad = B::rounded(grads.consume::<B>(&ops.node));
                 if let (Some(node), Some(rhs)) = (of_lhs, rhs) {
                     grads.register::<B>(node.id, B::product(grad.clone(), transposed::<B>(rhs), alpha));
                 }
@@ -274,7 +276,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
             fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let (weight, [x, a, b, thin], scaling) = ops.state;
                 let [of_x, of_weight, of_a, of_b] = ops.parents;
-                let grad = grads.consume::<B>(&ops.node);
+                let grad = B::rounded(grads.consume::<B>(&ops.node));
                 let of_thin = B::product(grad.clone(), b, scaling);
                 if let Some(node) = of_b {
                     grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), thin, 1.0));
@@ -296,6 +298,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         let (Matrix::Dense(tracked) | Matrix::Quantized { scales: tracked, .. }) = &weight;
         let ((_, of_weight), weight) = (tracked.clone().into_parts(), untracked(weight));
         let [(x, of_x), (a, of_a), (b, of_b)] = [x, a, b].map(|x| x.into_parts());
+        let x = B::rounded(x);
         let (y, thin) = adapted::<B>(x.clone(), weight.clone(), a.clone(), b.clone(), scaling);
         match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((weight, [x, a, b, thin], scaling), y),
@@ -474,6 +477,79 @@ mod lane {
             });
             let at = |i: usize| partial.iter().skip(i).step_by(width).sum::<f32>();
             tensor((0..width).map(at).collect(), Shape::from(vec![width]))
+        }
+    }
+}
+
+#[cfg(feature = "cube")]
+pub(crate) mod gpu {
+    use burn::backend::Cube;
+    use burn::tensor::DType;
+    use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
+    use burn_cubecl::tensor::CubeTensor;
+
+    use super::*;
+    #[cfg(feature = "cuda")]
+    use crate::cuda::gemm;
+
+    #[cfg(not(feature = "cuda"))]
+    fn gemm(_: &mut Option<CubeTensor>, _: &CubeTensor, _: &CubeTensor, _: f32, _: DType) -> Option<CubeTensor> {
+        None
+    }
+
+    /// `alpha · lhs · rhs + sum` of matrices, or of stacks of them, in the precision that was set.
+    pub(crate) fn multiply(mut sum: Option<CubeTensor>, lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
+        let [lhs, rhs] = [lhs, rhs].map(Cube::rounded);
+        let output = if precision() == Precision::F32 { lhs.dtype } else { DType::F32 };
+        if let Some(product) = gemm(&mut sum, &lhs, &rhs, alpha as f32, output) {
+            return product;
+        }
+        let product = match matmul(lhs.clone(), rhs.clone(), None, MatmulStrategy::default(), output) {
+            Ok(product) => Float::<Cube>(product),
+            // Where a device has no product of these two dtypes: the sum is rounded, too.
+            Err(_) => Float::<Cube>(lhs).matmul(Float(rhs)).cast(output.into()),
+        };
+        let product = if alpha == 1.0 { product } else { product.scale(alpha) };
+        match sum {
+            None => product.0,
+            Some(sum) => (Float(sum) + product).0,
+        }
+    }
+
+    /// W as it is multiplied: values that are stored in bf16 are not decoded for a product that rounds them again.
+    fn operand(weight: Matrix<Cube>) -> CubeTensor {
+        match weight {
+            Matrix::Quantized { scales, layout, .. } if layout.is_bf16() && precision() == Precision::Bf16 => {
+                Float::<Cube>(scales).reshape(&layout.shape()).0
+            }
+            weight => weight.dense(),
+        }
+    }
+
+    impl ProductOps for Cube {
+        fn product(lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
+            multiply(None, lhs, rhs, alpha)
+        }
+
+        fn add_product(sum: CubeTensor, lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
+            multiply(Some(sum), lhs, rhs, 1.0)
+        }
+
+        fn rounded(x: CubeTensor) -> CubeTensor {
+            let dtype = match precision() {
+                Precision::F32 => return x,
+                Precision::Bf16 => FloatDType::BF16,
+                Precision::F16 => FloatDType::F16,
+            };
+            Float::<Self>(x).cast(dtype).0
+        }
+
+        fn frozen(x: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
+            multiply(None, x, transposed::<Self>(operand(weight)), 1.0)
+        }
+
+        fn through(grad: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
+            multiply(None, grad, operand(weight), 1.0)
         }
     }
 }

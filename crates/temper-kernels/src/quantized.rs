@@ -132,6 +132,12 @@ impl Layout {
         self.shape
     }
 
+    /// Whether it is [`Format::Bf16`].
+    #[cfg(feature = "cube")]
+    pub(crate) fn is_bf16(self) -> bool {
+        self.format == Format::Bf16
+    }
+
     /// Whether it is [`Format::Bf16Packed`].
     pub(crate) fn is_packed(self) -> bool {
         self.format == Format::Bf16Packed

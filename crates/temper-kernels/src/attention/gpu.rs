@@ -3,9 +3,8 @@
 use std::sync::{Mutex, PoisonError, Weak};
 
 use burn::backend::Cube;
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::DType;
 use burn_cubecl::CubeDevice;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 
 use super::blocks::Block;
@@ -16,7 +15,8 @@ use crate::cube::cubecl::server::Handle;
 use crate::cube::{all, all_f32, by_element, by_row, cubecl, empty, flat, highest, total};
 use crate::dropout::gpu::factor;
 use crate::portable::Float;
-use crate::product::{Precision, precision};
+use crate::product::gpu::multiply;
+use crate::product::{Precision, ProductOps, precision};
 use crate::scratch::{DEFAULT_SCRATCH, scratch};
 
 /// Where a row of scores belongs.
@@ -207,16 +207,11 @@ fn operand() -> (DType, ElemType) {
 }
 
 fn round(x: Float<Cube>) -> Float<Cube> {
-    match precision() {
-        Precision::F32 => x,
-        Precision::Bf16 => x.cast(FloatDType::BF16),
-        Precision::F16 => x.cast(FloatDType::F16),
-    }
+    Float(Cube::rounded(x.0))
 }
 
 fn product(lhs: Float<Cube>, rhs: Float<Cube>) -> Float<Cube> {
-    let product = matmul(lhs.0, rhs.0, None, MatmulStrategy::default(), DType::F32);
-    Float(product.expect("a product of two stacks of matrices"))
+    Float(multiply(None, lhs.0, rhs.0, 1.0))
 }
 
 fn weigh(products: Float<Cube>, block: &Block) -> (Float<Cube>, Float<Cube>) {

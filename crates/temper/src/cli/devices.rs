@@ -30,6 +30,9 @@ struct Row {
     precisions: Vec<&'static str>,
     /// Whether it is the processor behind a GPU's interface.
     software: bool,
+    /// Of NVIDIA's GPUs, whether their library of matrix products is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cublaslt: Option<bool>,
     /// Why it cannot be used.
     problem: Option<String>,
 }
@@ -63,6 +66,7 @@ fn row(found: &Found, auto: DeviceName) -> Row {
         auto: found.name == auto,
         memory: found.memory,
         software: found.is_software(),
+        cublaslt: matches!(found.name, DeviceName::Gpu(Api::Cuda, _)).then(temper_kernels::has_cublaslt),
         ..Row::default()
     };
     match found.refusal().map_or_else(|| found.open(), Err) {
@@ -84,6 +88,10 @@ impl Row {
         let mut line = format!("{:<9} {hardware}, {memory}, {}", self.device, self.precisions.join(" "));
         if self.software {
             line += "; a software rasterizer: `cpu` is faster";
+        }
+        if self.cublaslt == Some(false) {
+            line += "; libcublasLt, without which products are slower, is missing: install `libcublas-…` of NVIDIA's \
+                     repository";
         }
         if self.auto {
             line += "; what `auto` chooses";

@@ -1,0 +1,370 @@
+//! Dense matrix products on NVIDIA's GPUs, by cuBLASLt.
+//!
+//! A product is enqueued by the thread on which cubecl enqueues its kernels, on the CUDA stream that kernels of the calling
+//! thread run on. So it is in order with them, and memory is used again after it as after any kernel. Nothing waits for the
+//! device; the first product of a shape alone waits until it is enqueued, to learn whether the library takes it.
+
+mod cublaslt;
+
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use burn::tensor::{DType, Shape, StreamId};
+use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::device::DeviceId;
+use burn_cubecl::cubecl::device_handle::DeviceHandle;
+use burn_cubecl::cubecl::server::{BufferBinding, ServerError, ServerStorage};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl_cuda::CudaRuntime;
+use cubecl_server::command::DeviceStream;
+use cubecl_server::driver::DriverError;
+use cubecl_server::runtime::Runtime;
+use cubecl_server::stream::{ExecuteScope, FailureStore, WriteScoped, failed_writing};
+
+use cublaslt::{Addresses, Handle, Plan, Problem, Stored, Type};
+
+/// What runs cubecl's kernels of one GPU, on a thread of its own.
+type Server = <CudaRuntime as Runtime>::Server;
+
+/// Plans of one device. Beyond that many all are made again.
+const MAX_PLANS: usize = 4096;
+
+/// Whether this machine has cuBLASLt, without which products on NVIDIA's GPUs are slower.
+pub fn has_cublaslt() -> bool {
+    cublaslt::is_present()
+}
+
+/// `alpha · lhs · rhs + sum` of matrices, or of as many pairs of them as the dimensions before the last two say. The sum is
+/// added to where it is if nobody else holds it. `None` for what the library does not do, which leaves `sum` as it was: other
+/// devices, dtypes other than f32, f16 and bf16, operands of two dtypes, nothing to multiply. Products are added up in f32 and
+/// written as `output`, f32 or the dtype of the operands; `sum` has that dtype.
+pub(crate) fn gemm(
+    sum: &mut Option<CubeTensor>,
+    lhs: &CubeTensor,
+    rhs: &CubeTensor,
+    alpha: f32,
+    output: DType,
+) -> Option<CubeTensor> {
+    let gpu = Gpu::of(&lhs.client)?;
+    let service = lhs.client.service_id();
+    let plain = |x: &CubeTensor| x.client.service_id() == service && x.qparams.is_none() && !x.meta.is_tiled();
+    let fits = plain(lhs) && plain(rhs) && rhs.dtype == lhs.dtype && [DType::F32, lhs.dtype].contains(&output);
+    let (operands, result) = (dtype(lhs.dtype)?, dtype(output)?);
+    let (left, right) = (lhs.meta.shape(), rhs.meta.shape());
+    let rank = left.len();
+    if !fits || rank < 2 || right.len() != rank || left[..rank - 2] != right[..rank - 2] {
+        return None;
+    }
+    let [m, k, n] = [left[rank - 2], left[rank - 1], right[rank - 1]];
+    let batch = left[..rank - 2].iter().product::<usize>();
+    if right[rank - 2] != k || batch * m * k * n == 0 {
+        return None;
+    }
+    let mut shape: Shape = left.clone();
+    shape[rank - 1] = n;
+    if sum.as_ref().is_some_and(|sum| !plain(sum) || sum.dtype != output || *sum.meta.shape() != shape) {
+        return None;
+    }
+
+    let (lhs, rhs) = (laid_out(lhs)?, laid_out(rhs)?);
+    let held = sum.take().map(into_contiguous);
+    // Rows here are columns there: the product of the transposes, the other way round.
+    let problem = Problem {
+        batch,
+        a: stored(&rhs, operands),
+        b: stored(&lhs, operands),
+        d: Stored {
+            dtype: result,
+            rows: n,
+            columns: m,
+            pitch: n,
+            step: m * n,
+            transposed: false,
+            alignment: held.as_ref().map_or(MAX_ALIGNMENT, alignment),
+        },
+        adds: held.is_some(),
+    };
+    let Some(entry) = gpu.entry(problem, &rhs.0) else {
+        *sum = held;
+        return None;
+    };
+
+    let proven = entry.proven.load(Ordering::Acquire);
+    let c = held.as_ref().map(binding);
+    // Only once the library is known to take it: what refuses leaves the sum alone.
+    let (held, out) = match held {
+        Some(sum) if proven && sum.can_mut() && sum.handle.stream == StreamId::current() => (None, sum),
+        held => {
+            let (client, device) = (lhs.0.client.clone(), lhs.0.device.clone());
+            (held, empty_device_contiguous_dtype(client, device, shape, output))
+        }
+    };
+    let bytes = entry.plan.workspace;
+    let workspace = (bytes > 0).then(|| out.client.empty(bytes).binding());
+    let task =
+        Task { entry: entry.clone(), alpha, a: binding(&rhs.0), b: binding(&lhs.0), c, d: binding(&out), workspace };
+    if proven {
+        // What goes wrong from here on is told to whoever reads the result.
+        gpu.queue.submit(move |server| drop(task.run(server, gpu)));
+        return Some(out);
+    }
+    match gpu.queue.submit_blocking(move |server| task.run(server, gpu)) {
+        Ok(Ok(())) => {
+            entry.proven.store(true, Ordering::Release);
+            Some(out)
+        }
+        _ => {
+            gpu.refuse(problem);
+            *sum = held;
+            None
+        }
+    }
+}
+
+fn binding(x: &CubeTensor) -> BufferBinding {
+    x.handle.clone().binding()
+}
+
+fn dtype(dtype: DType) -> Option<Type> {
+    match dtype {
+        DType::F32 => Some(Type::F32),
+        DType::F16 => Some(Type::F16),
+        DType::BF16 => Some(Type::Bf16),
+        _ => None,
+    }
+}
+
+/// How the matrices of a tensor lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct View {
+    /// Rows and columns.
+    size: [usize; 2],
+    /// Elements from one row to the next, of transposed ones from one column to the next.
+    pitch: usize,
+    transposed: bool,
+    /// Elements from one matrix to the next.
+    step: usize,
+}
+
+impl View {
+    /// `None` where neither rows nor columns are in one piece, or the matrices are not at equal distances.
+    fn of(shape: &[usize], strides: &[usize]) -> Option<Self> {
+        let (shape, [rows, columns]) = shape.split_last_chunk::<2>().map(|(batch, size)| (batch, *size))?;
+        let (strides, [down, right]) = strides.split_last_chunk::<2>().map(|(batch, size)| (batch, *size))?;
+        // What has length one is never stepped over, whatever its stride.
+        let plain = (columns == 1 || right == 1) && (rows == 1 || down >= columns);
+        let transposed = !plain && (rows == 1 || down == 1) && (columns == 1 || right >= rows);
+        let pitch = match (plain, transposed) {
+            (true, _) if rows == 1 => columns,
+            (true, _) => down,
+            (_, true) if columns == 1 => rows,
+            (_, true) => right,
+            _ => return None,
+        };
+        let mut distances = None;
+        for (length, stride) in shape.iter().zip(strides).rev().filter(|(length, _)| **length > 1) {
+            let (step, expected) = distances.unwrap_or((*stride, *stride));
+            if *stride != expected {
+                return None;
+            }
+            distances = Some((step, stride * length));
+        }
+        let step = distances.map_or(rows * columns, |(step, _)| step);
+        Some(Self { size: [rows, columns], pitch, transposed, step })
+    }
+}
+
+/// The tensor, or a copy of it, and how it lies.
+fn laid_out(x: &CubeTensor) -> Option<(CubeTensor, View)> {
+    let view = |x: &CubeTensor| View::of(x.meta.shape(), x.meta.strides());
+    if let Some(view) = view(x) {
+        return Some((x.clone(), view));
+    }
+    let copy = into_contiguous(x.clone());
+    let view = view(&copy)?;
+    Some((copy, view))
+}
+
+/// The transpose, read column by column.
+fn stored((x, view): &(CubeTensor, View), dtype: Type) -> Stored {
+    let View { size: [height, width], pitch, transposed, step } = *view;
+    let (rows, columns) = if transposed { (height, width) } else { (width, height) };
+    Stored { dtype, rows, columns, pitch, step, transposed, alignment: alignment(x) }
+}
+
+/// As much as the library asks for; cubecl aligns what it allocates to more.
+const MAX_ALIGNMENT: u32 = 256;
+
+/// What the address of a tensor is a multiple of.
+fn alignment(x: &CubeTensor) -> u32 {
+    let offset = x.handle.offset_start.unwrap_or(0);
+    1 << offset.trailing_zeros().min(MAX_ALIGNMENT.trailing_zeros())
+}
+
+/// One GPU.
+struct Gpu {
+    /// To cubecl's thread of it: the queue of its kernels.
+    queue: DeviceHandle<Server>,
+    handle: OnceLock<Option<Handle>>,
+    /// `None` for what the library refused.
+    plans: Mutex<HashMap<Problem, Option<Arc<Entry>>>>,
+}
+
+struct Entry {
+    problem: Problem,
+    plan: Plan,
+    /// Whether it was enqueued once.
+    proven: AtomicBool,
+}
+
+impl Gpu {
+    /// The GPU behind a client of cubecl, if it is one of CUDA's and the library is there.
+    fn of(client: &Client) -> Option<&'static Self> {
+        static ALL: Mutex<Vec<(DeviceId, &'static Gpu)>> = Mutex::new(Vec::new());
+        let service = client.service_id();
+        if service.service != TypeId::of::<Server>() || !cublaslt::is_present() {
+            return None;
+        }
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, gpu)) = all.iter().find(|(device, _)| *device == service.device) {
+            return Some(gpu);
+        }
+        let queue = DeviceHandle::<Server>::new(service.device);
+        let gpu = Box::leak(Box::new(Self { queue, handle: OnceLock::new(), plans: Mutex::default() }));
+        all.push((service.device, gpu));
+        Some(gpu)
+    }
+
+    /// How `problem` is solved, if the library can. `operand` is any tensor of this device.
+    fn entry(&'static self, problem: Problem, operand: &CubeTensor) -> Option<Arc<Entry>> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = plans.get(&problem) {
+            return entry.clone();
+        }
+        let operand = binding(operand);
+        let plan = self.queue.submit_blocking(move |server| {
+            // For what else it does: makes the device's context current on this thread.
+            let stream = operand.stream;
+            server.get_resource(operand, stream).ok()?;
+            let handle = self.handle.get_or_init(Handle::open).as_ref();
+            Some(handle.and_then(|handle| Plan::new(handle, &problem)))
+        });
+        // An operand that cannot be read says nothing about the library.
+        let plan = plan.ok()??;
+        if plans.len() >= MAX_PLANS {
+            plans.clear();
+        }
+        let entry = plan.map(|plan| Arc::new(Entry { problem, plan, proven: AtomicBool::new(false) }));
+        plans.insert(problem, entry.clone());
+        entry
+    }
+
+    /// Never tries it again.
+    fn refuse(&self, problem: Problem) {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).insert(problem, None);
+    }
+}
+
+/// A product on its way to the device. It holds the memory of its operands until it is enqueued.
+struct Task {
+    entry: Arc<Entry>,
+    alpha: f32,
+    a: BufferBinding,
+    b: BufferBinding,
+    c: Option<BufferBinding>,
+    d: BufferBinding,
+    workspace: Option<BufferBinding>,
+}
+
+impl Task {
+    /// Enqueues it, on the stream that the result was allocated on. A result that is not written is marked, as cubecl marks
+    /// those of kernels: reading it fails.
+    fn run(self, server: &mut Server, gpu: &Gpu) -> Result<(), ServerError> {
+        let stream = self.d.stream;
+        let mut written = server.write_set();
+        written.push(self.d.clone());
+        // Makes the device's context current on this thread, besides.
+        let read = server.get_resource(self.a.clone(), self.a.stream).map(drop);
+        let operands = [&self.a, &self.b].into_iter().chain(&self.c);
+        if let Err(error) = read.and_then(|()| server.write_streams().ensure_written(operands)) {
+            failed_writing(server, stream, written, error.clone());
+            return Err(error);
+        }
+        ExecuteScope::over(server, stream, written).execute(|server| self.enqueue(server, gpu)).into_result()
+    }
+
+    fn enqueue(&self, server: &mut Server, gpu: &Gpu) -> Result<(), ServerError> {
+        let Entry { problem: Problem { batch, a, b, d, .. }, plan, .. } = &*self.entry;
+        let handle = gpu.handle.get().and_then(Option::as_ref).ok_or_else(|| failure(-1))?;
+        let all = [&self.a, &self.b, &self.d].into_iter().chain(&self.c).chain(&self.workspace);
+        // Waits for what other streams of cubecl do to the operands, and keeps their memory until this is done.
+        let mut streams = server.write_streams().resolve(self.d.stream, all)?;
+        let mut address = |binding: &BufferBinding, bytes: usize, alignment: u32| {
+            let memory = streams.get(&binding.stream).device_memory();
+            let found = memory.get_resource(binding.memory.clone(), binding.offset_start, binding.offset_end)?;
+            let fits = found.size >= bytes as u64 && found.ptr.is_multiple_of(alignment.into());
+            if fits { Ok(found.ptr as usize as *mut c_void) } else { Err(failure(-2)) }
+        };
+        let target = address(&self.d, d.bytes(*batch), d.alignment)?;
+        let at = Addresses {
+            a: address(&self.a, a.bytes(*batch), a.alignment)?,
+            b: address(&self.b, b.bytes(*batch), b.alignment)?,
+            c: match &self.c {
+                Some(c) => address(c, d.bytes(*batch), d.alignment)?,
+                None => target,
+            },
+            d: target,
+            workspace: match &self.workspace {
+                Some(workspace) => address(workspace, plan.workspace, MAX_ALIGNMENT)?,
+                None => null_mut(),
+            },
+        };
+        let queue = streams.current().signal().cast::<c_void>();
+        // SAFETY: `get_resource` made the context current. The stream is cubecl's own. The addresses are those of live
+        // allocations that are large enough; memory that is freed is used again by what comes later on the same stream, and
+        // that of other streams is kept by `streams` until the product is done.
+        let done = unsafe { plan.enqueue(handle, self.alpha, self.c.is_some(), &at, queue) };
+        drop(streams);
+        done.map_err(failure)
+    }
+}
+
+/// The library's refusal; -1 where it has no state, -2 where a tensor is smaller or elsewhere than it says.
+fn failure(status: cublaslt::Status) -> ServerError {
+    DriverError::new("cublasLtMatmul", status.cast_unsigned()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_are_read_off_strides() {
+        let view = |size, pitch, transposed, step| Some(View { size, pitch, transposed, step });
+        assert_eq!(View::of(&[3, 5], &[5, 1]), view([3, 5], 5, false, 15));
+        assert_eq!(View::of(&[3, 5], &[128, 1]), view([3, 5], 128, false, 15));
+        assert_eq!(View::of(&[3, 5], &[1, 3]), view([3, 5], 3, true, 15));
+        assert_eq!(View::of(&[3, 5], &[1, 128]), view([3, 5], 128, true, 15));
+        // Lengths of one.
+        assert_eq!(View::of(&[1, 5], &[0, 1]), view([1, 5], 5, false, 5));
+        assert_eq!(View::of(&[1, 5], &[7, 9]), view([1, 5], 9, true, 5));
+        assert_eq!(View::of(&[3, 1], &[9, 0]), view([3, 1], 9, false, 3));
+        assert_eq!(View::of(&[1, 1], &[0, 0]), view([1, 1], 1, false, 1));
+        // Broadcast, overlapping, spread.
+        assert_eq!(View::of(&[3, 5], &[0, 1]), None);
+        assert_eq!(View::of(&[3, 5], &[2, 1]), None);
+        assert_eq!(View::of(&[3, 5], &[10, 2]), None);
+        // Batches.
+        assert_eq!(View::of(&[2, 4, 3, 5], &[60, 15, 5, 1]), view([3, 5], 5, false, 15));
+        assert_eq!(View::of(&[2, 1, 3, 5], &[60, 7, 5, 1]), view([3, 5], 5, false, 60));
+        assert_eq!(View::of(&[4, 3, 5], &[0, 5, 1]), view([3, 5], 5, false, 0));
+        assert_eq!(View::of(&[2, 4, 3, 5], &[60, 5, 20, 1]), None);
+        assert_eq!(View::of(&[5], &[1]), None);
+    }
+}
