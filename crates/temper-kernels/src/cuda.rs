@@ -35,7 +35,8 @@ type Server = <CudaRuntime as Runtime>::Server;
 /// Plans of one device. Beyond that many all are made again.
 const MAX_PLANS: usize = 4096;
 
-/// Whether this machine has cuBLASLt, without which products on NVIDIA's GPUs are slower.
+/// Whether this machine has cuBLASLt. Without it, products on NVIDIA's GPUs are slower, and those in f32 round their operands
+/// to TF32: they are cubecl's.
 pub fn has_cublaslt() -> bool {
     cublaslt::is_present()
 }
@@ -341,8 +342,96 @@ fn failure(status: cublaslt::Status) -> ServerError {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use burn::backend::Cube;
+    use burn::tensor::{FloatDType, Tensor};
+
     use super::*;
+    use crate::testing::{close, device, product, values, vec_of};
+
+    fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
+        x.try_into_primitive::<Cube>().unwrap()
+    }
+
+    fn tensor<const D: usize>(x: CubeTensor) -> Tensor<D> {
+        Tensor::from_primitive::<Cube>(x)
+    }
+
+    /// Whether the device under test is one of CUDA's, which must have the library.
+    fn is_cuda() -> bool {
+        let x = values(1, [1, 1], 1.0).tensor(&device()).try_into_primitive::<Cube>();
+        let is_cuda = x.is_ok_and(|x| x.client.service_id().service == TypeId::of::<Server>());
+        assert!(!is_cuda || has_cublaslt(), "libcublasLt is missing");
+        is_cuda
+    }
+
+    #[test]
+    fn the_library_takes_all_it_is_said_to_take() {
+        if !is_cuda() {
+            return;
+        }
+        for dtype in [FloatDType::F32, FloatDType::BF16, FloatDType::F16] {
+            for [m, k, n] in [[1, 1, 1], [3, 7, 5], [64, 130, 577], [577, 64, 130], [256, 128, 384]] {
+                for output in [DType::F32, dtype.into()] {
+                    let tolerance = if output == DType::F32 { 1e-6 } else { 4e-4 };
+                    let lhs = values(1, [m, k], 1.0).tensor(&device()).cast(dtype);
+                    let rhs = values(2, [k, n], 1.0).tensor(&device()).cast(dtype);
+                    let steps = product(lhs.clone().cast(FloatDType::F32), rhs.clone().cast(FloatDType::F32));
+                    let (lhs, rhs) = (primitive(lhs), primitive(rhs));
+                    for _ in 0..2 {
+                        let y = gemm(&mut None, &lhs, &rhs, 1.0, output).expect("a plan");
+                        assert_eq!(y.dtype, output);
+                        let y = vec_of(tensor::<2>(y).cast(FloatDType::F32));
+                        close(&[y], &[vec_of(steps.clone())], tolerance);
+                    }
+                    // Added to where it is, once it is known how.
+                    let sum = values(3, [m, n], 1.0).tensor(&device()).cast(FloatDType::from(output));
+                    let steps = sum.clone().cast(FloatDType::F32) + steps * -0.5;
+                    for round in 0..2 {
+                        let mut held = Some(into_contiguous(primitive(sum.clone() * 1.0)));
+                        let memory = held.as_ref().unwrap().handle.memory.descriptor().id;
+                        let y = gemm(&mut held, &lhs, &rhs, -0.5, output).expect("a plan");
+                        assert!(held.is_none() && (y.handle.memory.descriptor().id == memory) == (round == 1));
+                        let y = vec_of(tensor::<2>(y).cast(FloatDType::F32));
+                        close(&[y], &[vec_of(steps.clone())], tolerance);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn batches_are_multiplied_in_pairs() {
+        if !is_cuda() {
+            return;
+        }
+        for dtype in [FloatDType::F32, FloatDType::BF16] {
+            let lhs = values(1, [2, 3, 70, 33], 1.0).tensor(&device()).cast(dtype);
+            let rhs = values(2, [2, 3, 50, 33], 1.0).tensor(&device()).cast(dtype);
+            let steps = |lhs: &Tensor<4>, rhs: &Tensor<4>| {
+                let [lhs, rhs] = [lhs, rhs].map(|x| x.clone().cast(FloatDType::F32));
+                let all = lhs.reshape([2, 3, 70, 33, 1]) * rhs.reshape([2, 3, 1, 33, 50]);
+                vec_of(all.sum_dim(3).reshape([2, 3, 70, 50]))
+            };
+            // As they are, transposed views, and heads that lie behind positions.
+            let columns = values(3, [2, 3, 33, 70], 1.0).tensor(&device()).cast(dtype).swap_dims(2, 3);
+            let heads = values(4, [2, 70, 3, 33], 1.0).tensor(&device()).cast(dtype).swap_dims(1, 2);
+            let views = [
+                (lhs, rhs.clone().swap_dims(2, 3)),
+                (columns, rhs.clone().swap_dims(2, 3)),
+                (heads, rhs.swap_dims(2, 3)),
+            ];
+            for (lhs, rhs) in views {
+                let y = gemm(&mut None, &primitive(lhs.clone()), &primitive(rhs.clone()), 1.0, DType::F32);
+                close(&[vec_of(tensor::<4>(y.expect("a plan")))], &[steps(&lhs, &rhs)], 1e-6);
+            }
+        }
+        let empty = || primitive(Tensor::<2>::zeros([0, 4], &device()));
+        let other = primitive(Tensor::<2>::zeros([4, 4], &device()));
+        assert!(gemm(&mut None, &empty(), &other, 1.0, DType::F32).is_none());
+        assert!(gemm(&mut None, &other, &empty(), 1.0, DType::F32).is_none());
+    }
 
     #[test]
     fn views_are_read_off_strides() {

@@ -484,6 +484,7 @@ mod lane {
 #[cfg(feature = "cube")]
 pub(crate) mod gpu {
     use burn::backend::Cube;
+    use burn::backend::ops::FloatTensorOps;
     use burn::tensor::DType;
     use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
     use burn_cubecl::tensor::CubeTensor;
@@ -499,8 +500,13 @@ pub(crate) mod gpu {
 
     /// `alpha · lhs · rhs + sum` of matrices, or of stacks of them, in the precision that was set.
     pub(crate) fn multiply(mut sum: Option<CubeTensor>, lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
-        let [lhs, rhs] = [lhs, rhs].map(Cube::rounded);
         let output = if precision() == Precision::F32 { lhs.dtype } else { DType::F32 };
+        if lhs.meta.num_elements() * rhs.meta.num_elements() == 0 {
+            let mut shape = lhs.meta.shape().clone();
+            shape[rhs.meta.num_dims() - 1] = rhs.meta.shape()[rhs.meta.num_dims() - 1];
+            return sum.unwrap_or_else(|| Cube::float_zeros(shape, &lhs.device, output.into()));
+        }
+        let [lhs, rhs] = [lhs, rhs].map(Cube::rounded);
         if let Some(product) = gemm(&mut sum, &lhs, &rhs, alpha as f32, output) {
             return product;
         }
@@ -557,7 +563,7 @@ pub(crate) mod gpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{backward, close, device, values};
+    use crate::testing::{backward, close, device, product, values, vec_of};
 
     #[test]
     fn values_and_gradients_equal_the_steps() {
@@ -568,8 +574,8 @@ mod tests {
             };
             let own = backward(data(), |[x, w, a, b]| lora_product(x, Weight::Dense(w), [a, b], 1.5));
             let steps = backward(data(), |[x, w, a, b]| {
-                let thin = x.clone().matmul(a.transpose()) * 1.5;
-                x.matmul(w.transpose()) + thin.matmul(b.transpose())
+                let thin = product(x.clone(), a.transpose()) * 1.5;
+                product(x, w.transpose()) + product(thin, b.transpose())
             });
             close(&own, &steps, 3e-6);
         }
@@ -580,7 +586,7 @@ mod tests {
         let data = || [values(1, [9, 6], 1.0), values(2, [6, 4], 1.0), values(3, [2, 6], 1.0), values(4, [4, 2], 1.0)];
         let own = backward(data(), |[x, w, a, b]| lora_product(x, Weight::Dense(w.transpose()), [a, b], 1.0));
         let steps =
-            backward(data(), |[x, w, a, b]| x.clone().matmul(w) + x.matmul(a.transpose()).matmul(b.transpose()));
+            backward(data(), |[x, w, a, b]| product(x.clone(), w) + product(product(x, a.transpose()), b.transpose()));
         close(&own, &steps, 3e-6);
     }
 
@@ -594,6 +600,31 @@ mod tests {
             });
             let steps = backward(data(), |[x, row]| (x.clone() + row) + x);
             close(&own, &steps, 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_product_is_added_to_its_sum_alone() {
+        for [m, k, n] in [[1, 1, 1], [3, 7, 5], [64, 130, 577], [130, 64, 3]] {
+            let [sum, lhs, rhs] = [[m, n], [m, k], [k, n]].map(|shape| values(4, shape, 1.0).tensor(&device()));
+            let steps = vec_of(sum.clone() + product(lhs.clone(), rhs.clone()));
+            let before = vec_of(sum.clone());
+            let added = |sum: Tensor<2>| {
+                let [sum, lhs, rhs] = [sum, lhs.clone(), rhs.clone()].map(Tensor::into_dispatch);
+                Tensor::<2>::from_dispatch(<Dispatch as ProductOps>::add_product(sum, lhs, rhs))
+            };
+            // Twice: the second goes another way where the first one learns how.
+            for _ in 0..2 {
+                close(&[vec_of(added(sum.clone()))], std::slice::from_ref(&steps), 3e-6);
+                assert_eq!(vec_of(sum.clone()), before);
+                // Nobody else holds this one.
+                close(&[vec_of(added(sum.clone() * 1.0))], std::slice::from_ref(&steps), 3e-6);
+                close(&[vec_of(added(sum.clone().transpose().transpose()))], std::slice::from_ref(&steps), 3e-6);
+            }
+            let [lhs, rhs] = [lhs.clone(), rhs.clone()].map(Tensor::into_dispatch);
+            let scaled = Tensor::<2>::from_dispatch(<Dispatch as ProductOps>::product(lhs, rhs, -0.25));
+            let steps: Vec<f32> = steps.iter().zip(&before).map(|(all, sum)| -0.25 * (all - sum)).collect();
+            close(&[vec_of(scaled)], &[steps], 1e-5);
         }
     }
 

@@ -529,7 +529,7 @@ pub(crate) mod lane {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::testing::{backward, close, device, values, vec_of};
+    use crate::testing::{backward, close, device, product, values, vec_of};
     use crate::{Weight, linear, lora_product};
 
     /// Those that the device under test can keep.
@@ -623,7 +623,7 @@ mod tests {
                 let [x, ..] = data();
                 let own = backward([x], |[x]| linear(x, held()));
                 let [x, ..] = data();
-                close(&own, &backward([x], |[x]| x.matmul(dense().transpose())), 1e-6);
+                close(&own, &backward([x], |[x]| product(x, dense().transpose())), 1e-6);
             }
         }
     }

@@ -46,6 +46,12 @@ pub(crate) fn backward<const N: usize, const D: usize, const R: usize>(
     std::iter::once(vec_of(y.inner())).chain(inputs.iter().map(of)).collect()
 }
 
+/// The product of two matrices, by multiplication and addition alone: burn's own rounds f32 operands on some GPUs.
+pub(crate) fn product(lhs: Tensor<2>, rhs: Tensor<2>) -> Tensor<2> {
+    let ([m, k], [_, n]) = (lhs.dims(), rhs.dims());
+    (lhs.reshape([m, k, 1]) * rhs.reshape([1, k, n])).sum_dim(1).reshape([m, n])
+}
+
 /// The values of a tensor.
 pub(crate) fn vec_of<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.try_into_vec_as().expect("f32")

@@ -1,0 +1,275 @@
+//! Products in each precision against sums in f64, on the device that `TEMPER_TEST_DEVICE` names, and in order with what
+//! comes before and after them. In a process of their own, for the precision is the whole process's.
+#![allow(missing_docs)]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use temper_kernels::{Format, Precision, Quantized, Weight, linear, lora_product, matmul, set_precision};
+
+/// Rows of the left matrix, its columns, columns of the right one.
+const SHAPES: [[usize; 3]; 10] = [
+    [1, 1, 1],
+    [3, 7, 5],
+    [7, 1, 64],
+    [64, 3, 1],
+    [1, 577, 64],
+    [64, 130, 577],
+    [130, 577, 3],
+    [577, 64, 130],
+    [256, 512, 384],
+    [577, 577, 577],
+];
+
+fn device() -> Device {
+    temper_device::testing::device()
+}
+
+/// Sets the precision until it is dropped.
+struct Within(#[allow(dead_code)] MutexGuard<'static, ()>);
+
+impl Within {
+    fn new(precision: Precision) -> Self {
+        static ONE: Mutex<()> = Mutex::new(());
+        let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        set_precision(precision);
+        Self(guard)
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        set_precision(Precision::F32);
+    }
+}
+
+/// Those that the device computes with, each with the error that rounding of operands makes.
+fn precisions() -> Vec<(Precision, f64)> {
+    let cpu = device() == temper_device::cpu();
+    let has = |dtype| cpu || device().supports_dtype(dtype);
+    let mut all = vec![(Precision::F32, 1e-5)];
+    all.extend(has(FloatDType::BF16).then_some((Precision::Bf16, 1e-2)));
+    all.extend(has(FloatDType::F16).then_some((Precision::F16, 2e-3)));
+    all
+}
+
+/// A matrix on the host, row by row.
+#[derive(Clone)]
+struct Host {
+    values: Vec<f32>,
+    shape: [usize; 2],
+}
+
+/// How a matrix lies on the device.
+#[derive(Clone, Copy, Debug)]
+enum Layout {
+    /// As the device likes its rows.
+    Own,
+    /// One row after the other.
+    Tight,
+    /// One column after the other, as the device likes them.
+    Transposed,
+    /// One column after the other.
+    TightTransposed,
+}
+
+impl Host {
+    fn random(seed: u64, shape: [usize; 2]) -> Self {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        Self { values: (0..shape[0] * shape[1]).map(|_| next()).collect(), shape }
+    }
+
+    fn transpose(&self) -> Self {
+        let [rows, columns] = self.shape;
+        let values = (0..rows * columns).map(|i| self.values[i % rows * columns + i / rows]).collect();
+        Self { values, shape: [columns, rows] }
+    }
+
+    fn on(&self, device: &Device, layout: Layout) -> Tensor<2> {
+        let count = self.values.len();
+        match layout {
+            Layout::Own => Tensor::from_data(TensorData::new(self.values.clone(), self.shape), device),
+            Layout::Tight => {
+                Tensor::<1>::from_data(TensorData::new(self.values.clone(), [count]), device).reshape(self.shape)
+            }
+            Layout::Transposed => self.transpose().on(device, Layout::Own).transpose(),
+            Layout::TightTransposed => self.transpose().on(device, Layout::Tight).transpose(),
+        }
+    }
+
+    fn times(&self, other: &Self) -> Vec<f64> {
+        let ([m, k], [_, n]) = (self.shape, other.shape);
+        let mut out = vec![0.0; m * n];
+        for i in 0..m {
+            for l in 0..k {
+                let x = f64::from(self.values[i * k + l]);
+                for (out, y) in out[i * n..(i + 1) * n].iter_mut().zip(&other.values[l * n..(l + 1) * n]) {
+                    *out += x * f64::from(*y);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Asserts that the Frobenius norm of the difference is at most `tolerance` of that of `expected`.
+fn close(found: Tensor<2>, expected: &[f64], tolerance: f64, what: &str) {
+    let found: Vec<f32> = found.try_into_vec_as().expect("f32");
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let off = norm(&mut found.iter().zip(expected).map(|(x, y)| f64::from(*x) - y));
+    let all = norm(&mut expected.iter().copied());
+    assert!(off <= tolerance * all.max(1e-3), "{what}: {off} of {all}");
+}
+
+#[test]
+fn products_are_those_of_f64_in_all_layouts() {
+    const LAYOUTS: [Layout; 4] = [Layout::Own, Layout::Tight, Layout::Transposed, Layout::TightTransposed];
+    for (precision, tolerance) in precisions() {
+        let _within = Within::new(precision);
+        for shape in SHAPES {
+            let [m, k, n] = shape;
+            let (a, b) = (Host::random(1, [m, k]), Host::random(2, [k, n]));
+            let expected = a.times(&b);
+            for left in LAYOUTS {
+                for right in LAYOUTS {
+                    // Twice: the second goes another way where the first one learns how.
+                    for _ in 0..2 {
+                        let y = matmul(a.on(&device(), left), b.on(&device(), right));
+                        close(y, &expected, tolerance, &format!("{precision:?} {shape:?} {left:?} {right:?}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_to_multiply_is_nothing_or_zero() {
+    for (precision, _) in precisions() {
+        let _within = Within::new(precision);
+        let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, &device());
+        assert_eq!(matmul(zeros([0, 4]), zeros([4, 3])).dims(), [0, 3]);
+        assert_eq!(matmul(zeros([2, 4]), zeros([4, 0])).dims(), [2, 0]);
+        close(matmul(zeros([2, 0]), zeros([0, 3])), &[0.0; 6], 0.0, "nothing to add up");
+    }
+}
+
+#[test]
+fn adapted_products_and_gradients_are_those_of_f64() {
+    for (precision, tolerance) in precisions() {
+        let _within = Within::new(precision);
+        let formats = [Some(Format::Bf16), Some(Format::Int8), None];
+        for format in formats
+            .into_iter()
+            .filter(|format| *format != Some(Format::Bf16) || device().supports_dtype(FloatDType::BF16))
+        {
+            for [rows, inputs, outputs, rank] in [[1, 1, 1, 1], [7, 5, 3, 2], [130, 64, 577, 16], [300, 577, 130, 8]] {
+                let what = format!("{precision:?} {format:?} {:?}", [rows, inputs, outputs, rank]);
+                let shapes = [[rows, inputs], [outputs, inputs], [rank, inputs], [outputs, rank], [rows, outputs]];
+                let [x, mut w, a, b, g] = shapes.map(|shape| Host::random(shape[0] as u64 + 7, shape));
+                let held = format.map(|format| Quantized::encode(&w.values, w.shape, format, &device()));
+                if let Some(held) = &held {
+                    w.values = held.decode().try_into_vec_as().expect("f32");
+                }
+                // y = x Wᵀ + 1.5 (x Aᵀ) Bᵀ, of rounded values in between.
+                let thin = x.times(&a.transpose());
+                let thin = Host { values: thin.iter().map(|t| 1.5 * *t as f32).collect(), shape: [rows, rank] };
+                let base = x.times(&w.transpose());
+                let expected: Vec<f64> = base.iter().zip(thin.times(&b.transpose())).map(|(x, y)| x + y).collect();
+                let of_thin = g.times(&b);
+                let of_thin = Host { values: of_thin.iter().map(|t| 1.5 * *t as f32).collect(), shape: [rows, rank] };
+                let of_x: Vec<f64> = g.times(&w).iter().zip(of_thin.times(&a)).map(|(x, y)| x + y).collect();
+                let of_a = of_thin.transpose().times(&x);
+                let of_b = g.transpose().times(&thin);
+
+                let device = device().autodiff();
+                let [tx, ta, tb] = [&x, &a, &b].map(|host| host.on(&device, Layout::Own).require_grad());
+                let weight = || match &held {
+                    Some(held) => Weight::Quantized(held.clone()),
+                    None => Weight::Dense(w.on(&device, Layout::Own)),
+                };
+                let y = lora_product(tx.clone(), weight(), [ta.clone(), tb.clone()], 1.5);
+                let weighted = y.clone() * g.on(&device, Layout::Own);
+                let gradients = weighted.sum().backward();
+                close(y.inner(), &expected, 2.0 * tolerance, &format!("{what}: value"));
+                for (of, expected, name) in [(&tx, &of_x, "x"), (&ta, &of_a, "A"), (&tb, &of_b, "B")] {
+                    let gradient = of.grad(&gradients).expect("a gradient");
+                    close(gradient, expected, 2.0 * tolerance, &format!("{what}: gradient of {name}"));
+                }
+                close(linear(tx, weight()).inner(), &base, tolerance, &format!("{what}: without an adapter"));
+            }
+        }
+    }
+}
+
+/// Elementwise operations, a product, elementwise operations, memory that is given back and taken again, many times: what
+/// is out of order reads or writes what it should not.
+fn interleaved(rounds: usize, seed: u64) -> (Tensor<2>, Vec<f64>) {
+    let device = device();
+    let [m, k, n] = [130, 257, 64];
+    let (a, b) = (Host::random(seed, [m, k]), Host::random(seed + 1, [k, n]));
+    let (left, right) = (a.on(&device, Layout::Own), b.on(&device, Layout::Transposed));
+    let mut total = Tensor::<2>::zeros([m, n], &device);
+    for round in 0..rounds {
+        let x = left.clone() + round as f32 * 0.01;
+        let y = matmul(x, right.clone());
+        let noise = Tensor::<2>::full([m, k], 1e6, &device) * 3.0;
+        let z = y * 2.0 - 1.0;
+        total = total + z;
+        drop(noise);
+        let _noise = Tensor::<2>::full([m, n], -1e6, &device) + round as f32;
+    }
+    // Σ (2 (a + 0.01 i) b - 1)
+    let sums: Vec<f64> = (0..n).map(|j| (0..k).map(|l| f64::from(b.values[l * n + j])).sum()).collect();
+    let steps = 0.01 * (0..rounds).map(|round| round as f64).sum::<f64>();
+    let value = |(i, x): (usize, f64)| 2.0 * (rounds as f64 * x + steps * sums[i % n]) - rounds as f64;
+    (total, a.times(&b).into_iter().enumerate().map(value).collect())
+}
+
+#[test]
+fn products_are_in_order_with_what_is_around_them() {
+    for (precision, tolerance) in precisions() {
+        let _within = Within::new(precision);
+        let (total, expected) = interleaved(200, 1);
+        close(total, &expected, tolerance, &format!("{precision:?}"));
+        std::thread::scope(|scope| {
+            let threads = [3, 5].map(|seed| {
+                scope.spawn(move || {
+                    for repeat in 0..3 {
+                        let (total, expected) = interleaved(200, seed + 10 * repeat);
+                        close(total, &expected, tolerance, &format!("{precision:?}, one of two threads"));
+                    }
+                })
+            });
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+        });
+    }
+}
+
+#[test]
+fn what_one_thread_computes_another_multiplies() {
+    for (precision, tolerance) in precisions() {
+        let _within = Within::new(precision);
+        let (a, b) = (Host::random(1, [64, 130]), Host::random(2, [130, 64]));
+        let (left, right) = (a.on(&device(), Layout::Own), b.on(&device(), Layout::Own));
+        let expected: Vec<f64> = a.times(&b).iter().map(|x| 4.0 * x).collect();
+        for _ in 0..50 {
+            // Operands of this thread go to another, its result comes back.
+            let left = left.clone() * 2.0;
+            let right = right.clone();
+            let y = std::thread::spawn(move || matmul(left, right) * 2.0).join().expect("no panic");
+            let noise = Tensor::<2>::full([64, 130], 1e6, &device()) * 3.0;
+            close(y + 0.0, &expected, tolerance, &format!("{precision:?}"));
+            drop(noise);
+        }
+    }
+}
