@@ -1,4 +1,4 @@
-use burn::tensor::{DType, activation::softmax};
+use burn::tensor::{DType, TensorData, activation::softmax};
 
 use super::*;
 use crate::testing::{backward, close, values};
