@@ -164,8 +164,8 @@ mod gpu {
                 (y, gate + y * (1.0f32 - gate) * twice * (1.0f32 + 3.0f32 * cubic * square))
             }
             Activation::Relu => {
-                let slope = select(x > 0.0f32, 1.0f32, 0.0f32);
-                (max(x, 0.0f32), slope)
+                // Not the greater of both, which is 0 where x is NaN.
+                (select(x <= 0.0f32, 0.0f32, x), select(x > 0.0f32, 1.0f32, 0.0f32))
             }
             Activation::Silu => {
                 let gate = 1.0f32 / (1.0f32 + (-x).exp());

@@ -60,7 +60,7 @@ pub(crate) fn total(shared: &mut Shared<[f32]>, value: f32, #[comptime] units: u
     sync_cube();
     shared[unit] = value;
     sync_cube();
-    let mut half = units / 2;
+    let mut half = comptime!(units / 2).runtime();
     while half > 0 {
         if unit < half {
             let sum = shared[unit] + shared[unit + half];
@@ -79,7 +79,7 @@ pub(crate) fn highest(shared: &mut Shared<[f32]>, value: f32, #[comptime] units:
     sync_cube();
     shared[unit] = value;
     sync_cube();
-    let mut half = units / 2;
+    let mut half = comptime!(units / 2).runtime();
     while half > 0 {
         if unit < half {
             let most = max(shared[unit], shared[unit + half]);
