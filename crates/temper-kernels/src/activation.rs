@@ -164,8 +164,9 @@ mod gpu {
                 (y, gate + y * (1.0f32 - gate) * twice * (1.0f32 + 3.0f32 * cubic * square))
             }
             Activation::Relu => {
-                // Not the greater of both, which is 0 where x is NaN.
-                (select(x <= 0.0f32, 0.0f32, x), select(x > 0.0f32, 1.0f32, 0.0f32))
+                // A product, so that NaN stays: drivers take the greater of both for a choice between them.
+                let slope = select(x > 0.0f32, 1.0f32, 0.0f32);
+                (x * slope, slope)
             }
             Activation::Silu => {
                 let gate = 1.0f32 / (1.0f32 + (-x).exp());

@@ -46,10 +46,14 @@ pub(crate) fn backward<const N: usize, const D: usize, const R: usize>(
     std::iter::once(vec_of(y.inner())).chain(inputs.iter().map(of)).collect()
 }
 
-/// The product of two matrices, by multiplication and addition alone: burn's own rounds f32 operands on some GPUs.
-pub(crate) fn product(lhs: Tensor<2>, rhs: Tensor<2>) -> Tensor<2> {
-    let ([m, k], [_, n]) = (lhs.dims(), rhs.dims());
-    (lhs.reshape([m, k, 1]) * rhs.reshape([1, k, n])).sum_dim(1).reshape([m, n])
+/// The products of two stacks of matrices, by multiplication and addition alone: burn's own rounds f32 operands on some GPUs.
+pub(crate) fn product<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
+    let (mut shape, n) = (lhs.dims(), rhs.dims()[D - 1]);
+    let [m, k] = [shape[D - 2], shape[D - 1]];
+    let stack: usize = shape[..D - 2].iter().product();
+    shape[D - 1] = n;
+    let products = lhs.reshape([stack, m, k, 1]) * rhs.reshape([stack, 1, k, n]);
+    products.sum_dim(2).reshape(shape)
 }
 
 /// The values of a tensor.

@@ -42,10 +42,10 @@ pub fn find(name: &str, place: &Place) -> Result<Found, Error> {
     }
 }
 
-/// How many values of f32 an operation may hold at once on a device: a sixty-fourth of its memory, where that is known.
+/// How many values of f32 an operation may hold at once on a device: a thirty-second of its memory, where that is known.
 pub fn scratch(device: &Found) -> usize {
-    let share = device.memory.map_or(0, |bytes| bytes / 64 / 4) as usize;
-    share.clamp(temper_kernels::DEFAULT_SCRATCH, 16 * temper_kernels::DEFAULT_SCRATCH)
+    let share = device.memory.map_or(0, |bytes| bytes / 32 / 4) as usize;
+    share.max(temper_kernels::DEFAULT_SCRATCH)
 }
 
 /// Makes a device ready, without autodiff, and warns where it is not what a user may expect.

@@ -1,7 +1,7 @@
 use burn::tensor::{DType, TensorData, activation::softmax};
 
 use super::*;
-use crate::testing::{backward, close, values};
+use crate::testing::{backward, close, product, values};
 
 /// Scores of all queries and keys at once, keys repeated for their heads.
 fn reference([query, key, value]: [Tensor<4>; 3], sight: &Sight, scale: f64, drop: Option<Drop>) -> Tensor<4> {
@@ -11,7 +11,7 @@ fn reference([query, key, value]: [Tensor<4>; 3], sight: &Sight, scale: f64, dro
         x.reshape([batch, keys, heads, features]).swap_dims(1, 2)
     };
     let device = query.device();
-    let scores = query.swap_dims(1, 2).matmul(repeat(key).transpose()) * scale;
+    let scores = product(query.swap_dims(1, 2), repeat(key).transpose()) * scale;
     let mut mask = vec![f32::MIN; batch * queries * keys];
     let places = (0..batch).flat_map(|row| sight.of(row, 0..queries));
     for (mask, range) in mask.chunks_mut(keys).zip(places) {
@@ -27,7 +27,7 @@ fn reference([query, key, value]: [Tensor<4>; 3], sight: &Sight, scale: f64, dro
             weights * Tensor::from_data(TensorData::new(values, shape), (&device, DType::F32))
         }
     };
-    weights.matmul(repeat(value)).swap_dims(1, 2)
+    product(weights, repeat(value)).swap_dims(1, 2)
 }
 
 /// Causal, with a window; each row begins with a text of its own length.
