@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::{FloatDType, Gradients as Tape, Tensor};
+use temper_kernels::add_squares;
 use temper_peft::parameters::{Visitor, visit};
 
 use crate::weights::flat;
@@ -41,18 +42,15 @@ impl Gradients {
 
     /// The square of the global norm, shape `[1]`, on the device; `None` without gradients.
     pub fn squared_norm(&self) -> Option<Tensor<1>> {
-        self.0.values().map(squared_norm).reduce(|a, b| a + b)
+        let sum = self.0.values().cloned().fold(None, |sum, gradient| Some(add_squares(sum, gradient)));
+        sum.map(Tensor::sum)
     }
 
     /// The first parameter, by name, whose gradient is not finite (or too large to be squared).
     pub fn first_bad(&self) -> Option<String> {
-        let bad = |gradient: &Tensor<1>| !squared_norm(gradient).into_scalar::<f32>().is_finite();
+        let bad = |gradient: &Tensor<1>| !gradient.clone().square().sum().into_scalar::<f32>().is_finite();
         self.0.iter().find(|(_, gradient)| bad(gradient)).map(|(path, _)| path.clone())
     }
-}
-
-fn squared_norm(gradient: &Tensor<1>) -> Tensor<1> {
-    gradient.clone().square().sum()
 }
 
 struct Collect<'a> {

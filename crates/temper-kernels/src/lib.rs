@@ -24,6 +24,7 @@ mod product;
 mod quantized;
 mod rotation;
 mod scratch;
+mod squares;
 #[cfg(test)]
 mod testing;
 
@@ -40,6 +41,7 @@ pub use product::{Precision, Weight, add_rows, has_bf16_products, linear, lora_p
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;
 pub use scratch::{DEFAULT_SCRATCH, scratch, set_scratch};
+pub use squares::add_squares;
 
 /// Whether this machine has cuBLASLt, and the build uses it.
 #[cfg(not(feature = "cuda"))]

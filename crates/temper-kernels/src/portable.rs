@@ -109,7 +109,11 @@ impl<B: Backend> Float<B> {
 
     /// `length` places of dimension `dim` from `start` on.
     pub fn narrow(self, dim: usize, start: usize, length: usize) -> Self {
-        Self(B::float_slice(self.0.clone(), &part(&self.shape(), dim, start, length)))
+        let shape = self.shape();
+        if length == shape[dim] {
+            return self;
+        }
+        Self(B::float_slice(self.0, &part(&shape, dim, start, length)))
     }
 
     /// The same with these places replaced.
@@ -118,7 +122,10 @@ impl<B: Backend> Float<B> {
         Self(B::float_slice_assign(self.0, &ranges, by.0))
     }
 
-    pub fn cat(parts: Vec<Self>, dim: usize) -> Self {
+    pub fn cat(mut parts: Vec<Self>, dim: usize) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
         Self(B::float_cat(parts.into_iter().map(|part| part.0).collect(), dim))
     }
 

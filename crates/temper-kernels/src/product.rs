@@ -199,7 +199,7 @@ fn adapted<B: ProductOps>(
     b: FloatTensor<B>,
     scaling: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let thin = B::product(x.clone(), transposed::<B>(a), scaling);
+    let thin = B::rounded(B::product(x.clone(), transposed::<B>(a), scaling));
     let base = B::frozen(x, weight);
     (B::add_product(base, thin.clone(), transposed::<B>(b)), thin)
 }
@@ -277,7 +277,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
                 let (weight, [x, a, b, thin], scaling) = ops.state;
                 let [of_x, of_weight, of_a, of_b] = ops.parents;
                 let grad = B::rounded(grads.consume::<B>(&ops.node));
-                let of_thin = B::product(grad.clone(), b, scaling);
+                let of_thin = B::rounded(B::product(grad.clone(), b, scaling));
                 if let Some(node) = of_b {
                     grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), thin, 1.0));
                 }
@@ -298,7 +298,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         let (Matrix::Dense(tracked) | Matrix::Quantized { scales: tracked, .. }) = &weight;
         let ((_, of_weight), weight) = (tracked.clone().into_parts(), untracked(weight));
         let [(x, of_x), (a, of_a), (b, of_b)] = [x, a, b].map(|x| x.into_parts());
-        let x = B::rounded(x);
+        let [x, a, b] = [x, a, b].map(B::rounded);
         let (y, thin) = adapted::<B>(x.clone(), weight.clone(), a.clone(), b.clone(), scaling);
         match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((weight, [x, a, b, thin], scaling), y),
