@@ -154,6 +154,34 @@ fn ranks_learn_what_one_learns() {
     }
 }
 
+/// Whatever the number of ranks, and of threads of each.
+#[test]
+fn evaluation_is_that_of_one_rank_to_the_bit() {
+    if !can_launch() {
+        return;
+    }
+    for (recipe, batch) in [("tests/recipes/short.toml", 7), ("recipes/chat.toml", 16)] {
+        let evaluate = |ranks: &str, threads: usize| {
+            let dir = tempfile::tempdir().unwrap();
+            let own = [format!("run.dir={}", dir.path().display()), format!("device.threads={threads}")];
+            // A step so small that the model stays as it is.
+            let step = ["train.max_steps=1", "train.lr=1e-30", "train.micro_batch=2", "eval.every=1", "device.use=cpu"];
+            let batch = format!("eval.batch={batch}");
+            let set = own.iter().map(String::as_str).chain(step).chain([batch.as_str()]);
+            let set = set.flat_map(|value| ["--set", value]);
+            let arguments: Vec<&str> =
+                ["launch", "--nproc", ranks, "--recipe", recipe].into_iter().chain(set).collect();
+            let out = command(&arguments).output().unwrap();
+            assert!(out.status.success(), "{ranks} ranks: {}", text(&out.stderr));
+            let scores = events(dir.path(), "evaluated").remove(0)["scores"].take();
+            (scores, fs::read_to_string(dir.path().join("samples.jsonl")).unwrap_or_default())
+        };
+        let alone = evaluate("1", 2);
+        assert!(alone.0["loss"].as_f64().unwrap() > 0.0, "{alone:?}");
+        assert_eq!(evaluate("3", 1), alone, "{recipe}");
+    }
+}
+
 /// Rank 1 or 2 of three is killed at random times; what is left goes on with two, three or four ranks.
 #[test]
 fn a_rank_that_is_killed_ends_all_and_the_run_goes_on() {
@@ -166,12 +194,18 @@ fn a_rank_that_is_killed_ends_all_and_the_run_goes_on() {
     train(1, whole.path(), &overrides);
     for kill in 0..times {
         let ranks = 2 + (kill as usize % 3);
-        let run =
+        let mut run =
             launch(ranks, killed.path(), &overrides).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // From before the ranks meet to some steps after.
         std::thread::sleep(Duration::from_millis(350 + kill * 6007 % 1700));
-        let victims = processes(killed.path());
-        let Some(&(rank, pid)) = victims.get(kill as usize % ranks) else { panic!("{kill}: it ended too soon") };
+        let (rank, pid) = loop {
+            if let Some(&victim) = processes(killed.path()).get(kill as usize % ranks) {
+                break victim;
+            }
+            // A machine with other work takes longer to start them.
+            assert!(run.try_wait().unwrap().is_none(), "{kill}: it ended too soon");
+            std::thread::sleep(Duration::from_millis(5));
+        };
         signal(pid, "-KILL");
         let (code, said) = ending(run, 20);
         assert_eq!(code, Some(8), "kill {kill}: {said}");

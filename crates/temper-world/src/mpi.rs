@@ -123,6 +123,7 @@ impl Collectives for Mpi {
     fn reduce_scatter(&self, values: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
         let device = values.device();
         let (values, lengths) = (to_host(values)?, counts(parts)?);
+        count(values.len())?;
         assert_eq!(values.len(), parts.iter().sum::<usize>(), "the parts are those of the values");
         let (mut part, sum) = (vec![0.0_f32; parts[self.rank()]], SystemOperation::sum());
         // SAFETY: the first buffer holds the sum of `lengths` floats, the second those of this rank; both outlive the call.
@@ -142,6 +143,7 @@ impl Collectives for Mpi {
     fn all_gather(&self, part: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
         let device = part.device();
         let (part, lengths) = (to_host(part)?, counts(parts)?);
+        count(parts.iter().sum())?;
         assert_eq!(part.len(), parts[self.rank()], "the part is this rank's");
         let mut all = vec![0.0_f32; parts.iter().sum()];
         let begin = starts(&lengths);

@@ -423,3 +423,7 @@ fn whence() -> String {
     let host = if found { String::from_utf8_lossy(&name).into_owned() } else { "unknown host".into() };
     format!("{host}, process {}", std::process::id())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

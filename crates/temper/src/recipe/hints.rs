@@ -60,6 +60,12 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
             "a base in few bits is `frozen_dtype` in [model]"
         }
         "fp16" | "bf16" | "dtype" | "mixed_precision" => "the precision is `precision` in [device]",
+        "zero_stage" | "zero_optimization" | "fsdp" | "sharding_strategy" => {
+            "what each rank keeps only its part of is `shard` in [distributed]"
+        }
+        "ranks" | "world_size" | "nproc" | "nproc_per_node" | "num_processes" => {
+            "how many ranks there are is the launcher's to say: `temper launch --nproc N`, `mpirun` or `srun`"
+        }
         _ => return None,
     })
 }
@@ -88,6 +94,12 @@ pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
             "did you mean `sequence-classification`?"
         }
         ("task.kind", "mlm" | "fill-mask") => "did you mean `masked-lm`?",
+        ("distributed.shard", "ddp") => "did you mean `none`?",
+        ("distributed.shard", "zero1" | "zero-1") => "did you mean `optimizer`?",
+        ("distributed.shard", "zero2" | "zero-2" | "shard_grad_op") => "did you mean `gradients`?",
+        ("distributed.shard", "zero3" | "zero-3" | "fsdp" | "full_shard" | "parameters") => {
+            "each rank keeps all parameters; `gradients` shares out the most"
+        }
         ("eval.every", "no" | "none" | "off") => "did you mean `never`?",
         ("eval.every", "steps") => "write the number of steps, such as `every = 100`",
         ("eval.every", "epochs") => "did you mean `epoch`?",
@@ -98,7 +110,9 @@ pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
 /// How to write, as a string, the number or date `written` at `path`.
 pub(super) fn as_string(path: &str, written: &str) -> String {
     match path {
-        "train.max_wall" => format!("write `\"{written}s\"` for seconds"),
+        "train.max_wall" | "distributed.silence" | "distributed.patience" => {
+            format!("write `\"{written}s\"` for seconds")
+        }
         _ => format!("write `\"{written}\"`"),
     }
 }
