@@ -105,7 +105,14 @@ pub trait AttentionOps: Backend {
         value: FloatTensor<Self>,
         form: Form,
     ) -> FloatTensor<Self> {
+        let [query, key, value] = [query, key, value].map(Self::laid_out);
         Self::attention_forward(query, key, value, form).0
+    }
+
+    /// A query, key or value as the products within take it: what this gives is what the other two are given, and what is kept
+    /// in between. Of the same shape, not differentiable.
+    fn laid_out(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        x
     }
 
     /// The result, and ln Σ e^score `[B, N, S]`. Not differentiable.
@@ -175,6 +182,7 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
             }
         }
         let [(query, of_query), (key, of_key), (value, of_value)] = [query, key, value].map(|x| x.into_parts());
+        let [query, key, value] = [query, key, value].map(B::laid_out);
         let (result, lse) = B::attention_forward(query.clone(), key.clone(), value.clone(), form.clone());
         match Step.prepare::<C>([of_query, of_key, of_value]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(([query, key, value, result.clone(), lse], form), result),

@@ -6,7 +6,8 @@ use burn::tensor::Tensor;
 
 use crate::portable::Float;
 
-/// `e^(z - max)`, its sum and the max of each row. Not differentiable: for tensors without autodiff.
+/// `e^(z - max)` [as products round it](crate::rounded), its sum before that, and the max of each row. Not differentiable: for
+/// tensors without autodiff.
 ///
 /// # Shapes
 ///
@@ -39,19 +40,22 @@ mod gpu {
     use burn_cubecl::tensor::CubeTensor;
 
     use super::*;
+    use crate::cube::cubecl::ir::ElemType;
     use crate::cube::cubecl::prelude::*;
-    use crate::cube::{all, all_f32, by_row, cubecl, empty, flat, highest, like, total};
+    use crate::cube::{all, all_f32, by_row, cubecl, empty, flat, highest, total};
     use crate::portable::Float;
+    use crate::product::gpu::operands;
 
     #[cube(launch_unchecked)]
-    fn exponential_kernel(
+    fn exponential_kernel<F: Numeric>(
         z: &[f32],
-        exp: &mut [f32],
+        exp: &mut [F],
         sum: &mut [f32],
         most: &mut [f32],
         rows: usize,
         width: usize,
         #[comptime] units: usize,
+        #[define(F)] _rounded: ElemType,
     ) {
         if CUBE_POS >= rows {
             terminate!();
@@ -70,7 +74,7 @@ mod gpu {
         let mut i = unit;
         while i < width {
             let value = (z[first + i] - own).exp();
-            exp[first + i] = value;
+            exp[first + i] = F::cast_from(value);
             of_unit += value;
             i += units;
         }
@@ -89,7 +93,9 @@ mod gpu {
             }
             let [z] = flat([z]);
             let [sum, most] = [(); 2].map(|()| empty(&z, [rows, 1], DType::F32));
-            let (exp, (count, dim, units)) = (like(&z), by_row(&z.client, rows, width));
+            let (dtype, element) = operands();
+            let exp = empty(&z, [rows, width], dtype);
+            let (count, dim, units) = by_row(&z.client, rows, width);
             // SAFETY: all indices are below rows · width, those of the sums below rows.
             unsafe {
                 exponential_kernel::launch_unchecked(
@@ -103,6 +109,7 @@ mod gpu {
                     rows,
                     width,
                     units,
+                    element,
                 );
             }
             (exp, sum, most)

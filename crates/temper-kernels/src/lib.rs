@@ -37,7 +37,9 @@ pub use cuda::has_cublaslt;
 pub use dropout::{Drop, dropout};
 pub use exponential::row_exponential;
 pub use norm::{layer_norm, rms_norm};
-pub use product::{Precision, Weight, add_rows, has_bf16_products, linear, lora_product, matmul, set_precision};
+pub use product::{
+    Precision, Weight, add_rows, has_bf16_products, linear, lora_product, matmul, rounded, set_precision,
+};
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;
 pub use scratch::{DEFAULT_SCRATCH, scratch, set_scratch};

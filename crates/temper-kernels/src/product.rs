@@ -118,6 +118,12 @@ pub fn lora_product(x: Tensor<2>, weight: Weight, [a, b]: [Tensor<2>; 2], scalin
     Tensor::from_dispatch(<Dispatch as ProductOps>::lora(x, weight, a, b, scaling))
 }
 
+/// `x` as products round it, where that once is less work than in each of several products; else `x`. For operands of
+/// [`matmul`] alone, both of them, and tensors without autodiff.
+pub fn rounded(x: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as ProductOps>::rounded(x.into_dispatch()))
+}
+
 /// Adds `row` to each row of `x`, in place where nobody else holds `x`.
 ///
 /// # Shapes
@@ -141,9 +147,19 @@ pub trait ProductOps: QuantizedOps {
         portable::<Self>(Some(Float(sum)), Float(lhs), Float(rhs), 1.0).0
     }
 
-    /// `x` as products round it, where that once is less work than in each of several products; else `x`. For operands alone.
+    /// An operand as [`rounded`] makes it.
     fn rounded(x: FloatTensor<Self>) -> FloatTensor<Self> {
         x
+    }
+
+    /// The same of what one product after the other takes: the last one is remembered.
+    fn shared(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::rounded(x)
+    }
+
+    /// `alpha · lhs · rhs` as an operand of another product.
+    fn operand(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, alpha: f64) -> FloatTensor<Self> {
+        Self::rounded(Self::product(lhs, rhs, alpha))
     }
 
     /// `x Wᵀ`, with no gradient for W.
@@ -164,7 +180,7 @@ pub trait ProductOps: QuantizedOps {
         b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        adapted::<Self>(Self::rounded(x), weight, a, b, scaling).0
+        adapted::<Self>(Self::shared(x), weight, a, b, scaling).0
     }
 
     /// `x + row`.
@@ -199,7 +215,7 @@ fn adapted<B: ProductOps>(
     b: FloatTensor<B>,
     scaling: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let thin = B::rounded(B::product(x.clone(), transposed::<B>(a), scaling));
+    let thin = B::operand(x.clone(), transposed::<B>(a), scaling);
     let base = B::frozen(x, weight);
     (B::add_product(base, thin.clone(), transposed::<B>(b)), thin)
 }
@@ -236,6 +252,8 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         }
         let tracked = [&lhs, &rhs].map(|x| x.is_tracked());
         let [(lhs, of_lhs), (rhs, of_rhs)] = [lhs, rhs].map(|x| x.into_parts());
+        // Kept as it is multiplied; the right one is a weight, which is there anyway.
+        let lhs = B::shared(lhs);
         let kept = [(tracked[1], &lhs), (tracked[0], &rhs)].map(|(needed, x)| needed.then(|| x.clone()));
         let y = B::product(lhs, rhs, alpha);
         match Step.prepare::<C>([of_lhs, of_rhs]).compute_bound().stateful() {
@@ -254,7 +272,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
             }
         }
         let ((x, of_x), weight) = (x.into_parts(), untracked(weight));
-        let y = B::frozen(x, weight.clone());
+        let y = B::frozen(B::shared(x), weight.clone());
         match Step.prepare::<C>([of_x]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(weight, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
@@ -277,7 +295,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
                 let (weight, [x, a, b, thin], scaling) = ops.state;
                 let [of_x, of_weight, of_a, of_b] = ops.parents;
                 let grad = B::rounded(grads.consume::<B>(&ops.node));
-                let of_thin = B::rounded(B::product(grad.clone(), b, scaling));
+                let of_thin = B::operand(grad.clone(), b, scaling);
                 if let Some(node) = of_b {
                     grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), thin, 1.0));
                 }
@@ -298,7 +316,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         let (Matrix::Dense(tracked) | Matrix::Quantized { scales: tracked, .. }) = &weight;
         let ((_, of_weight), weight) = (tracked.clone().into_parts(), untracked(weight));
         let [(x, of_x), (a, of_a), (b, of_b)] = [x, a, b].map(|x| x.into_parts());
-        let [x, a, b] = [x, a, b].map(B::rounded);
+        let (x, [a, b]) = (B::shared(x), [a, b].map(B::rounded));
         let (y, thin) = adapted::<B>(x.clone(), weight.clone(), a.clone(), b.clone(), scaling);
         match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((weight, [x, a, b, thin], scaling), y),
@@ -483,6 +501,8 @@ mod lane {
 
 #[cfg(feature = "cube")]
 pub(crate) mod gpu {
+    use std::cell::RefCell;
+
     use burn::backend::Cube;
     use burn::backend::ops::FloatTensorOps;
     use burn::tensor::DType;
@@ -490,6 +510,7 @@ pub(crate) mod gpu {
     use burn_cubecl::tensor::CubeTensor;
 
     use super::*;
+    use crate::cube::cubecl::ir::{ElemType, FloatKind};
     #[cfg(feature = "cuda")]
     use crate::cuda::gemm;
 
@@ -498,9 +519,30 @@ pub(crate) mod gpu {
         None
     }
 
+    /// What f32 operands are rounded to, as burn and as CubeCL call it.
+    pub(crate) fn operands() -> (DType, ElemType) {
+        let (dtype, kind) = match precision() {
+            Precision::F32 => (DType::F32, FloatKind::F32),
+            Precision::Bf16 => (DType::BF16, FloatKind::BF16),
+            Precision::F16 => (DType::F16, FloatKind::F16),
+        };
+        (dtype, ElemType::Float(kind))
+    }
+
     /// `alpha · lhs · rhs + sum` of matrices, or of stacks of them, in the precision that was set.
-    pub(crate) fn multiply(mut sum: Option<CubeTensor>, lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
+    pub(crate) fn multiply(sum: Option<CubeTensor>, lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
         let output = if precision() == Precision::F32 { lhs.dtype } else { DType::F32 };
+        multiply_to(output, sum, lhs, rhs, alpha)
+    }
+
+    /// The same, written as `output`.
+    fn multiply_to(
+        output: DType,
+        mut sum: Option<CubeTensor>,
+        lhs: CubeTensor,
+        rhs: CubeTensor,
+        alpha: f64,
+    ) -> CubeTensor {
         if lhs.meta.num_elements() * rhs.meta.num_elements() == 0 {
             let mut shape = lhs.meta.shape().clone();
             shape[rhs.meta.num_dims() - 1] = rhs.meta.shape()[rhs.meta.num_dims() - 1];
@@ -532,6 +574,30 @@ pub(crate) mod gpu {
         }
     }
 
+    /// `x` as another dtype, which is remembered until another tensor comes.
+    fn remembered(x: CubeTensor, dtype: DType) -> CubeTensor {
+        thread_local! {
+            /// A tensor, and what it became. Nobody writes into what is held here.
+            static LAST: RefCell<Option<[CubeTensor; 2]>> = const { RefCell::new(None) };
+        }
+        if x.dtype == dtype {
+            return x;
+        }
+        LAST.with_borrow_mut(|last| match last {
+            Some([plain, rounded]) if is_same(plain, &x) && rounded.dtype == dtype => rounded.clone(),
+            _ => {
+                let rounded = Float::<Cube>(x.clone()).cast(dtype.into()).0;
+                last.insert([x, rounded])[1].clone()
+            }
+        })
+    }
+
+    /// Whether both are the same values of the same memory.
+    fn is_same(a: &CubeTensor, b: &CubeTensor) -> bool {
+        let place = |x: &CubeTensor| (x.handle.memory.descriptor().id, x.handle.offset_start, x.handle.offset_end);
+        place(a) == place(b) && a.meta == b.meta && a.dtype == b.dtype && a.client.service_id() == b.client.service_id()
+    }
+
     impl ProductOps for Cube {
         fn product(lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
             multiply(None, lhs, rhs, alpha)
@@ -542,12 +608,19 @@ pub(crate) mod gpu {
         }
 
         fn rounded(x: CubeTensor) -> CubeTensor {
-            let dtype = match precision() {
-                Precision::F32 => return x,
-                Precision::Bf16 => FloatDType::BF16,
-                Precision::F16 => FloatDType::F16,
-            };
-            Float::<Self>(x).cast(dtype).0
+            match precision() {
+                Precision::F32 => x,
+                _ => Float::<Self>(x).cast(operands().0.into()).0,
+            }
+        }
+
+        fn shared(x: CubeTensor) -> CubeTensor {
+            if precision() == Precision::F32 { x } else { remembered(x, operands().0) }
+        }
+
+        fn operand(lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
+            let output = if precision() == Precision::F32 { lhs.dtype } else { operands().0 };
+            multiply_to(output, None, lhs, rhs, alpha)
         }
 
         fn frozen(x: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
@@ -556,6 +629,35 @@ pub(crate) mod gpu {
 
         fn through(grad: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
             multiply(None, grad, operand(weight), 1.0)
+        }
+    }
+
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used)]
+    mod tests {
+        use super::*;
+        use crate::testing::{device, values, vec_of};
+
+        #[test]
+        fn the_same_tensor_is_rounded_once_and_no_other_is_taken_for_it() {
+            let make = |seed| values(seed, [6, 8], 1.0).tensor(&device()).try_into_primitive::<Cube>();
+            let Ok(x) = make(1) else { return }; // of a device of CubeCL
+            let place = |x: &CubeTensor| x.handle.memory.descriptor().id;
+            let values = |x: &CubeTensor| vec_of(Tensor::<2>::from_primitive::<Cube>(x.clone()).cast(FloatDType::F32));
+            let plain = |x: &CubeTensor| values(&Float::<Cube>(x.clone()).cast(FloatDType::F16).0);
+            let once = remembered(x.clone(), DType::F16);
+            assert_eq!((once.dtype, values(&once)), (DType::F16, plain(&x)));
+            assert_eq!(place(&remembered(x.clone(), DType::F16)), place(&once));
+            assert_eq!(place(&remembered(once.clone(), DType::F16)), place(&once));
+            let others = [
+                make(2).unwrap(),
+                Float::<Cube>(x.clone()).narrow(0, 2, 4).0,
+                Float::<Cube>(x.clone()).reshape(&[8, 6]).0,
+                Float::<Cube>(x).scale(2.0).0,
+            ];
+            for other in others {
+                assert_eq!(values(&remembered(other.clone(), DType::F16)), plain(&other));
+            }
         }
     }
 }

@@ -17,8 +17,8 @@ pub(super) struct Block<'a> {
 pub(super) struct Steps<B: Backend> {
     /// The most scores that exist at once.
     pub most: usize,
-    /// Rounds what is to be multiplied.
-    pub round: fn(Float<B>) -> Float<B>,
+    /// A gradient of the result as products take it, as [`AttentionOps::laid_out`] does with the others.
+    pub laid_out: fn(Float<B>) -> Float<B>,
     /// The f32 products of two stacks of matrices.
     pub product: fn(Float<B>, Float<B>) -> Float<B>,
     /// Of `q kᵀ`, `[B, N, block, keys]`: what values are weighed with, rounded, and ln Σ e^score `[B, N, block]`.
@@ -26,20 +26,24 @@ pub(super) struct Steps<B: Backend> {
     /// Of `q kᵀ` and the gradients of weights, `[B, N, block, keys]`, ln Σ e^score and how much of each query's gradient its
     /// result carries, `[B, N, block, 1]`: the gradients of `q kᵀ`, and the weights again, both rounded.
     pub slopes: fn([Float<B>; 2], [Float<B>; 2], &Block) -> (Float<B>, Float<B>),
+    /// Of a gradient of the result and the result, `[B, S, N, H]`: the sums of their products, `[B, N, S]`.
+    pub along: fn([Float<B>; 2]) -> Float<B>,
+    /// Adds a block's part `[B, K, keys in sight, H]` to the gradients of all keys, `[B, K, keys, H]`.
+    pub add: fn(Float<B>, Float<B>, &Block) -> Float<B>,
 }
 
 impl<B: Backend> Steps<B> {
     /// Nothing is rounded.
     pub fn portable() -> Self {
-        Self { most: DEFAULT_SCRATCH, round: |x| x, product: Float::matmul, weigh, slopes }
+        Self { most: DEFAULT_SCRATCH, laid_out: |x| x, product: Float::matmul, weigh, slopes, along, add }
     }
 }
 
 impl<'a> Block<'a> {
-    /// All blocks.
+    /// All blocks, the last first: in causal layers that one sees all keys.
     fn all(sizes: Sizes, form: &'a Form, most: usize) -> impl Iterator<Item = Self> {
         let size = (most / (sizes.batch * sizes.heads * sizes.keys).max(1)).clamp(1, sizes.queries.max(1));
-        (0..sizes.queries).step_by(size).map(move |start| {
+        (0..sizes.queries).step_by(size).rev().map(move |start| {
             let queries = start..sizes.queries.min(start + size);
             let keys = form.sight.union(&queries);
             Self { sizes, form, queries, keys: if keys.is_empty() { 0..1 } else { keys } }
@@ -131,13 +135,23 @@ fn slopes<B: Backend>(
     (of_scores.scale(block.form.scale), block.dropped(weights))
 }
 
+fn along<B: Backend>([grad, result]: [Float<B>; 2]) -> Float<B> {
+    let [batch, queries, heads, _] = grad.shape()[..] else { unreachable!("four dimensions") };
+    (grad * result).sum(3).swap(1, 2).reshape(&[batch, heads, queries])
+}
+
+fn add<B: Backend>(sum: Float<B>, part: Float<B>, block: &Block) -> Float<B> {
+    let Range { start, end } = block.keys;
+    let added = sum.clone().narrow(2, start, end - start) + part;
+    sum.replaced(2, start, added)
+}
+
 /// The result, and ln Σ e^score `[B, N, S]`.
 pub(super) fn forward<B: Backend>(
-    inputs: [Float<B>; 3],
+    [query, key, value]: [Float<B>; 3],
     form: &Form,
     steps: &Steps<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let [query, key, value] = inputs.map(steps.round);
     let sizes = Sizes::of::<B>(&query.0, &key.0);
     let (mut results, mut sums) = (Vec::new(), Vec::new());
     for block in Block::all(sizes, form, steps.most) {
@@ -147,7 +161,12 @@ pub(super) fn forward<B: Backend>(
         results.push(block.ungrouped(mixed));
         sums.push(sum);
     }
-    (Float::cat(results, 1).0, Float::cat(sums, 2).0)
+    (joined(results, 1), joined(sums, 2))
+}
+
+/// Blocks, the last first, along a dimension.
+fn joined<B: Backend>(blocks: Vec<Float<B>>, dim: usize) -> FloatTensor<B> {
+    Float::cat(blocks.into_iter().rev().collect(), dim).0
 }
 
 /// The gradients of query, key and value.
@@ -157,10 +176,10 @@ pub(super) fn backward<B: Backend>(
     steps: &Steps<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let sizes = Sizes::of::<B>(&query.0, &key.0);
-    // [B, N, S, 1]: how much of each query's gradient its result carries.
-    let along = (grad.clone() * result).sum(3).swap(1, 2);
+    // How much of each query's gradient its result carries.
+    let along = (steps.along)([grad.clone(), result]);
+    let grad = (steps.laid_out)(grad);
     let (mut of_query, mut of_key, mut of_value) = (Vec::new(), None, None);
-    let [query, key, value, grad] = [query, key, value, grad].map(steps.round);
     for block in Block::all(sizes, form, steps.most) {
         let [queries, grads] = [&query, &grad].map(|x| block.grouped(x));
         let row = |x: &Float<B>| {
@@ -173,25 +192,20 @@ pub(super) fn backward<B: Backend>(
         let (of_scores, weights) = (steps.slopes)(pair, [row(&lse), row(&along)], &block);
         let [of_scores, weights] = [of_scores, weights].map(|x| x.reshape(&block.grouped_shape()));
 
-        add_up(&mut of_value, (steps.product)(weights.transpose(), grads), &block);
-        add_up(&mut of_key, (steps.product)(of_scores.clone().transpose(), queries), &block);
+        add_up(&mut of_value, (steps.product)(weights.transpose(), grads), &block, steps);
+        add_up(&mut of_key, (steps.product)(of_scores.clone().transpose(), queries), &block, steps);
         of_query.push(block.ungrouped((steps.product)(of_scores, block.in_sight(&key))));
     }
-    let [of_key, of_value] = [(of_key, key), (of_value, value)].map(|(sum, x)| sum.unwrap_or_else(|| x.zeros_like()));
-    (Float::cat(of_query, 1).0, of_key.0, of_value.0)
+    let [of_key, of_value] =
+        [(of_key, key), (of_value, value)].map(|(sum, x)| sum.map_or_else(|| x.zeros_like().0, |sum| sum.swap(1, 2).0));
+    (joined(of_query, 1), of_key, of_value)
 }
 
-/// Adds a block's part `[B, K, keys in sight, H]` to the gradients of all keys, `[B, keys, K, H]`.
-fn add_up<B: Backend>(sum: &mut Option<Float<B>>, part: Float<B>, block: &Block) {
-    let part = part.swap(1, 2);
-    let Range { start, end } = block.keys;
+/// Adds a block's part `[B, K, keys in sight, H]` to the gradients of all keys, `[B, K, keys, H]`.
+fn add_up<B: Backend>(sum: &mut Option<Float<B>>, part: Float<B>, block: &Block, steps: &Steps<B>) {
+    let Sizes { batch, keys, shared, features, .. } = block.sizes;
     *sum = Some(match sum.take() {
-        None if end - start == block.sizes.keys => part,
-        none_or_some => {
-            let Sizes { batch, keys, shared, features, .. } = block.sizes;
-            let all = none_or_some.unwrap_or_else(|| part.zeros(&[batch, keys, shared, features]));
-            let added = all.clone().narrow(1, start, end - start) + part;
-            all.replaced(1, start, added)
-        }
+        None if block.keys.len() == keys => part,
+        sum => (steps.add)(sum.unwrap_or_else(|| part.zeros(&[batch, shared, keys, features])), part, block),
     });
 }

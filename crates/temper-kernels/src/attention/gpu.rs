@@ -9,14 +9,13 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::blocks::Block;
 use super::*;
-use crate::cube::cubecl::ir::{ElemType, FloatKind};
+use crate::cube::cubecl::ir::ElemType;
 use crate::cube::cubecl::prelude::*;
 use crate::cube::cubecl::server::Handle;
-use crate::cube::{all, all_f32, by_element, by_row, cubecl, empty, flat, highest, total};
+use crate::cube::{all, all_f32, by_element, by_row, cubecl, empty, flat, highest, own, total};
 use crate::dropout::gpu::factor;
 use crate::portable::Float;
-use crate::product::gpu::multiply;
-use crate::product::{Precision, ProductOps, precision};
+use crate::product::gpu::{multiply, operands};
 use crate::scratch::{DEFAULT_SCRATCH, scratch};
 
 /// Where a row of scores belongs.
@@ -154,6 +153,67 @@ fn slopes_kernel<F: Numeric>(
     weights[ABSOLUTE_POS] = F::cast_from(weight);
 }
 
+/// `[B, S, N, H]` in the order `[B, N, S, H]`, a unit for each value.
+#[cube(launch_unchecked)]
+fn heads_kernel<F: Numeric>(
+    x: &[f32],
+    y: &mut [F],
+    count: usize,
+    sequence: usize,
+    heads: usize,
+    features: usize,
+    #[define(F)] _rounded: ElemType,
+) {
+    if ABSOLUTE_POS >= count {
+        terminate!();
+    }
+    let feature = ABSOLUTE_POS % features;
+    let row = ABSOLUTE_POS / features;
+    let token = row / (sequence * heads) * sequence + row % sequence;
+    let head = row / sequence % heads;
+    y[ABSOLUTE_POS] = F::cast_from(x[(token * heads + head) * features + feature]);
+}
+
+/// A cube for each row of features.
+#[cube(launch_unchecked)]
+fn along_kernel(
+    grad: &[f32],
+    result: &[f32],
+    along: &mut [f32],
+    rows: usize,
+    sequence: usize,
+    heads: usize,
+    features: usize,
+    #[comptime] units: usize,
+) {
+    if CUBE_POS >= rows {
+        terminate!();
+    }
+    let mut shared = Shared::<[f32]>::new_slice(units);
+    let first = CUBE_POS * features;
+    let mut sum = 0.0f32;
+    let mut i = UNIT_POS as usize;
+    while i < features {
+        sum += grad[first + i] * result[first + i];
+        i += units;
+    }
+    let sum = total(&mut shared, sum, units);
+    if UNIT_POS == 0 {
+        let token = CUBE_POS / heads;
+        let head = CUBE_POS % heads;
+        along[(token / sequence * heads + head) * sequence + token % sequence] = sum;
+    }
+}
+
+/// Adds a part, `width` values from `first` on in each of the rows of `length` that it has, a unit for each value of the part.
+#[cube(launch_unchecked)]
+fn add_kernel(sum: &mut [f32], part: &[f32], count: usize, width: usize, length: usize, first: usize) {
+    if ABSOLUTE_POS >= count {
+        terminate!();
+    }
+    sum[ABSOLUTE_POS / width * length + first + ABSOLUTE_POS % width] += part[ABSOLUTE_POS];
+}
+
 /// The ranges of a sight on a device, from and to; those of the last few are kept there.
 fn ranges(sight: &Sight, like: &CubeTensor) -> Handle {
     type Kept = (Weak<[Range<u32>]>, CubeDevice, Handle);
@@ -196,18 +256,77 @@ fn place(block: &Block, like: &CubeTensor) -> (BufferArg, PlaceLaunch) {
     (ranges, place)
 }
 
-/// What operands of products are rounded to, as burn and as CubeCL call it.
-fn operand() -> (DType, ElemType) {
-    let (dtype, kind) = match precision() {
-        Precision::F32 => (DType::F32, FloatKind::F32),
-        Precision::Bf16 => (DType::BF16, FloatKind::BF16),
-        Precision::F16 => (DType::F16, FloatKind::F16),
-    };
-    (dtype, ElemType::Float(kind))
+/// As products take it: rounded, the rows of a head behind each other. The shape stays `[B, S, N, H]`.
+fn laid_out(x: Float<Cube>) -> Float<Cube> {
+    let [x] = flat([x.0]);
+    let [batch, sequence, heads, features] = *x.meta.shape().as_slice() else { unreachable!("four dimensions") };
+    let (dtype, element) = operands();
+    let y = empty(&x, [batch, heads, sequence, features], dtype);
+    let count = x.meta.num_elements();
+    let (cubes, dim) = by_element(&x.client, count);
+    // SAFETY: no index reaches the count, and both tensors hold that many.
+    unsafe {
+        heads_kernel::launch_unchecked(
+            &x.client,
+            cubes,
+            dim,
+            all(&x),
+            all(&y),
+            count,
+            sequence,
+            heads,
+            features,
+            element,
+        );
+    }
+    Float::<Cube>(y).swap(1, 2)
 }
 
-fn round(x: Float<Cube>) -> Float<Cube> {
-    Float(Cube::rounded(x.0))
+fn along([grad, result]: [Float<Cube>; 2]) -> Float<Cube> {
+    let [grad, result] = flat([grad.0, result.0]);
+    let [batch, sequence, heads, features] = *grad.meta.shape().as_slice() else { unreachable!("four dimensions") };
+    let along = empty(&grad, [batch, heads, sequence], DType::F32);
+    let rows = batch * sequence * heads;
+    let (count, dim, units) = by_row(&grad.client, rows, features);
+    // SAFETY: a cube for each row of features, which has one place in the sums.
+    unsafe {
+        along_kernel::launch_unchecked(
+            &grad.client,
+            count,
+            dim,
+            all(&grad),
+            all(&result),
+            all(&along),
+            rows,
+            sequence,
+            heads,
+            features,
+            units,
+        );
+    }
+    Float(along)
+}
+
+fn add(sum: Float<Cube>, part: Float<Cube>, block: &Block) -> Float<Cube> {
+    let (sum, [part]) = (own(sum.0), flat([part.0]));
+    let [_, _, length, features] = *sum.meta.shape().as_slice() else { unreachable!("four dimensions") };
+    let count = part.meta.num_elements();
+    let (cubes, dim) = by_element(&sum.client, count);
+    // SAFETY: the part has as many rows as the sum, and ends where its keys end.
+    unsafe {
+        add_kernel::launch_unchecked(
+            &sum.client,
+            cubes,
+            dim,
+            all(&sum),
+            all(&part),
+            count,
+            block.keys.len() * features,
+            length * features,
+            block.keys.start * features,
+        );
+    }
+    Float(sum)
 }
 
 fn product(lhs: Float<Cube>, rhs: Float<Cube>) -> Float<Cube> {
@@ -218,7 +337,7 @@ fn weigh(products: Float<Cube>, block: &Block) -> (Float<Cube>, Float<Cube>) {
     let [products] = flat([products.0]);
     let [batch, heads, queries, width] = block.shape();
     let (ranges, place) = place(block, &products);
-    let (dtype, element) = operand();
+    let (dtype, element) = operands();
     let weights = empty(&products, block.shape(), dtype);
     let lse = empty(&products, [batch, heads, queries], DType::F32);
     let (count, dim, units) = by_row(&products.client, batch * heads * queries, width);
@@ -248,7 +367,7 @@ fn slopes(
 ) -> (Float<Cube>, Float<Cube>) {
     let [products, of_weights, lse, along] = flat([products, of_weights, lse, along].map(|x| x.0));
     let (ranges, place) = place(block, &products);
-    let (dtype, element) = operand();
+    let (dtype, element) = operands();
     let [of_scores, weights] = [(); 2].map(|()| empty(&products, block.shape(), dtype));
     let (count, dim) = by_element(&products.client, block.shape().iter().product());
     // SAFETY: a unit for each row and column of the block.
@@ -272,21 +391,37 @@ fn slopes(
     (Float(of_scores), Float(weights))
 }
 
-/// Four blocks of scores are there at once in the backward pass.
+/// The fewest scores that a block has: enough work for one launch.
+const FEWEST: usize = 1 << 27;
+
+/// Four blocks of scores are there at once in the backward pass. Smaller ones skip more of what causal layers do not see.
 fn steps() -> Steps<Cube> {
-    Steps { most: (scratch() / 4).max(DEFAULT_SCRATCH), round, product, weigh, slopes }
+    let most = (scratch() / 4).clamp(DEFAULT_SCRATCH, FEWEST);
+    Steps { most, laid_out, product, weigh, slopes, along, add }
+}
+
+/// Whether `laid_out` gave these.
+fn are_laid_out(tensors: [&CubeTensor; 3]) -> bool {
+    tensors.iter().all(|x| x.dtype == operands().0)
 }
 
 impl AttentionOps for Cube {
+    fn laid_out(x: CubeTensor) -> CubeTensor {
+        if x.dtype == DType::F32 && x.meta.num_elements() > 0 { laid_out(Float(x)).0 } else { x }
+    }
+
     fn attention_forward(
         query: CubeTensor,
         key: CubeTensor,
         value: CubeTensor,
         form: Form,
     ) -> (CubeTensor, CubeTensor) {
-        let own = all_f32([&query, &key, &value]);
+        let own = are_laid_out([&query, &key, &value]);
         let steps = if own { steps() } else { Steps::portable() };
-        blocks::forward::<Self>([query, key, value].map(Float), &form, &steps)
+        let (result, lse) = blocks::forward::<Self>([query, key, value].map(Float), &form, &steps);
+        // In one piece, for it is kept: whoever reads it as `[T, N·H]` would else make a copy beside it.
+        let [result] = flat([result]);
+        (result, lse)
     }
 
     fn attention_backward(
@@ -298,8 +433,44 @@ impl AttentionOps for Cube {
         grad: CubeTensor,
         form: Form,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let inputs = [query, key, value, result, lse, grad];
-        let steps = if all_f32(&inputs) { steps() } else { Steps::portable() };
-        blocks::backward::<Self>(inputs.map(Float), &form, &steps)
+        let own = are_laid_out([&query, &key, &value]) && all_f32([&result, &lse, &grad]);
+        let steps = if own { steps() } else { Steps::portable() };
+        blocks::backward::<Self>([query, key, value, result, lse, grad].map(Float), &form, &steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+
+    use super::*;
+    use crate::testing::{close, device, values, vec_of};
+
+    #[test]
+    fn any_size_of_blocks_is_one_attention() {
+        let [batch, length, heads, shared, features] = [2, 37, 6, 2, 8];
+        let range = |query: usize| (query + 1).saturating_sub(9) as u32..query as u32 + 1;
+        let sight = Sight::new((0..length).map(range).collect(), length);
+        let form = Form { sight, scale: 0.4, drop: Some(Drop::new(0.3, [5, 9])) };
+        let data = |seed, heads| {
+            let x = values(seed, [batch, length, heads, features], 1.5).tensor(&device());
+            x.try_into_primitive::<Cube>().ok()
+        };
+        let plain = |x: CubeTensor| vec_of(Tensor::<4>::from_primitive::<Cube>(x));
+        let parts = |most| {
+            let steps = Steps { most, ..steps() };
+            let inputs = [data(1, heads)?, data(2, shared)?, data(3, shared)?].map(Cube::laid_out).map(Float);
+            let (result, lse) = blocks::forward(inputs.clone(), &form, &steps);
+            let [query, key, value] = inputs;
+            let rest = [result.clone(), lse, data(4, heads)?].map(Float);
+            let [result_of, lse, grad] = rest;
+            let of = blocks::backward([query, key, value, result_of, lse, grad], &form, &steps);
+            Some([result, of.0, of.1, of.2].map(plain))
+        };
+        // Of a device of CubeCL.
+        let Some(whole) = parts(1 << 20) else { return };
+        for most in [1, 3000] {
+            close(&parts(most).unwrap_or_default(), &whole, 3e-6);
+        }
     }
 }

@@ -10,8 +10,8 @@
 //!
 //! Shapes: T rows, D model, V vocabulary, c rows of a chunk.
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
-use temper_nn::{matmul, row_exponential, scratch};
+use burn::tensor::{FloatDType, IndexingUpdateOp, Int, Tensor, TensorData};
+use temper_nn::{rounded, row_exponential, scratch};
 
 /// What the loss of a row is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -56,12 +56,13 @@ fn linear_cross_entropy_by(
     let wanted = [hidden.is_tracked(), weight.is_tracked()];
     let plain = |x: &Tensor<2>| if x.device().is_autodiff() { x.clone().inner() } else { x.clone() };
     let (states, table) = (plain(&hidden), plain(&weight));
+    let operand = rounded(table.clone());
 
     let rows = (logits / vocabulary).max(1);
     let (mut loss, mut of_hidden, mut of_weight) = (None::<Tensor<1>>, Vec::new(), None::<Tensor<2>>);
     for (number, targets) in targets.chunks(rows).enumerate() {
         let states = states.clone().narrow(0, number * rows, targets.len());
-        let chunk = chunk(states, &table, targets, terms, wanted);
+        let chunk = chunk(states, [&table, &operand], targets, terms, wanted);
         loss = Some(loss.map_or(chunk.loss.clone(), |loss| loss + chunk.loss));
         of_hidden.extend(chunk.hidden);
         of_weight = chunk.weight.map(|new| of_weight.take().map_or(new.clone(), |old| old + new));
@@ -77,13 +78,25 @@ fn linear_cross_entropy_by(
     parts.map(|part| part.clone() - part.detach()).fold(Tensor::from_inner(loss), |sum, part| sum + part)
 }
 
-/// The loss of some rows, and its gradients where they are wanted (of the states, of the weight).
-fn chunk(hidden: Tensor<2>, weight: &Tensor<2>, targets: &[i32], terms: &Terms, wanted: [bool; 2]) -> Chunk {
+/// The product of two matrices of which one may be rounded already.
+fn matmul(lhs: Tensor<2>, rhs: Tensor<2>) -> Tensor<2> {
+    temper_nn::matmul(rounded(lhs), rounded(rhs))
+}
+
+/// The loss of some rows, and its gradients where they are wanted (of the states, of the weight). The weight comes as it is and
+/// as products round it.
+fn chunk(
+    hidden: Tensor<2>,
+    [weight, operand]: [&Tensor<2>; 2],
+    targets: &[i32],
+    terms: &Terms,
+    wanted: [bool; 2],
+) -> Chunk {
     let ([rows, _], [vocabulary, _]) = (hidden.dims(), weight.dims());
     let Terms { label_smoothing, z_loss, softcap } = *terms;
     let ids = Tensor::<1, Int>::from_data(TensorData::from(targets), &hidden.device());
     let column = ids.clone().reshape([rows, 1]);
-    let logits = matmul(hidden.clone(), weight.clone().transpose());
+    let logits = matmul(hidden.clone(), operand.clone().transpose());
     // c·tanh(z/c), and what its derivative 1 - tanh² is made of.
     let (logits, slope) = match softcap {
         None => (logits, None),
@@ -114,18 +127,18 @@ fn chunk(hidden: Tensor<2>, weight: &Tensor<2>, targets: &[i32], terms: &Terms, 
     let factor = sum.recip() * lse.mul_scalar(2.0 * z_loss).add_scalar(1.0);
     if slope.is_some() || label_smoothing > 0.0 {
         let ones = Tensor::full([rows, 1], -(1.0 - label_smoothing), &hidden.device());
-        let of_logits = (exp * factor).scatter(1, column, ones, IndexingUpdateOp::Add);
+        let of_logits = (exp.cast(FloatDType::F32) * factor).scatter(1, column, ones, IndexingUpdateOp::Add);
         let of_logits = of_logits.sub_scalar(label_smoothing / vocabulary as f64);
         let of_logits = match slope {
             None => of_logits,
             Some(squares) => of_logits.clone() - of_logits * squares,
         };
-        let of_hidden = wanted[0].then(|| matmul(of_logits.clone(), weight.clone()));
+        let of_hidden = wanted[0].then(|| matmul(of_logits.clone(), operand.clone()));
         let of_weight = wanted[1].then(|| matmul(of_logits.transpose(), hidden));
         return Chunk { loss, hidden: of_hidden, weight: of_weight };
     }
     let picked = || weight.clone().select(0, ids.clone());
-    let of_hidden = wanted[0].then(|| matmul(exp.clone(), weight.clone()) * factor.clone() - picked());
+    let of_hidden = wanted[0].then(|| matmul(exp.clone(), operand.clone()) * factor.clone() - picked());
     let of_weight = wanted[1].then(|| {
         let spread = matmul(exp.transpose(), hidden.clone() * factor);
         spread.select_assign(0, ids.clone(), hidden.neg(), IndexingUpdateOp::Add)
