@@ -5,7 +5,8 @@
 Speed depends on shapes, not on values: the weights are random, written here in bf16, and so is the text, whose tokens are
 those of `examples/decoder`. Every row is full, and both see the same rows. Both compute in bf16 (f32 sums), keep the base in
 bf16 and start from an adapter whose B is zero, so that the first loss must agree. Peers: plain, compiled, and with Liger's kernels where
-`liger_kernel` can be imported. Results: OUT/SHAPE.json and a table on stdout.
+`liger_kernel` can be imported. Memory is what the driver counts for temper, context and all, and what PyTorch's allocator
+held at most for the peers. Results: OUT/SHAPE.json and a table on stdout.
 """
 
 import argparse
@@ -59,6 +60,7 @@ gradient_checkpointing = "off"
 
 [schedule]
 kind = "constant"
+warmup_steps = 0
 
 [eval]
 every = "never"
@@ -165,12 +167,32 @@ def write_recipe(args, batch, length):
     return recipe
 
 
+def gpu_mib():
+    """The memory in use of the first NVIDIA GPU."""
+    query = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
 def temper(args, recipe):
+    before, most = gpu_mib(), 0
     with (args.out / "temper.log").open("w") as log:
-        subprocess.run([args.temper, "train", "--recipe", recipe, "--fresh"], check=True, stdout=log,
-                       stderr=subprocess.STDOUT, timeout=args.limit)
+        command = [args.temper, "train", "--recipe", recipe, "--fresh"]
+        run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        ends = time.monotonic() + (args.limit or float("inf"))
+        while run.poll() is None:
+            if time.monotonic() > ends:
+                run.kill()
+                raise subprocess.TimeoutExpired(command, args.limit)
+            most = max(most, gpu_mib() or 0)
+            time.sleep(0.2)
+    if run.returncode:
+        raise subprocess.CalledProcessError(run.returncode, command, stderr=(args.out / "temper.log").read_text())
     events = [json.loads(line) for line in (args.out / "run" / "events.jsonl").read_text().splitlines()]
-    return {"steps": [event for event in events if event["event"] == "step"]}
+    steps = [event for event in events if event["event"] == "step"]
+    return {"steps": steps, "memory_mib": None if before is None else most - before}
 
 
 def median(values):

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::{FloatDType, Gradients as Tape, Tensor};
-use temper_kernels::add_squares;
+use temper_kernels::squares;
 use temper_peft::parameters::{Visitor, visit};
 
 use crate::weights::flat;
@@ -42,8 +42,7 @@ impl Gradients {
 
     /// The square of the global norm, shape `[1]`, on the device; `None` without gradients.
     pub fn squared_norm(&self) -> Option<Tensor<1>> {
-        let sum = self.0.values().cloned().fold(None, |sum, gradient| Some(add_squares(sum, gradient)));
-        sum.map(Tensor::sum)
+        squares(self.0.values().cloned()).map(Tensor::sum)
     }
 
     /// The first parameter, by name, whose gradient is not finite (or too large to be squared).

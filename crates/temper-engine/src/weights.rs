@@ -86,10 +86,11 @@ pub(crate) fn write<M: Module>(model: M, values: BTreeMap<String, TensorData>) -
     map(model, &mut Write(values))
 }
 
-/// Puts host data on a device as a flat tensor.
+/// Puts host data on a device as a flat tensor that stays.
 pub(crate) fn upload(data: TensorData, device: &Device) -> Tensor<1> {
     let (dtype, count) = (data.dtype(), data.num_elements());
-    Tensor::from_data(TensorData::from_bytes(data.into_bytes(), [count], dtype), (device, dtype))
+    let data = TensorData::from_bytes(data.into_bytes(), [count], dtype);
+    device.memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype)))
 }
 
 /// Replaces the value of a trainable parameter by a function of it, both flat and without a graph. The new value is a

@@ -24,11 +24,18 @@ pub struct AdamW {
 }
 
 /// `g ← scale·g`, `m ← β₁m + (1-β₁)g`, `v ← β₂v + (1-β₂)g²`, `p ← keep·p - step_size · m / (√v / root_correction + ε)`, in
-/// place where nobody else holds p, m and v. Gives p, m, v. For tensors without autodiff.
+/// place where nobody else holds p, m and v. Gives p, m, v, which may be written later, with those of other updates: nobody may
+/// read them before this thread has called [`finish_updates`]. For tensors without autodiff.
 pub fn adamw(param: Tensor<1>, gradient: Tensor<1>, [mean, square]: [Tensor<1>; 2], form: AdamW) -> [Tensor<1>; 3] {
     let [param, gradient, mean, square] = [param, gradient, mean, square].map(Tensor::into_dispatch);
     let (param, mean, square) = <Dispatch as AdamWOps>::adamw(param, gradient, mean, square, form);
     [param, mean, square].map(Tensor::from_dispatch)
+}
+
+/// Writes what [`adamw`] has promised on this thread.
+pub fn finish_updates() {
+    #[cfg(feature = "cube")]
+    gpu::launch();
 }
 
 /// The extension behind [`adamw`].
@@ -61,40 +68,111 @@ fn portable<B: Backend>(
 
 #[cfg(feature = "cube")]
 mod gpu {
+    use std::cell::RefCell;
+
     use burn::backend::Cube;
     use burn_cubecl::tensor::CubeTensor;
 
     use super::*;
     use crate::cube::cubecl::prelude::*;
-    use crate::cube::{all, all_f32, by_element, cubecl, flat, own};
+    use crate::cube::{all, all_f32, at_once, cubecl, flat, own};
     use crate::portable::Float;
 
-    #[cube(launch_unchecked)]
-    fn adamw_kernel(
-        param: &mut [f32],
-        gradient: &[f32],
-        mean: &mut [f32],
-        square: &mut [f32],
+    const UNITS: usize = 256;
+
+    /// An update that waits: the parameter, its gradient and its moments, and what to do.
+    type Waiting = ([CubeTensor; 4], AdamW);
+
+    thread_local! {
+        static WAITING: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// The tensors of an update and its own numbers.
+    #[derive(CubeType, CubeLaunch)]
+    struct Part {
+        param: Box<[f32]>,
+        gradient: Box<[f32]>,
+        mean: Box<[f32]>,
+        square: Box<[f32]>,
         count: usize,
-        scale: f32,
-        beta1: f32,
-        beta2: f32,
-        rest1: f32,
-        rest2: f32,
+        /// Its first cube.
+        first: usize,
         keep: f32,
         step_size: f32,
         root_correction: f32,
-        eps: f32,
-    ) {
-        if ABSOLUTE_POS >= count {
-            terminate!();
+    }
+
+    /// Several updates, of which each has the cubes from its first on, up to the next one's.
+    #[cube(launch_unchecked)]
+    fn adamw_kernel(parts: &mut Sequence<Part>, scale: f32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, eps: f32) {
+        #[unroll]
+        for number in 0..parts.len() {
+            let part = &mut parts[number];
+            // The cubes of later ones are beyond the count.
+            let at = (CUBE_POS - part.first) * UNITS + UNIT_POS as usize;
+            if CUBE_POS >= part.first && at < part.count {
+                let g = part.gradient[at] * scale;
+                let m = beta1 * part.mean[at] + rest1 * g;
+                let v = beta2 * part.square[at] + rest2 * g * g;
+                part.mean[at] = m;
+                part.square[at] = v;
+                let step = part.step_size * m / (v.sqrt() / part.root_correction + eps);
+                part.param[at] = part.keep * part.param[at] - step;
+            }
         }
-        let g = gradient[ABSOLUTE_POS] * scale;
-        let m = beta1 * mean[ABSOLUTE_POS] + rest1 * g;
-        let v = beta2 * square[ABSOLUTE_POS] + rest2 * g * g;
-        mean[ABSOLUTE_POS] = m;
-        square[ABSOLUTE_POS] = v;
-        param[ABSOLUTE_POS] = keep * param[ABSOLUTE_POS] - step_size * m / (v.sqrt() / root_correction + eps);
+    }
+
+    /// Launches what waits.
+    pub fn launch() {
+        WAITING.with_borrow_mut(|waiting| {
+            let same = |(a, x): &Waiting, (b, y): &Waiting| {
+                let shared = |form: &AdamW| [form.scale, form.betas[0], form.betas[1], form.eps];
+                a[0].device == b[0].device && shared(x) == shared(y)
+            };
+            for alike in waiting.chunk_by(same) {
+                let most = at_once(&alike[0].0[0].client, 4);
+                alike.chunks(most).for_each(launch_together);
+            }
+            waiting.clear();
+        });
+    }
+
+    fn launch_together(updates: &[Waiting]) {
+        let ([tensor, ..], form) = &updates[0];
+        let mut cubes = 0;
+        let parts = updates.iter().map(|([param, gradient, mean, square], form)| {
+            let (count, first) = (param.meta.num_elements(), cubes);
+            cubes += count.div_ceil(UNITS);
+            PartLaunch::new(
+                all(param),
+                all(gradient),
+                all(mean),
+                all(square),
+                count,
+                first,
+                form.keep as f32,
+                form.step_size as f32,
+                form.root_correction as f32,
+            )
+        });
+        let parts = parts.collect();
+        let dim = CubeDim::new_1d(UNITS as u32);
+        let count = cubecl::calculate_cube_count_elemwise(&tensor.client, cubes * UNITS, dim);
+        // SAFETY: no index reaches its update's count, and the four tensors of an update hold that many.
+        unsafe {
+            adamw_kernel::launch_unchecked(
+                &tensor.client,
+                count,
+                dim,
+                parts,
+                form.scale as f32,
+                form.betas[0] as f32,
+                form.betas[1] as f32,
+                (1.0 - form.betas[0]) as f32,
+                (1.0 - form.betas[1]) as f32,
+                form.eps as f32,
+            );
+        }
     }
 
     impl AdamWOps for Cube {
@@ -105,34 +183,19 @@ mod gpu {
             square: CubeTensor,
             form: AdamW,
         ) -> (CubeTensor, CubeTensor, CubeTensor) {
-            let count = param.meta.num_elements();
-            if count == 0 || !all_f32([&param, &gradient, &mean, &square]) {
+            if param.meta.num_elements() == 0 || !all_f32([&param, &gradient, &mean, &square]) {
                 return portable::<Self>([param, gradient, mean, square].map(Float), form);
             }
             let [param, mean, square] = [param, mean, square].map(own);
             let [gradient] = flat([gradient]);
-            let (cubes, dim) = by_element(&param.client, count);
-            // SAFETY: no index reaches the count, and all tensors hold that many.
-            unsafe {
-                adamw_kernel::launch_unchecked(
-                    &param.client,
-                    cubes,
-                    dim,
-                    all(&param),
-                    all(&gradient),
-                    all(&mean),
-                    all(&square),
-                    count,
-                    form.scale as f32,
-                    form.betas[0] as f32,
-                    form.betas[1] as f32,
-                    (1.0 - form.betas[0]) as f32,
-                    (1.0 - form.betas[1]) as f32,
-                    form.keep as f32,
-                    form.step_size as f32,
-                    form.root_correction as f32,
-                    form.eps as f32,
-                );
+            // From here on memory that others hold, too, is written into: that of these results.
+            let waiting = ([param.clone(), gradient, mean.clone(), square.clone()], form);
+            let enough = WAITING.with_borrow_mut(|all| {
+                all.push(waiting);
+                all.len() >= 64
+            });
+            if enough {
+                launch();
             }
             (param, mean, square)
         }
@@ -210,8 +273,41 @@ mod tests {
             let p = param.clone() * 0.999 - m.clone() / (v.clone().sqrt() / 0.7 + 1e-3) * 0.02;
             // The originals are held while the update runs, so that it may not write into them.
             let found = adamw(param.clone(), gradient, [mean.clone(), square.clone()], form);
+            finish_updates();
             close(&found.map(vec_of), &[p, m, v].map(vec_of), 1e-6);
             close(&[param, mean].map(vec_of), &[data(1, 1.0), data(3, 0.1)].map(vec_of), 0.0);
         }
+    }
+
+    #[test]
+    fn many_updates_are_those_of_each() {
+        let form = |number: usize| AdamW {
+            scale: 0.5,
+            betas: [0.9, 0.999],
+            keep: 1.0 - 1e-3 * number as f64,
+            step_size: 1e-3 * (number + 1) as f64,
+            root_correction: 0.5 + 1e-2 * number as f64,
+            eps: 1e-8,
+        };
+        let data = |number: usize| {
+            let count = 1 + 97 * number;
+            let tensor = |seed: usize| values(seed as u64, [count], 1.0).tensor(&device());
+            (tensor(number), tensor(number + 100), [tensor(number + 200), tensor(number + 300).square()])
+        };
+        let update = |number: usize| {
+            let (param, gradient, moments) = data(number);
+            adamw(param, gradient, moments, form(number))
+        };
+        let numbers = || (0..23).chain(0..70);
+        let alone = numbers().map(|number| {
+            let all = update(number);
+            finish_updates();
+            all.map(vec_of)
+        });
+        let alone: Vec<_> = alone.flatten().collect();
+        let together: Vec<_> = numbers().map(update).collect();
+        finish_updates();
+        let together: Vec<_> = together.into_iter().flatten().map(vec_of).collect();
+        close(&together, &alone, 0.0);
     }
 }

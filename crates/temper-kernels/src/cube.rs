@@ -40,6 +40,13 @@ pub(crate) fn all(x: &CubeTensor) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(x.handle.clone(), x.meta.num_elements()) }
 }
 
+/// How many parts, of so many tensors each, one launch takes, beside a tensor for its results.
+pub(crate) fn at_once(client: &Client, tensors: usize) -> usize {
+    // Scalars take a binding or two.
+    let most = client.properties().hardware.max_bindings as usize;
+    (most.saturating_sub(4) / tensors).clamp(1, 16)
+}
+
 /// A launch of one cube for each row of `width` elements, and how many units a cube has: a power of two.
 pub(crate) fn by_row(client: &Client, rows: usize, width: usize) -> (CubeCount, CubeDim, usize) {
     let units = width.div_ceil(4).next_power_of_two().clamp(32, 256);

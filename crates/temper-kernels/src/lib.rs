@@ -29,7 +29,7 @@ mod squares;
 mod testing;
 
 pub use activation::Activation;
-pub use adamw::{AdamW, adamw};
+pub use adamw::{AdamW, adamw, finish_updates};
 pub use attention::{Sight, attention};
 pub use checkpoint::{Activations, Checkpoints};
 #[cfg(feature = "cuda")]
@@ -43,7 +43,7 @@ pub use product::{
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;
 pub use scratch::{DEFAULT_SCRATCH, scratch, set_scratch};
-pub use squares::add_squares;
+pub use squares::squares;
 
 /// Whether this machine has cuBLASLt, and the build uses it.
 #[cfg(not(feature = "cuda"))]

@@ -28,6 +28,16 @@ pub trait RotationOps: Backend {
     fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, rest: f64) -> FloatTensor<Self> {
         portable::<Self>(Float(x), Float(cos), Float(sin), rest).0
     }
+
+    /// The rotation the other way, which is its transpose.
+    fn rotate_back(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        rest: f64,
+    ) -> FloatTensor<Self> {
+        Self::rotate(x, cos, Self::float_neg(sin), rest)
+    }
 }
 
 fn portable<B: Backend>(x: Float<B>, cos: Float<B>, sin: Float<B>, rest: f64) -> Float<B> {
@@ -43,14 +53,16 @@ fn portable<B: Backend>(x: Float<B>, cos: Float<B>, sin: Float<B>, rest: f64) ->
 #[cfg(feature = "cube")]
 mod gpu {
     use burn::backend::Cube;
+    use burn_cubecl::kernel::into_contiguous;
     use burn_cubecl::tensor::CubeTensor;
 
     use super::*;
     use crate::cube::cubecl::prelude::*;
-    use crate::cube::{all, all_f32, by_element, cubecl, flat, like};
+    use crate::cube::{all, all_f32, by_element, cubecl, empty, flat};
     use crate::portable::Float;
 
-    /// A unit turns a pair of features, or scales a feature of the rest.
+    /// A unit turns a pair of features, or scales a feature of the rest. The rows of x are those of tokens, a head after the
+    /// other, or those of heads, a token after the other.
     #[cube(launch_unchecked)]
     fn rotate_kernel(
         x: &[f32],
@@ -63,7 +75,9 @@ mod gpu {
         features: usize,
         half: usize,
         rest: f32,
+        turn: f32,
         #[comptime] alike: bool,
+        #[comptime] by_heads: bool,
     ) {
         if ABSOLUTE_POS >= count {
             terminate!();
@@ -72,52 +86,77 @@ mod gpu {
         let row = ABSOLUTE_POS / work;
         let i = ABSOLUTE_POS % work;
         let first = row * features;
+        let mut from = first;
+        if comptime!(by_heads) {
+            let head = row / (sequence * heads) * heads + row % heads;
+            from = (head * sequence + row / heads % sequence) * features;
+        }
         if i < half {
             let mut token = row / heads;
             if comptime!(alike) {
                 token %= sequence;
             }
             let c = cos[token * half + i];
-            let s = sin[token * half + i];
-            let a = x[first + i];
-            let b = x[first + half + i];
+            let s = sin[token * half + i] * turn;
+            let a = x[from + i];
+            let b = x[from + half + i];
             y[first + i] = a * c - b * s;
             y[first + half + i] = b * c + a * s;
         } else {
-            y[first + half + i] = x[first + half + i] * rest;
+            y[first + half + i] = x[from + half + i] * rest;
         }
+    }
+
+    fn turned([x, cos, sin]: [CubeTensor; 3], rest: f64, turn: f32) -> CubeTensor {
+        let [_, sequence, heads, features] = *x.meta.shape().as_slice() else { unreachable!("four dimensions") };
+        let [tables, _, _, half] = *cos.meta.shape().as_slice() else { unreachable!("four dimensions") };
+        let by_heads = x.meta.strides()[..] == [sequence * heads * features, features, sequence * features, 1];
+        let ([cos, sin], x) = (flat([cos, sin]), if by_heads { x } else { into_contiguous(x) });
+        let y = empty(&x, x.meta.shape().clone(), x.dtype);
+        let count = x.meta.num_elements() / features * (features - half);
+        let (cubes, dim) = by_element(&x.client, count);
+        // SAFETY: a unit for each pair of features and each feature of the rest; tables have a row for each token.
+        unsafe {
+            rotate_kernel::launch_unchecked(
+                &x.client,
+                cubes,
+                dim,
+                all(&x),
+                all(&cos),
+                all(&sin),
+                all(&y),
+                count,
+                sequence,
+                heads,
+                features,
+                half,
+                rest as f32,
+                turn,
+                tables == 1,
+                by_heads,
+            );
+        }
+        y
+    }
+
+    /// Whether there is something to turn, and all of it is f32.
+    fn is_own(x: &CubeTensor, cos: &CubeTensor, sin: &CubeTensor) -> bool {
+        x.meta.num_elements() > 0 && all_f32([x, cos, sin])
     }
 
     impl RotationOps for Cube {
         fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, rest: f64) -> CubeTensor {
-            let [_, sequence, heads, features] = *x.meta.shape().as_slice() else { unreachable!("four dimensions") };
-            let [tables, _, _, half] = *cos.meta.shape().as_slice() else { unreachable!("four dimensions") };
-            let count = x.meta.num_elements() / features.max(1) * (features - half);
-            if count == 0 || !all_f32([&x, &cos, &sin]) {
-                return portable::<Self>(Float(x), Float(cos), Float(sin), rest).0;
+            if is_own(&x, &cos, &sin) {
+                return turned([x, cos, sin], rest, 1.0);
             }
-            let [x, cos, sin] = flat([x, cos, sin]);
-            let (y, (cubes, dim)) = (like(&x), by_element(&x.client, count));
-            // SAFETY: a unit for each pair of features and each feature of the rest; tables have a row for each token.
-            unsafe {
-                rotate_kernel::launch_unchecked(
-                    &x.client,
-                    cubes,
-                    dim,
-                    all(&x),
-                    all(&cos),
-                    all(&sin),
-                    all(&y),
-                    count,
-                    sequence,
-                    heads,
-                    features,
-                    half,
-                    rest as f32,
-                    tables == 1,
-                );
+            portable::<Self>(Float(x), Float(cos), Float(sin), rest).0
+        }
+
+        fn rotate_back(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, rest: f64) -> CubeTensor {
+            if is_own(&x, &cos, &sin) {
+                return turned([x, cos, sin], rest, -1.0);
             }
-            y
+            portable::<Self>(Float(x), Float(cos), -Float(sin), rest).0
         }
     }
 }
@@ -129,9 +168,8 @@ impl<B: RotationOps, C: CheckpointStrategy> RotationOps for Autodiff<B, C> {
         impl<B: RotationOps> Backward<B, 1> for Step {
             type State = (B::FloatTensorPrimitive, B::FloatTensorPrimitive, f64);
             fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                // The transposed rotation turns the other way.
                 let (cos, sin, rest) = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::rotate(grad, cos, B::float_neg(sin), rest));
+                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::rotate_back(grad, cos, sin, rest));
             }
         }
         let (x, node) = x.into_parts();
@@ -187,8 +225,10 @@ mod lane {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::*;
-    use crate::testing::{backward, close, device, values};
+    use crate::testing::{backward, close, device, values, vec_of};
 
     #[test]
     fn values_and_gradients_equal_the_steps() {
@@ -207,6 +247,13 @@ mod tests {
                 Tensor::cat(parts, 3)
             });
             close(&own, &steps, 1e-6);
+            // Heads that lie behind each other.
+            let x = values(1, [2, 4, 3, features], 1.0).tensor(&device()).swap_dims(1, 2);
+            let plain = TensorData::new(vec_of(x.clone()), x.shape());
+            let [cos, sin] = [cos, sin].map(Tensor::inner);
+            let turned =
+                [x, Tensor::from_data(plain, &device())].map(|x| vec_of(rotate(x, cos.clone(), sin.clone(), 0.5)));
+            assert_eq!(turned[0], turned[1]);
         }
     }
 }

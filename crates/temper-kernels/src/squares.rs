@@ -6,17 +6,19 @@ use burn::tensor::Tensor;
 
 use crate::portable::Float;
 
-/// Adds the squares of `x` to those that are summed already. The result has one number or several, whose sum is the sum of the
-/// squares. For tensors without autodiff.
-pub fn add_squares(sum: Option<Tensor<1>>, x: Tensor<1>) -> Tensor<1> {
-    let x = x.into_dispatch();
-    Tensor::from_dispatch(match sum {
-        None => <Dispatch as SquareOps>::squares(x),
-        Some(sum) => <Dispatch as SquareOps>::add_squares(sum.into_dispatch(), x),
-    })
+/// Numbers, one or several, whose sum is that of all squares of all values; `None` without a tensor. For tensors without
+/// autodiff.
+pub fn squares(tensors: impl IntoIterator<Item = Tensor<1>>) -> Option<Tensor<1>> {
+    let sum = tensors.into_iter().map(Tensor::into_dispatch).fold(None, |sum, x| {
+        Some(match sum {
+            None => <Dispatch as SquareOps>::squares(x),
+            Some(sum) => <Dispatch as SquareOps>::add_squares(sum, x),
+        })
+    });
+    sum.map(|sum| Tensor::from_dispatch(<Dispatch as SquareOps>::added(sum)))
 }
 
-/// The extension behind [`add_squares`].
+/// The extension behind [`squares`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"))]
 pub trait SquareOps: Backend {
     /// Numbers that sum up to the sum of the squares.
@@ -25,9 +27,14 @@ pub trait SquareOps: Backend {
         Self::float_sum((x.clone() * x).0)
     }
 
-    /// The same, added to others.
+    /// The same, added to others, perhaps only by [`added`](Self::added).
     fn add_squares(sum: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
         (Float::<Self>(sum) + Float(Self::squares(x))).0
+    }
+
+    /// The numbers with all that this thread has added to them.
+    fn added(sum: FloatTensor<Self>) -> FloatTensor<Self> {
+        sum
     }
 }
 
@@ -35,32 +42,44 @@ impl SquareOps for burn::backend::Flex {}
 
 #[cfg(feature = "cube")]
 mod gpu {
+    use std::cell::RefCell;
+
     use burn::backend::Cube;
     use burn::backend::ops::FloatTensorOps;
     use burn::tensor::{DType, Shape};
+    use burn_cubecl::kernel::into_contiguous;
     use burn_cubecl::tensor::CubeTensor;
 
     use super::*;
     use crate::cube::cubecl::prelude::*;
-    use crate::cube::{all, all_f32, cubecl, flat, own, total};
+    use crate::cube::{all, all_f32, at_once, cubecl, own, total};
 
     /// How many sums there are: one for each cube.
-    const SUMS: usize = 64;
+    const SUMS: usize = 512;
     const UNITS: usize = 256;
 
     #[cube(launch_unchecked)]
-    fn squares_kernel(x: &[f32], sums: &mut [f32], count: usize) {
+    fn squares_kernel(tensors: &Sequence<Box<[f32]>>, counts: &Sequence<usize>, sums: &mut [f32]) {
         let mut shared = Shared::<[f32]>::new_slice(UNITS);
         let mut sum = 0.0f32;
-        let mut i = ABSOLUTE_POS;
-        while i < count {
-            sum += x[i] * x[i];
-            i += comptime!(SUMS * UNITS);
+        #[unroll]
+        for number in 0..tensors.len() {
+            let mut i = ABSOLUTE_POS;
+            while i < counts[number] {
+                let x = tensors[number][i];
+                sum += x * x;
+                i += comptime!(SUMS * UNITS);
+            }
         }
         let sum = total(&mut shared, sum, UNITS);
         if UNIT_POS == 0 {
             sums[CUBE_POS] += sum;
         }
+    }
+
+    thread_local! {
+        /// What is to be added to the sums.
+        static WAITING: RefCell<Vec<CubeTensor>> = const { RefCell::new(Vec::new()) };
     }
 
     impl SquareOps for Cube {
@@ -71,11 +90,31 @@ mod gpu {
 
         fn add_squares(sum: CubeTensor, x: CubeTensor) -> CubeTensor {
             assert!(all_f32([&sum, &x]), "sums of gradients are f32");
-            let (sum, [x]) = (own(sum), flat([x]));
-            let (cubes, dim) = (CubeCount::Static(SUMS as u32, 1, 1), CubeDim::new_1d(UNITS as u32));
-            // SAFETY: a sum for each cube, and no index reaches the count.
+            let most = at_once(&x.client, 1);
+            let full = WAITING.with_borrow_mut(|waiting| {
+                waiting.push(into_contiguous(x));
+                waiting.len() >= most
+            });
+            if full { Self::added(sum) } else { sum }
+        }
+
+        fn added(sum: CubeTensor) -> CubeTensor {
+            let waiting = WAITING.take();
+            if waiting.is_empty() {
+                return sum;
+            }
+            let (sum, cubes, dim) = (own(sum), CubeCount::Static(SUMS as u32, 1, 1), CubeDim::new_1d(UNITS as u32));
+            let counts = waiting.iter().map(|x| x.meta.num_elements());
+            // SAFETY: a sum for each cube, and no index reaches its tensor's count.
             unsafe {
-                squares_kernel::launch_unchecked(&x.client, cubes, dim, all(&x), all(&sum), x.meta.num_elements());
+                squares_kernel::launch_unchecked(
+                    &sum.client,
+                    cubes,
+                    dim,
+                    waiting.iter().map(all).collect(),
+                    counts.collect(),
+                    all(&sum),
+                );
             }
             sum
         }
@@ -89,11 +128,11 @@ mod tests {
 
     #[test]
     fn all_squares_are_summed() {
-        let counts = [1, 300, 70_000];
-        let tensors = counts.map(|count| values(count as u64, [count], 2.0).tensor(&device()));
+        let counts = (0..40).map(|number| 1 + 7 * number).chain([300, 200_000]);
+        let tensors: Vec<_> = counts.map(|count| values(count as u64, [count], 2.0).tensor(&device())).collect();
         let expected = tensors.iter().flat_map(|x| vec_of(x.clone())).map(|x| f64::from(x).powi(2)).sum::<f64>();
-        let sum = tensors.into_iter().fold(None, |sum, x| Some(add_squares(sum, x)));
-        let found = sum.map(|sum| vec_of(sum.sum())).unwrap_or_default();
+        let found = squares(tensors).map(|sum| vec_of(sum.sum())).unwrap_or_default();
         close(&[found], &[vec![expected as f32]], 1e-5);
+        assert!(squares([]).is_none());
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::tensor::Device;
 use temper_data::{Examples, Order, Severity, prefetch};
 use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Site, Stop, StopReason, fit};
 use temper_peft::parameters;
@@ -84,7 +85,8 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
     tracing::info!(device = plan.device.name, facts = ?inputs.device.facts(&opened));
     let device = opened.clone().autodiff();
     let pad_id = inputs.tokenizer.pad_id();
-    let corridor = Corridor { plan: &plan, recipe, run: &run, permission: permission.as_ref(), stop, world, started };
+    let permission = permission.as_ref();
+    let corridor = Corridor { device: &opened, plan: &plan, recipe, run: &run, permission, stop, world, started };
     let (best, pushed) = match &plan.task {
         TaskPlan::SequenceClassification { .. } => {
             corridor.walk(build::classifier(&inputs.config, &plan.task, &device), pad_id, inputs)
@@ -115,6 +117,7 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
 
 /// What every step of the way knows.
 struct Corridor<'a> {
+    device: &'a Device,
     plan: &'a Plan,
     recipe: &'a Recipe,
     run: &'a RunDir,
@@ -135,7 +138,8 @@ impl Corridor<'_> {
         let Self { plan, run, world, .. } = *self;
         let reporters = world.leads().then(|| Reporters::open(plan, run, self.started));
         let mut reporters = reporters.transpose()?;
-        let model = build::prepare(model, plan, &inputs)?;
+        // What stays for the whole run does not lie among what comes and goes, through which a device would look each time.
+        let model = self.device.memory_persistent_allocations(model, |model| build::prepare(model, plan, &inputs))?;
         let entries = parameters::list(&model).into_iter();
         let trained: Vec<String> = entries.filter(|entry| entry.trainable).map(|entry| entry.path).collect();
         let Inputs { config, tokenizer, dataset, weights, adapter, .. } = inputs;

@@ -2,7 +2,7 @@
 //! `bitsandbytes.optim.AdamW8bit` (Dettmers et al. 2022, arXiv:2110.02861).
 
 use burn::tensor::Tensor;
-use temper_kernels::{Format, adamw};
+use temper_kernels::{Format, adamw, finish_updates};
 
 use super::{Kept, Update};
 
@@ -41,12 +41,16 @@ impl AdamW {
             root_correction: (1.0 - beta2.powf(count)).sqrt(),
             eps: self.eps,
         };
-        let moments = [MEAN, SQUARE].map(|slot| update.take(slot).unwrap_or_else(|| param.zeros_like()));
+        let zeros = || param.device().memory_persistent_allocations((), |()| param.zeros_like());
+        let moments = [MEAN, SQUARE].map(|slot| update.take(slot).unwrap_or_else(zeros));
         let [param, mean, square] = adamw(param, gradient, moments, form);
         for (kept, value) in self.slots(param.dims()[0]).into_iter().zip([mean, square]) {
             match kept.format {
                 None => update.put(kept.name, value),
-                Some(format) => update.put_coded(kept.name, value, format),
+                Some(format) => {
+                    finish_updates();
+                    update.put_coded(kept.name, value, format);
+                }
             }
         }
         param

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use temper_kernels::{Format, Quantized};
+use temper_kernels::{Format, Quantized, finish_updates};
 use temper_peft::parameters::{Mapper, map};
 
 use crate::config::{OptimConfig, OptimKind};
@@ -168,7 +168,9 @@ impl Optimizer {
 
     /// Moves every parameter that has a gradient. The gradients are multiplied by `scale` first.
     pub fn step<M: Module>(&mut self, model: M, gradients: Gradients, scale: f64, lr: f64) -> M {
-        map(model, &mut Step { optimizer: self, gradients, scale, lr })
+        let model = map(model, &mut Step { optimizer: self, gradients, scale, lr });
+        finish_updates();
+        model
     }
 
     /// The state as host tensors, named `<parameter path>.<slot>`.
@@ -248,6 +250,7 @@ impl Mapper for Step<'_> {
             }
             let master = update.take(MASTER).unwrap_or_else(|| value.cast(FloatDType::F32));
             let master = self.optimizer.rule.update(master, gradient, &mut update);
+            finish_updates();
             update.put(MASTER, master.clone());
             master.cast(dtype)
         })
