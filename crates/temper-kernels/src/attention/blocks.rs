@@ -13,6 +13,8 @@ pub(super) struct Block<'a> {
     pub keys: Range<usize>,
 }
 
+pub(super) type Pair<B> = [Float<B>; 2];
+
 /// What a device does in its own way.
 pub(super) struct Steps<B: Backend> {
     /// The most scores that exist at once.
@@ -22,12 +24,12 @@ pub(super) struct Steps<B: Backend> {
     /// The f32 products of two stacks of matrices.
     pub product: fn(Float<B>, Float<B>) -> Float<B>,
     /// Of `q kᵀ`, `[B, N, block, keys]`: what values are weighed with, rounded, and ln Σ e^score `[B, N, block]`.
-    pub weigh: fn(Float<B>, &Block) -> (Float<B>, Float<B>),
+    pub weigh: fn(Float<B>, &Block) -> Pair<B>,
     /// Of `q kᵀ` and the gradients of weights, `[B, N, block, keys]`, ln Σ e^score and how much of each query's gradient its
     /// result carries, `[B, N, block, 1]`: the gradients of `q kᵀ`, and the weights again, both rounded.
-    pub slopes: fn([Float<B>; 2], [Float<B>; 2], &Block) -> (Float<B>, Float<B>),
+    pub slopes: fn(Pair<B>, Pair<B>, &Block) -> Pair<B>,
     /// Of a gradient of the result and the result, `[B, S, N, H]`: the sums of their products, `[B, N, S]`.
-    pub along: fn([Float<B>; 2]) -> Float<B>,
+    pub along: fn(Pair<B>) -> Float<B>,
     /// Adds a block's part `[B, K, keys in sight, H]` to the gradients of all keys, `[B, K, keys, H]`.
     pub add: fn(Float<B>, Float<B>, &Block) -> Float<B>,
 }
@@ -116,26 +118,22 @@ impl<'a> Block<'a> {
     }
 }
 
-fn weigh<B: Backend>(products: Float<B>, block: &Block) -> (Float<B>, Float<B>) {
+fn weigh<B: Backend>(products: Float<B>, block: &Block) -> Pair<B> {
     let scores = block.scores(products);
     let max = scores.clone().max_last();
     let exp = (scores - max.clone()).exp();
     let sum = exp.clone().sum(3);
     let weights = block.dropped(exp * sum.clone().recip());
-    (weights, (sum.log() + max).reshape(&block.shape()[..3]))
+    [weights, (sum.log() + max).reshape(&block.shape()[..3])]
 }
 
-fn slopes<B: Backend>(
-    [products, of_weights]: [Float<B>; 2],
-    [lse, along]: [Float<B>; 2],
-    block: &Block,
-) -> (Float<B>, Float<B>) {
+fn slopes<B: Backend>([products, of_weights]: Pair<B>, [lse, along]: Pair<B>, block: &Block) -> Pair<B> {
     let weights = (block.scores(products) - lse).exp();
     let of_scores = weights.clone() * (block.dropped(of_weights) - along);
-    (of_scores.scale(block.form.scale), block.dropped(weights))
+    [of_scores.scale(block.form.scale), block.dropped(weights)]
 }
 
-fn along<B: Backend>([grad, result]: [Float<B>; 2]) -> Float<B> {
+fn along<B: Backend>([grad, result]: Pair<B>) -> Float<B> {
     let [batch, queries, heads, _] = grad.shape()[..] else { unreachable!("four dimensions") };
     (grad * result).sum(3).swap(1, 2).reshape(&[batch, heads, queries])
 }
@@ -156,7 +154,7 @@ pub(super) fn forward<B: Backend>(
     let (mut results, mut sums) = (Vec::new(), Vec::new());
     for block in Block::all(sizes, form, steps.most) {
         let products = (steps.product)(block.grouped(&query), block.in_sight(&key).transpose());
-        let (weights, sum) = (steps.weigh)(products.reshape(&block.shape()), &block);
+        let [weights, sum] = (steps.weigh)(products.reshape(&block.shape()), &block);
         let mixed = (steps.product)(weights.reshape(&block.grouped_shape()), block.in_sight(&value));
         results.push(block.ungrouped(mixed));
         sums.push(sum);
@@ -189,7 +187,7 @@ pub(super) fn backward<B: Backend>(
         let products = (steps.product)(queries.clone(), block.in_sight(&key).transpose());
         let of_weights = (steps.product)(grads.clone(), block.in_sight(&value).transpose());
         let pair = [products, of_weights].map(|x| x.reshape(&block.shape()));
-        let (of_scores, weights) = (steps.slopes)(pair, [row(&lse), row(&along)], &block);
+        let [of_scores, weights] = (steps.slopes)(pair, [row(&lse), row(&along)], &block);
         let [of_scores, weights] = [of_scores, weights].map(|x| x.reshape(&block.grouped_shape()));
 
         add_up(&mut of_value, (steps.product)(weights.transpose(), grads), &block, steps);

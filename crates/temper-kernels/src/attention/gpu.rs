@@ -7,7 +7,7 @@ use burn::tensor::DType;
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::blocks::Block;
+use super::blocks::{Block, Pair};
 use super::*;
 use crate::cube::cubecl::ir::ElemType;
 use crate::cube::cubecl::prelude::*;
@@ -282,7 +282,7 @@ fn laid_out(x: Float<Cube>) -> Float<Cube> {
     Float::<Cube>(y).swap(1, 2)
 }
 
-fn along([grad, result]: [Float<Cube>; 2]) -> Float<Cube> {
+fn along([grad, result]: Pair<Cube>) -> Float<Cube> {
     let [grad, result] = flat([grad.0, result.0]);
     let [batch, sequence, heads, features] = *grad.meta.shape().as_slice() else { unreachable!("four dimensions") };
     let along = empty(&grad, [batch, heads, sequence], DType::F32);
@@ -333,7 +333,7 @@ fn product(lhs: Float<Cube>, rhs: Float<Cube>) -> Float<Cube> {
     Float(multiply(None, lhs.0, rhs.0, 1.0))
 }
 
-fn weigh(products: Float<Cube>, block: &Block) -> (Float<Cube>, Float<Cube>) {
+fn weigh(products: Float<Cube>, block: &Block) -> Pair<Cube> {
     let [products] = flat([products.0]);
     let [batch, heads, queries, width] = block.shape();
     let (ranges, place) = place(block, &products);
@@ -357,14 +357,10 @@ fn weigh(products: Float<Cube>, block: &Block) -> (Float<Cube>, Float<Cube>) {
             element,
         );
     }
-    (Float(weights), Float(lse))
+    [Float(weights), Float(lse)]
 }
 
-fn slopes(
-    [products, of_weights]: [Float<Cube>; 2],
-    [lse, along]: [Float<Cube>; 2],
-    block: &Block,
-) -> (Float<Cube>, Float<Cube>) {
+fn slopes([products, of_weights]: Pair<Cube>, [lse, along]: Pair<Cube>, block: &Block) -> Pair<Cube> {
     let [products, of_weights, lse, along] = flat([products, of_weights, lse, along].map(|x| x.0));
     let (ranges, place) = place(block, &products);
     let (dtype, element) = operands();
@@ -388,15 +384,15 @@ fn slopes(
             element,
         );
     }
-    (Float(of_scores), Float(weights))
+    [Float(of_scores), Float(weights)]
 }
 
-/// The fewest scores that a block has: enough work for one launch.
-const FEWEST: usize = 1 << 27;
+/// Enough scores for one launch: more of them at once would only skip less of what causal layers do not see.
+const ENOUGH: usize = 1 << 27;
 
-/// Four blocks of scores are there at once in the backward pass. Smaller ones skip more of what causal layers do not see.
+/// Four blocks of scores are there at once in the backward pass.
 fn steps() -> Steps<Cube> {
-    let most = (scratch() / 4).clamp(DEFAULT_SCRATCH, FEWEST);
+    let most = (scratch() / 4).clamp(DEFAULT_SCRATCH, ENOUGH);
     Steps { most, laid_out, product, weigh, slopes, along, add }
 }
 
