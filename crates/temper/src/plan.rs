@@ -295,13 +295,9 @@ pub struct DevicePlan {
 
 impl fmt::Display for DevicePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // cubek's kernels for tensor cores (`adjust_dtypes`) round f32 operands where the hardware knows TF32; cuBLASLt, which
-        // multiplies for layers, does not.
-        let note = match self.name.starts_with("cuda") && self.precision == "f32" {
-            false => "",
-            true if temper_kernels::has_cublaslt() => " (attention on tensor cores in TF32)",
-            true => " (products on tensor cores in TF32)",
-        };
+        // cubek's kernels for tensor cores (`adjust_dtypes`) round f32 operands where the hardware knows TF32; cuBLASLt does not.
+        let tf32 = self.name.starts_with("cuda") && self.precision == "f32" && !temper_kernels::has_cublaslt();
+        let note = if tf32 { " (products on tensor cores in TF32)" } else { "" };
         write!(f, "{}, {} threads, {}{note}", self.name, self.threads, self.precision)
     }
 }
