@@ -132,7 +132,6 @@ fn ranks_learn_what_one_learns() {
         (3, sharded("distributed.shard=optimizer"), "model.safetensors"),
         (2, sharded("distributed.shard=gradients"), "model.safetensors"),
     ] {
-        // The last step of three epochs is ragged: 1,312 rows are no multiple of 24.
         let [one, many] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         train(1, one.path(), &overrides);
         train(ranks, many.path(), &overrides);

@@ -74,10 +74,10 @@ def mpirun(place, hosts, run):
 
 
 def losses(run):
-    """By step; of a step that was done twice, the last."""
+    """By step, as far as lines are whole; of a step that was done twice, the last."""
     path = run / "events.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    steps = [json.loads(line) for line in lines if '"event":"step"' in line]
+    whole, _, _ = (path.read_text() if path.exists() else "").rpartition("\n")
+    steps = [json.loads(line) for line in whole.splitlines() if '"event":"step"' in line]
     return {step["step"]: step["loss"] for step in steps}
 
 
