@@ -17,6 +17,10 @@ use blocks::Steps;
 use crate::dropout::Drop;
 use crate::portable::Float;
 
+/// Queries that share an entry of [`Sight::spans`].
+#[cfg(feature = "cube")]
+pub(crate) const SPAN: usize = 64;
+
 /// Which keys each query sees: a range, for causal layers, windows, texts packed into a row and padding alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sight {
@@ -47,6 +51,26 @@ impl Sight {
     /// The ranges, row by row, query by query; those of one row if all rows are alike.
     pub fn ranges(&self) -> &[Range<u32>] {
         &self.ranges
+    }
+
+    /// Whether rows of the batch have ranges of their own.
+    #[cfg(feature = "cube")]
+    pub(crate) fn is_apart(&self) -> bool {
+        self.rows() > 1
+    }
+
+    /// Of each [`SPAN`] neighbouring queries that see something the first key that one sees, the one after the last, the first
+    /// that all see, and the one after the last. All see nothing where one sees nothing, or fewer are left.
+    #[cfg(feature = "cube")]
+    pub(crate) fn spans(&self) -> Vec<[u32; 4]> {
+        let of = |span: &[Range<u32>]| {
+            let seen = union(span.iter());
+            let whole = span.len() == SPAN && span.iter().all(|range| !range.is_empty());
+            let from = span.iter().map(|range| range.start).max().unwrap_or(0);
+            let to = span.iter().map(|range| range.end).min().filter(|_| whole).unwrap_or(0);
+            [seen.start as u32, seen.end as u32, from, to]
+        };
+        self.ranges.chunks(self.queries).flat_map(|row| row.chunks(SPAN).map(of)).collect()
     }
 
     /// How many rows it tells apart.
@@ -90,9 +114,9 @@ pub fn attention([query, key, value]: [Tensor<4>; 3], sight: &Sight, scale: f64,
 /// What an attention is, its inputs aside.
 #[derive(Debug, Clone)]
 pub struct Form {
-    sight: Sight,
-    scale: f64,
-    drop: Option<Drop>,
+    pub(crate) sight: Sight,
+    pub(crate) scale: f64,
+    pub(crate) drop: Option<Drop>,
 }
 
 /// The extension behind [`attention`].
@@ -193,7 +217,7 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
 
 mod blocks;
 #[cfg(feature = "cube")]
-mod gpu;
+pub(crate) mod gpu;
 mod lane;
 
 #[cfg(test)]

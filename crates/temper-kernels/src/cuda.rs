@@ -1,25 +1,24 @@
-//! Dense matrix products on NVIDIA's GPUs, by cuBLASLt.
+//! What runs on NVIDIA's GPUs beside cubecl's kernels: products by cuBLASLt, and with the feature `flash` attention in CUDA's own
+//! language.
 //!
-//! A product is enqueued by the thread on which cubecl enqueues its kernels, on the CUDA stream that kernels of the calling
-//! thread run on. So it is in order with them, and memory is used again after it as after any kernel. Nothing waits for the
-//! device; the first product of a shape alone waits until it is enqueued, to learn whether the library takes it.
+//! Both are enqueued by the thread on which cubecl enqueues its kernels, on the CUDA stream that kernels of the calling thread
+//! run on. So they are in order with them, and memory is used again after them as after any kernel. Nothing waits for the
+//! device; the first product of a shape alone waits until it is enqueued, to learn whether the library takes it, and the first
+//! attention until it is compiled.
 
+#[cfg(feature = "flash")]
+mod attention;
 mod cublaslt;
+mod gemm;
 
 use std::any::TypeId;
-use std::collections::HashMap;
 use std::ffi::c_void;
-use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{DType, Shape, StreamId};
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::device::DeviceId;
 use burn_cubecl::cubecl::device_handle::DeviceHandle;
 use burn_cubecl::cubecl::server::{BufferBinding, ServerError, ServerStorage};
-use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl_cuda::CudaRuntime;
 use cubecl_server::command::DeviceStream;
@@ -27,209 +26,29 @@ use cubecl_server::driver::DriverError;
 use cubecl_server::runtime::Runtime;
 use cubecl_server::stream::{ExecuteScope, FailureStore, WriteScoped, failed_writing};
 
-use cublaslt::{Addresses, Handle, Plan, Problem, Stored, Type};
+#[cfg(feature = "flash")]
+pub(crate) use attention::Flash;
+pub(crate) use gemm::gemm;
+pub use gemm::has_cublaslt;
 
 /// What runs cubecl's kernels of one GPU, on a thread of its own.
 type Server = <CudaRuntime as Runtime>::Server;
-
-/// Plans of one device. Beyond that many all are made again.
-const MAX_PLANS: usize = 4096;
-
-/// Whether this machine has cuBLASLt. Without it, products on NVIDIA's GPUs are slower, and those in f32 round their operands
-/// to TF32: they are cubecl's.
-pub fn has_cublaslt() -> bool {
-    cublaslt::is_present()
-}
-
-/// `alpha · lhs · rhs + sum` of matrices, or of as many pairs of them as the dimensions before the last two say. The sum is
-/// added to where it is if nobody else holds it. `None` for what the library does not do, which leaves `sum` as it was: other
-/// devices, dtypes other than f32, f16 and bf16, operands of two dtypes, nothing to multiply. Products are added up in f32 and
-/// written as `output`, f32 or the dtype of the operands; `sum` has that dtype.
-pub(crate) fn gemm(
-    sum: &mut Option<CubeTensor>,
-    lhs: &CubeTensor,
-    rhs: &CubeTensor,
-    alpha: f32,
-    output: DType,
-) -> Option<CubeTensor> {
-    let gpu = Gpu::of(&lhs.client)?;
-    let service = lhs.client.service_id();
-    let plain = |x: &CubeTensor| x.client.service_id() == service && x.qparams.is_none() && !x.meta.is_tiled();
-    let fits = plain(lhs) && plain(rhs) && rhs.dtype == lhs.dtype && [DType::F32, lhs.dtype].contains(&output);
-    let (operands, result) = (dtype(lhs.dtype)?, dtype(output)?);
-    let (left, right) = (lhs.meta.shape(), rhs.meta.shape());
-    let rank = left.len();
-    if !fits || rank < 2 || right.len() != rank || left[..rank - 2] != right[..rank - 2] {
-        return None;
-    }
-    let [m, k, n] = [left[rank - 2], left[rank - 1], right[rank - 1]];
-    let batch = left[..rank - 2].iter().product::<usize>();
-    if right[rank - 2] != k || batch * m * k * n == 0 {
-        return None;
-    }
-    let mut shape: Shape = left.clone();
-    shape[rank - 1] = n;
-    if sum.as_ref().is_some_and(|sum| !plain(sum) || sum.dtype != output || *sum.meta.shape() != shape) {
-        return None;
-    }
-
-    let (lhs, rhs) = (laid_out(lhs)?, laid_out(rhs)?);
-    let held = sum.take().map(into_contiguous);
-    // Rows here are columns there: the product of the transposes, the other way round.
-    let problem = Problem {
-        batch,
-        a: stored(&rhs, operands),
-        b: stored(&lhs, operands),
-        d: Stored {
-            dtype: result,
-            rows: n,
-            columns: m,
-            pitch: n,
-            step: m * n,
-            transposed: false,
-            alignment: held.as_ref().map_or(MAX_ALIGNMENT, alignment),
-        },
-        adds: held.is_some(),
-    };
-    let Some(entry) = gpu.entry(problem, &rhs.0) else {
-        *sum = held;
-        return None;
-    };
-
-    let proven = entry.proven.load(Ordering::Acquire);
-    let c = held.as_ref().map(binding);
-    // Only once the library is known to take it: what refuses leaves the sum alone.
-    let (held, out) = match held {
-        Some(sum) if proven && sum.can_mut() && sum.handle.stream == StreamId::current() => (None, sum),
-        held => {
-            let (client, device) = (lhs.0.client.clone(), lhs.0.device.clone());
-            (held, empty_device_contiguous_dtype(client, device, shape, output))
-        }
-    };
-    let bytes = entry.plan.workspace;
-    let workspace = (bytes > 0).then(|| out.client.empty(bytes).binding());
-    let task =
-        Task { entry: entry.clone(), alpha, a: binding(&rhs.0), b: binding(&lhs.0), c, d: binding(&out), workspace };
-    if proven {
-        // What goes wrong from here on is told to whoever reads the result.
-        gpu.queue.submit(move |server| drop(task.run(server, gpu)));
-        return Some(out);
-    }
-    match gpu.queue.submit_blocking(move |server| task.run(server, gpu)) {
-        Ok(Ok(())) => {
-            entry.proven.store(true, Ordering::Release);
-            Some(out)
-        }
-        _ => {
-            gpu.refuse(problem);
-            *sum = held;
-            None
-        }
-    }
-}
-
-fn binding(x: &CubeTensor) -> BufferBinding {
-    x.handle.clone().binding()
-}
-
-fn dtype(dtype: DType) -> Option<Type> {
-    match dtype {
-        DType::F32 => Some(Type::F32),
-        DType::F16 => Some(Type::F16),
-        DType::BF16 => Some(Type::Bf16),
-        _ => None,
-    }
-}
-
-/// How the matrices of a tensor lie in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct View {
-    /// Rows and columns.
-    size: [usize; 2],
-    /// Elements from one row to the next, of transposed ones from one column to the next.
-    pitch: usize,
-    transposed: bool,
-    /// Elements from one matrix to the next.
-    step: usize,
-}
-
-impl View {
-    /// `None` where neither rows nor columns are in one piece, or the matrices are not at equal distances.
-    fn of(shape: &[usize], strides: &[usize]) -> Option<Self> {
-        let (shape, [rows, columns]) = shape.split_last_chunk::<2>().map(|(batch, size)| (batch, *size))?;
-        let (strides, [down, right]) = strides.split_last_chunk::<2>().map(|(batch, size)| (batch, *size))?;
-        // What has length one is never stepped over, whatever its stride.
-        let plain = (columns == 1 || right == 1) && (rows == 1 || down >= columns);
-        let transposed = !plain && (rows == 1 || down == 1) && (columns == 1 || right >= rows);
-        let pitch = match (plain, transposed) {
-            (true, _) if rows == 1 => columns,
-            (true, _) => down,
-            (_, true) if columns == 1 => rows,
-            (_, true) => right,
-            _ => return None,
-        };
-        let mut distances = None;
-        for (length, stride) in shape.iter().zip(strides).rev().filter(|(length, _)| **length > 1) {
-            let (step, expected) = distances.unwrap_or((*stride, *stride));
-            if *stride != expected {
-                return None;
-            }
-            distances = Some((step, stride * length));
-        }
-        let step = distances.map_or(rows * columns, |(step, _)| step);
-        Some(Self { size: [rows, columns], pitch, transposed, step })
-    }
-}
-
-/// The tensor, or a copy of it, and how it lies.
-fn laid_out(x: &CubeTensor) -> Option<(CubeTensor, View)> {
-    let view = |x: &CubeTensor| View::of(x.meta.shape(), x.meta.strides());
-    if let Some(view) = view(x) {
-        return Some((x.clone(), view));
-    }
-    let copy = into_contiguous(x.clone());
-    let view = view(&copy)?;
-    Some((copy, view))
-}
-
-/// The transpose, read column by column.
-fn stored((x, view): &(CubeTensor, View), dtype: Type) -> Stored {
-    let View { size: [height, width], pitch, transposed, step } = *view;
-    let (rows, columns) = if transposed { (height, width) } else { (width, height) };
-    Stored { dtype, rows, columns, pitch, step, transposed, alignment: alignment(x) }
-}
-
-/// As much as the library asks for; cubecl aligns what it allocates to more.
-const MAX_ALIGNMENT: u32 = 256;
-
-/// What the address of a tensor is a multiple of.
-fn alignment(x: &CubeTensor) -> u32 {
-    let offset = x.handle.offset_start.unwrap_or(0);
-    1 << offset.trailing_zeros().min(MAX_ALIGNMENT.trailing_zeros())
-}
 
 /// One GPU.
 struct Gpu {
     /// To cubecl's thread of it: the queue of its kernels.
     queue: DeviceHandle<Server>,
-    handle: OnceLock<Option<Handle>>,
-    /// `None` for what the library refused.
-    plans: Mutex<HashMap<Problem, Option<Arc<Entry>>>>,
-}
-
-struct Entry {
-    problem: Problem,
-    plan: Plan,
-    /// Whether it was enqueued once.
-    proven: AtomicBool,
+    products: gemm::Products,
+    #[cfg(feature = "flash")]
+    attention: attention::Kernels,
 }
 
 impl Gpu {
-    /// The GPU behind a client of cubecl, if it is one of CUDA's and the library is there.
+    /// The GPU behind a client of cubecl, if it is one of CUDA's.
     fn of(client: &Client) -> Option<&'static Self> {
         static ALL: Mutex<Vec<(DeviceId, &'static Gpu)>> = Mutex::new(Vec::new());
         let service = client.service_id();
-        if service.service != TypeId::of::<Server>() || !cublaslt::is_present() {
+        if service.service != TypeId::of::<Server>() {
             return None;
         }
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
@@ -237,223 +56,121 @@ impl Gpu {
             return Some(gpu);
         }
         let queue = DeviceHandle::<Server>::new(service.device);
-        let gpu = Box::leak(Box::new(Self { queue, handle: OnceLock::new(), plans: Mutex::default() }));
+        let gpu = Box::leak(Box::new(Self {
+            queue,
+            products: Default::default(),
+            #[cfg(feature = "flash")]
+            attention: Default::default(),
+        }));
         all.push((service.device, gpu));
         Some(gpu)
     }
 
-    /// How `problem` is solved, if the library can. `operand` is any tensor of this device.
-    fn entry(&'static self, problem: Problem, operand: &CubeTensor) -> Option<Arc<Entry>> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = plans.get(&problem) {
-            return entry.clone();
-        }
-        let operand = binding(operand);
-        let plan = self.queue.submit_blocking(move |server| {
-            // For what else it does: makes the device's context current on this thread.
+    /// Runs `work` on cubecl's thread while the device's context is current there. `like` is any tensor of this device; `None`
+    /// if it cannot be read.
+    fn with_context<R: Send + 'static>(
+        &self,
+        like: &CubeTensor,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Option<R> {
+        let operand = binding(like);
+        let done = self.queue.submit_blocking(move |server| {
             let stream = operand.stream;
             server.get_resource(operand, stream).ok()?;
-            let handle = self.handle.get_or_init(Handle::open).as_ref();
-            Some(handle.and_then(|handle| Plan::new(handle, &problem)))
+            Some(work())
         });
-        // An operand that cannot be read says nothing about the library.
-        let plan = plan.ok()??;
-        if plans.len() >= MAX_PLANS {
-            plans.clear();
-        }
-        let entry = plan.map(|plan| Arc::new(Entry { problem, plan, proven: AtomicBool::new(false) }));
-        plans.insert(problem, entry.clone());
-        entry
-    }
-
-    /// Never tries it again.
-    fn refuse(&self, problem: Problem) {
-        self.plans.lock().unwrap_or_else(PoisonError::into_inner).insert(problem, None);
+        done.ok()?
     }
 }
 
-/// A product on its way to the device. It holds the memory of its operands until it is enqueued.
-struct Task {
-    entry: Arc<Entry>,
-    alpha: f32,
-    a: BufferBinding,
-    b: BufferBinding,
-    c: Option<BufferBinding>,
-    d: BufferBinding,
-    workspace: Option<BufferBinding>,
+/// Memory that some work reads or writes, which holds it until it is enqueued.
+struct Operand {
+    binding: BufferBinding,
+    /// How many it has at least.
+    bytes: usize,
+    /// What its address is a multiple of.
+    alignment: u32,
 }
 
-impl Task {
-    /// Enqueues it, on the stream that the result was allocated on. A result that is not written is marked, as cubecl marks
-    /// those of kernels: reading it fails.
-    fn run(self, server: &mut Server, gpu: &Gpu) -> Result<(), ServerError> {
-        let stream = self.d.stream;
-        let mut written = server.write_set();
-        written.push(self.d.clone());
-        // Makes the device's context current on this thread, besides.
-        let read = server.get_resource(self.a.clone(), self.a.stream).map(drop);
-        let operands = [&self.a, &self.b].into_iter().chain(&self.c);
-        if let Err(error) = read.and_then(|()| server.write_streams().ensure_written(operands)) {
-            failed_writing(server, stream, written, error.clone());
-            return Err(error);
-        }
-        ExecuteScope::over(server, stream, written).execute(|server| self.enqueue(server, gpu)).into_result()
+impl Operand {
+    /// All of a contiguous tensor.
+    #[cfg(feature = "flash")]
+    fn all(x: &CubeTensor) -> Self {
+        Self { binding: binding(x), bytes: x.meta.num_elements() * x.dtype.size(), alignment: x.dtype.size() as u32 }
     }
+}
 
-    fn enqueue(&self, server: &mut Server, gpu: &Gpu) -> Result<(), ServerError> {
-        let Entry { problem: Problem { batch, a, b, d, .. }, plan, .. } = &*self.entry;
-        let handle = gpu.handle.get().and_then(Option::as_ref).ok_or_else(|| failure(-1))?;
-        let all = [&self.a, &self.b, &self.d].into_iter().chain(&self.c).chain(&self.workspace);
+/// Enqueues what `launch` does with the addresses of operands and a CUDA stream, which is that of the first written one. What is
+/// not written in the end is marked, as cubecl marks results of kernels: reading it fails.
+fn enqueue(
+    server: &mut Server,
+    read: &[Operand],
+    written: &[Operand],
+    launch: impl FnOnce(&[*mut c_void], &[*mut c_void], *mut c_void) -> Result<(), ServerError>,
+) -> Result<(), ServerError> {
+    let (stream, first) = (written[0].binding.stream, &read[0].binding);
+    let mut marked = server.write_set();
+    marked.extend(written.iter().map(|operand| operand.binding.clone()));
+    // Makes the device's context current on this thread, besides.
+    let there = server.get_resource(first.clone(), first.stream).map(drop);
+    let bindings = read.iter().map(|operand| &operand.binding);
+    if let Err(error) = there.and_then(|()| server.write_streams().ensure_written(bindings)) {
+        failed_writing(server, stream, marked, error.clone());
+        return Err(error);
+    }
+    let run = |server: &mut Server| {
+        let all = read.iter().chain(written).map(|operand| &operand.binding);
         // Waits for what other streams of cubecl do to the operands, and keeps their memory until this is done.
-        let mut streams = server.write_streams().resolve(self.d.stream, all)?;
-        let mut address = |binding: &BufferBinding, bytes: usize, alignment: u32| {
+        let mut streams = server.write_streams().resolve(stream, all)?;
+        let mut address = |Operand { binding, bytes, alignment }: &Operand| {
             let memory = streams.get(&binding.stream).device_memory();
             let found = memory.get_resource(binding.memory.clone(), binding.offset_start, binding.offset_end)?;
-            let fits = found.size >= bytes as u64 && found.ptr.is_multiple_of(alignment.into());
-            if fits { Ok(found.ptr as usize as *mut c_void) } else { Err(failure(-2)) }
+            let fits = found.size >= *bytes as u64 && found.ptr.is_multiple_of((*alignment).into());
+            if fits { Ok(found.ptr as usize as *mut c_void) } else { Err(failure("operand", -2)) }
         };
-        let target = address(&self.d, d.bytes(*batch), d.alignment)?;
-        let at = Addresses {
-            a: address(&self.a, a.bytes(*batch), a.alignment)?,
-            b: address(&self.b, b.bytes(*batch), b.alignment)?,
-            c: match &self.c {
-                Some(c) => address(c, d.bytes(*batch), d.alignment)?,
-                None => target,
-            },
-            d: target,
-            workspace: match &self.workspace {
-                Some(workspace) => address(workspace, plan.workspace, MAX_ALIGNMENT)?,
-                None => null_mut(),
-            },
-        };
+        let read = read.iter().map(&mut address).collect::<Result<Vec<_>, _>>()?;
+        let written = written.iter().map(&mut address).collect::<Result<Vec<_>, _>>()?;
         let queue = streams.current().signal().cast::<c_void>();
-        // SAFETY: `get_resource` made the context current. The stream is cubecl's own. The addresses are those of live
-        // allocations that are large enough; memory that is freed is used again by what comes later on the same stream, and
-        // that of other streams is kept by `streams` until the product is done.
-        let done = unsafe { plan.enqueue(handle, self.alpha, self.c.is_some(), &at, queue) };
+        // Memory that is freed is used again by what comes later on the same stream, and that of other streams is kept by
+        // `streams` until this is done.
+        let done = launch(&read, &written, queue);
         drop(streams);
-        done.map_err(failure)
-    }
+        done
+    };
+    ExecuteScope::over(server, stream, marked).execute(run).into_result()
 }
 
-/// The library's refusal; -1 where it has no state, -2 where a tensor is smaller or elsewhere than it says.
-fn failure(status: cublaslt::Status) -> ServerError {
-    DriverError::new("cublasLtMatmul", status.cast_unsigned()).into()
+/// What refused, and its status; -1 where it has no state, -2 where a tensor is smaller or elsewhere than it says.
+fn failure(what: &'static str, status: i32) -> ServerError {
+    DriverError::new(what, status.cast_unsigned()).into()
+}
+
+fn binding(x: &CubeTensor) -> BufferBinding {
+    x.handle.clone().binding()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+mod testing {
     use burn::backend::Cube;
-    use burn::tensor::{FloatDType, Tensor};
+    use burn::tensor::Tensor;
 
     use super::*;
-    use crate::testing::{close, device, product, values, vec_of};
+    use crate::testing::{device, values};
 
-    fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
+    pub fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
         x.try_into_primitive::<Cube>().unwrap()
     }
 
-    fn tensor<const D: usize>(x: CubeTensor) -> Tensor<D> {
+    pub fn tensor<const D: usize>(x: CubeTensor) -> Tensor<D> {
         Tensor::from_primitive::<Cube>(x)
     }
 
     /// Whether the device under test is one of CUDA's, which must have the library.
-    fn is_cuda() -> bool {
+    pub fn is_cuda() -> bool {
         let x = values(1, [1, 1], 1.0).tensor(&device()).try_into_primitive::<Cube>();
         let is_cuda = x.is_ok_and(|x| x.client.service_id().service == TypeId::of::<Server>());
         assert!(!is_cuda || has_cublaslt(), "libcublasLt is missing");
         is_cuda
-    }
-
-    #[test]
-    fn the_library_takes_all_it_is_said_to_take() {
-        if !is_cuda() {
-            return;
-        }
-        for dtype in [FloatDType::F32, FloatDType::BF16, FloatDType::F16] {
-            for [m, k, n] in [[1, 1, 1], [3, 7, 5], [64, 130, 577], [577, 64, 130], [256, 128, 384]] {
-                for output in [DType::F32, dtype.into()] {
-                    let tolerance = if output == DType::F32 { 1e-6 } else { 4e-4 };
-                    let lhs = values(1, [m, k], 1.0).tensor(&device()).cast(dtype);
-                    let rhs = values(2, [k, n], 1.0).tensor(&device()).cast(dtype);
-                    let steps = product(lhs.clone().cast(FloatDType::F32), rhs.clone().cast(FloatDType::F32));
-                    let (lhs, rhs) = (primitive(lhs), primitive(rhs));
-                    for _ in 0..2 {
-                        let y = gemm(&mut None, &lhs, &rhs, 1.0, output).expect("a plan");
-                        assert_eq!(y.dtype, output);
-                        let y = vec_of(tensor::<2>(y).cast(FloatDType::F32));
-                        close(&[y], &[vec_of(steps.clone())], tolerance);
-                    }
-                    // Added to where it is, once it is known how.
-                    let sum = values(3, [m, n], 1.0).tensor(&device()).cast(FloatDType::from(output));
-                    let steps = sum.clone().cast(FloatDType::F32) + steps * -0.5;
-                    for round in 0..2 {
-                        let mut held = Some(into_contiguous(primitive(sum.clone() * 1.0)));
-                        let memory = held.as_ref().unwrap().handle.memory.descriptor().id;
-                        let y = gemm(&mut held, &lhs, &rhs, -0.5, output).expect("a plan");
-                        assert!(held.is_none() && (round == 0 || y.handle.memory.descriptor().id == memory));
-                        let y = vec_of(tensor::<2>(y).cast(FloatDType::F32));
-                        close(&[y], &[vec_of(steps.clone())], tolerance);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn batches_are_multiplied_in_pairs() {
-        if !is_cuda() {
-            return;
-        }
-        for dtype in [FloatDType::F32, FloatDType::BF16] {
-            let lhs = values(1, [2, 3, 70, 33], 1.0).tensor(&device()).cast(dtype);
-            let rhs = values(2, [2, 3, 50, 33], 1.0).tensor(&device()).cast(dtype);
-            let steps = |lhs: &Tensor<4>, rhs: &Tensor<4>| {
-                let [lhs, rhs] = [lhs, rhs].map(|x| x.clone().cast(FloatDType::F32));
-                let all = lhs.reshape([2, 3, 70, 33, 1]) * rhs.reshape([2, 3, 1, 33, 50]);
-                vec_of(all.sum_dim(3).reshape([2, 3, 70, 50]))
-            };
-            // As they are, transposed views, and heads that lie behind positions.
-            let columns = values(3, [2, 3, 33, 70], 1.0).tensor(&device()).cast(dtype).swap_dims(2, 3);
-            let heads = values(4, [2, 70, 3, 33], 1.0).tensor(&device()).cast(dtype).swap_dims(1, 2);
-            let views = [
-                (lhs, rhs.clone().swap_dims(2, 3)),
-                (columns, rhs.clone().swap_dims(2, 3)),
-                (heads, rhs.swap_dims(2, 3)),
-            ];
-            for (lhs, rhs) in views {
-                let y = gemm(&mut None, &primitive(lhs.clone()), &primitive(rhs.clone()), 1.0, DType::F32);
-                close(&[vec_of(tensor::<4>(y.expect("a plan")))], &[steps(&lhs, &rhs)], 1e-6);
-            }
-        }
-        let empty = || primitive(Tensor::<2>::zeros([0, 4], &device()));
-        let other = primitive(Tensor::<2>::zeros([4, 4], &device()));
-        assert!(gemm(&mut None, &empty(), &other, 1.0, DType::F32).is_none());
-        assert!(gemm(&mut None, &other, &empty(), 1.0, DType::F32).is_none());
-    }
-
-    #[test]
-    fn views_are_read_off_strides() {
-        let view = |size, pitch, transposed, step| Some(View { size, pitch, transposed, step });
-        assert_eq!(View::of(&[3, 5], &[5, 1]), view([3, 5], 5, false, 15));
-        assert_eq!(View::of(&[3, 5], &[128, 1]), view([3, 5], 128, false, 15));
-        assert_eq!(View::of(&[3, 5], &[1, 3]), view([3, 5], 3, true, 15));
-        assert_eq!(View::of(&[3, 5], &[1, 128]), view([3, 5], 128, true, 15));
-        // Lengths of one.
-        assert_eq!(View::of(&[1, 5], &[0, 1]), view([1, 5], 5, false, 5));
-        assert_eq!(View::of(&[1, 5], &[7, 9]), view([1, 5], 9, true, 5));
-        assert_eq!(View::of(&[3, 1], &[9, 0]), view([3, 1], 9, false, 3));
-        assert_eq!(View::of(&[1, 1], &[0, 0]), view([1, 1], 1, false, 1));
-        // Broadcast, overlapping, spread.
-        assert_eq!(View::of(&[3, 5], &[0, 1]), None);
-        assert_eq!(View::of(&[3, 5], &[2, 1]), None);
-        assert_eq!(View::of(&[3, 5], &[10, 2]), None);
-        // Batches.
-        assert_eq!(View::of(&[2, 4, 3, 5], &[60, 15, 5, 1]), view([3, 5], 5, false, 15));
-        assert_eq!(View::of(&[2, 1, 3, 5], &[60, 7, 5, 1]), view([3, 5], 5, false, 60));
-        assert_eq!(View::of(&[4, 3, 5], &[0, 5, 1]), view([3, 5], 5, false, 0));
-        assert_eq!(View::of(&[2, 4, 3, 5], &[60, 5, 20, 1]), None);
-        assert_eq!(View::of(&[5], &[1]), None);
     }
 }

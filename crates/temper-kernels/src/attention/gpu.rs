@@ -13,6 +13,8 @@ use crate::cube::cubecl::ir::ElemType;
 use crate::cube::cubecl::prelude::*;
 use crate::cube::cubecl::server::Handle;
 use crate::cube::{all, all_f32, by_element, by_row, cubecl, empty, flat, highest, own, total};
+#[cfg(feature = "flash")]
+use crate::cuda::Flash;
 use crate::dropout::gpu::factor;
 use crate::portable::Float;
 use crate::product::gpu::{multiply, operands};
@@ -214,8 +216,8 @@ fn add_kernel(sum: &mut [f32], part: &[f32], count: usize, width: usize, length:
     sum[ABSOLUTE_POS / width * length + first + ABSOLUTE_POS % width] += part[ABSOLUTE_POS];
 }
 
-/// The ranges of a sight on a device, from and to; those of the last few are kept there.
-fn ranges(sight: &Sight, like: &CubeTensor) -> Handle {
+/// The ranges of a sight on a device, from and to, and behind them its spans; those of the last few are kept there.
+pub(crate) fn table(sight: &Sight, like: &CubeTensor) -> Handle {
     type Kept = (Weak<[Range<u32>]>, CubeDevice, Handle);
     static KEPT: Mutex<Vec<Kept>> = Mutex::new(Vec::new());
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -224,7 +226,8 @@ fn ranges(sight: &Sight, like: &CubeTensor) -> Handle {
     if let Some((.., handle)) = kept.iter().find(|(at, device, _)| at.ptr_eq(&own) && *device == like.device) {
         return handle.clone();
     }
-    let values: Vec<u32> = sight.ranges.iter().flat_map(|range| [range.start, range.end]).collect();
+    let ranges = sight.ranges.iter().flat_map(|range| [range.start, range.end]);
+    let values: Vec<u32> = ranges.chain(sight.spans().into_iter().flatten()).collect();
     let handle = like.client.create_from_slice(u32::as_bytes(&values));
     kept.push((own, like.device.clone(), handle.clone()));
     handle
@@ -234,7 +237,7 @@ fn ranges(sight: &Sight, like: &CubeTensor) -> Handle {
 fn place(block: &Block, like: &CubeTensor) -> (BufferArg, PlaceLaunch) {
     let sight = &block.form.sight;
     // SAFETY: a range has two ends.
-    let ranges = unsafe { BufferArg::from_raw_parts(ranges(sight, like), 2 * sight.ranges.len()) };
+    let ranges = unsafe { BufferArg::from_raw_parts(table(sight, like), 2 * sight.ranges.len()) };
     let [batch, heads, queries, width] = block.shape();
     let ([first, second], threshold, kept) = block.form.drop.map_or(([0, 0], 0, 1.0), Drop::parts);
     let place = PlaceLaunch::new(
@@ -246,7 +249,7 @@ fn place(block: &Block, like: &CubeTensor) -> (BufferArg, PlaceLaunch) {
         block.queries.start,
         block.sizes.queries,
         block.sizes.keys,
-        usize::from(sight.rows() > 1),
+        sight.is_apart().into(),
         block.form.scale as f32,
         first,
         second,
@@ -412,6 +415,10 @@ impl AttentionOps for Cube {
         value: CubeTensor,
         form: Form,
     ) -> (CubeTensor, CubeTensor) {
+        #[cfg(feature = "flash")]
+        if let Some(flash) = Flash::of([&query, &key, &value], &form) {
+            return flash.forward();
+        }
         let own = are_laid_out([&query, &key, &value]);
         let steps = if own { steps() } else { Steps::portable() };
         let (result, lse) = blocks::forward::<Self>([query, key, value].map(Float), &form, &steps);
@@ -430,6 +437,12 @@ impl AttentionOps for Cube {
         form: Form,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         let own = are_laid_out([&query, &key, &value]) && all_f32([&result, &lse, &grad]);
+        #[cfg(feature = "flash")]
+        if let Some(flash) = Flash::of([&query, &key, &value], &form).filter(|_| own) {
+            let along = along([&grad, &result].map(|x| Float(x.clone())));
+            let [query, key, value] = flash.backward(&laid_out(Float(grad)).0, &lse, &along.0);
+            return (query, key, value);
+        }
         let steps = if own { steps() } else { Steps::portable() };
         blocks::backward::<Self>([query, key, value, result, lse, grad].map(Float), &form, &steps)
     }

@@ -98,3 +98,16 @@ fn a_query_without_sight_stays_finite() {
     let all = backward(inputs(), |inputs| attention(inputs, &sight, 1.0, None));
     assert!(all.iter().flatten().all(|x| x.is_finite()));
 }
+
+#[cfg(feature = "cube")]
+#[test]
+fn spans_say_what_some_and_what_all_of_their_queries_see() {
+    let spans = |ranges: Vec<Range<u32>>, queries| Sight::new(ranges, queries).spans();
+    let causal: Vec<Range<u32>> = (0..130).map(|query| 0..query + 1).collect();
+    assert_eq!(spans(causal, 130), [[0, 64, 0, 1], [0, 128, 0, 65], [0, 130, 0, 0]]);
+    // Two rows, of which one has a query without sight.
+    let mut windows: Vec<Range<u32>> = (0..128).map(|query| query..query + 100).collect();
+    windows[70] = 0..0;
+    assert_eq!(spans(windows, 64), [[0, 163, 63, 100], [64, 227, 127, 0]]);
+    assert_eq!(spans(vec![0..0; 64], 64), [[0, 0, 0, 0]]);
+}
