@@ -1,7 +1,7 @@
-"""The peer: LoRA fine-tuning of a sequence classifier with Transformers and PEFT, one plain PyTorch loop.
+"""The peer: fine-tuning of a sequence classifier with Transformers, by LoRA with PEFT or in full, one plain PyTorch loop.
 
 It decides nothing: the rows of each step come from `--order` (a JSON array of row indices per optimizer step), the
-first weights of adapter and classifier from `--init` (an adapter in PEFT's format). Without `--init` PEFT draws them.
+first weights of adapter and classifier from `--init`: an adapter in PEFT's format, or for full fine-tuning a model. `--draw` writes it.
 It prints JSON lines: `start`, a `step` for each optimizer step, `evaluated`, `end`.
 """
 
@@ -19,9 +19,10 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="directory of the base model")
     parser.add_argument("--draw", help="only draw an adapter and a classifier and save them here, in PEFT's format")
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
     parser.add_argument("--data", help="directory with train.jsonl and dev.jsonl: {text, label}")
     parser.add_argument("--order", help="row indices of each step, a JSON array a line")
-    parser.add_argument("--init", help="directory of the adapter to start from")
+    parser.add_argument("--init", help="directory of what to start from")
     parser.add_argument("--steps", type=int, help="stop after so many steps; the schedule stays that of the whole order")
     parser.add_argument("--no-eval", action="store_true", help="measure speed only")
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="bf16: autocast")
@@ -115,16 +116,18 @@ def main():
     torch.manual_seed(ARGS.seed)
     if ARGS.draw:
         base = transformers.AutoModelForSequenceClassification.from_pretrained(ARGS.model, num_labels=2)
-        adapted(base).save_pretrained(ARGS.draw)
+        (base if ARGS.method == "full" else adapted(base)).save_pretrained(ARGS.draw)
+        transformers.AutoTokenizer.from_pretrained(ARGS.model).save_pretrained(ARGS.draw)
         return
     train, dev = rows_of("train.jsonl"), rows_of("dev.jsonl")
     labels = {name: index for index, name in enumerate(sorted({str(row["label"]) for row in train}))}
     order = [json.loads(line) for line in pathlib.Path(ARGS.order).read_text().splitlines()]
     tokenizer = transformers.AutoTokenizer.from_pretrained(ARGS.model)
+    is_full = ARGS.method == "full"
     base = transformers.AutoModelForSequenceClassification.from_pretrained(
-        ARGS.model, num_labels=len(labels), dtype=torch.float32
+        ARGS.init if is_full else ARGS.model, num_labels=len(labels), dtype=torch.float32
     )
-    model = adapted(base)
+    model = base if is_full else adapted(base)
     trainable = [tensor for tensor in model.parameters() if tensor.requires_grad]
     train, dev = encode(tokenizer, train, labels), encode(tokenizer, dev, labels)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=ARGS.lr)

@@ -1,10 +1,11 @@
-"""Pairs temper with Transformers + PEFT: LoRA on MiniLM, SST-2, same weights, rows, order and hyper-parameters.
+"""Pairs temper with Transformers + PEFT: MiniLM on SST-2, same weights, rows, order and hyper-parameters.
 
     TEMPER_ASSETS=DIR python benchmarks/sst2_minilm.py --temper target/release/temper --data DIR --out DIR
 
-TEMPER_ASSETS holds `all-minilm-l6-v2`; --data holds train.jsonl and dev.jsonl ({text, label}). For each seed PEFT draws
-an adapter and a classifier (`init/`), from which both start, and `temper plan --order` says which rows each step sees
-(`order.jsonl`), which the peer follows. Results: OUT/results.json and a table on stdout.
+TEMPER_ASSETS holds `all-minilm-l6-v2`; --data holds train.jsonl and dev.jsonl ({text, label}). For each seed the peer draws
+an adapter and a classifier (`init/`; with `--method full` a classifier alone), from which both start, and `temper plan --order`
+says which rows each step sees (`order.jsonl`), which the peer follows. `--full-rows` joins texts, so that no row is padded. Results:
+OUT/results.json and a table on stdout.
 """
 
 import argparse
@@ -31,10 +32,10 @@ kind = "sequence-classification"
 [data]
 train = {train}
 eval = {dev}
-max_length = 128
+max_length = {max_length}
 
 [adapter]
-from = {init}
+{adapter}
 
 [train]
 lr = {lr}
@@ -126,17 +127,35 @@ def prepare(args, base, seed, out):
     recipe = out / "recipe.toml"
     data = pathlib.Path(args.data).resolve()
     init = out / "init"
-    subprocess.run([sys.executable, HERE / "peer_classification.py", "--model", base, "--draw", init, "--seed", str(seed)],
-                   check=True)
-    paths = {"base": base, "train": data / "train.jsonl", "dev": data / "dev.jsonl", "run": run, "init": init}
+    subprocess.run([sys.executable, HERE / "peer_classification.py", "--model", base, "--draw", init, "--seed", str(seed),
+                    "--method", args.method], check=True)
+    is_full = args.method == "full"
+    paths = {"base": init if is_full else base, "train": data / "train.jsonl", "dev": data / "dev.jsonl", "run": run}
     text = RECIPE.format(
-        **{name: json.dumps(str(path)) for name, path in paths.items()},
+        **{name: json.dumps(str(path)) for name, path in paths.items()}, max_length=args.max_length,
+        adapter='method = "full"' if is_full else f"from = {json.dumps(str(init))}",
         lr=args.lr, epochs=float(args.epochs), seed=seed, threads=args.threads,
     )
     recipe.write_text(text)
     temper = str(pathlib.Path(args.temper).resolve())
     with (out / "order.jsonl").open("w") as order:
         subprocess.run([temper, "plan", "--recipe", str(recipe), "--order"], check=True, stdout=order)
+
+
+def join_rows(args, out):
+    """The rows of --data, each with the texts of those that follow until no token is missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ["train.jsonl", "dev.jsonl"]:
+        rows = [json.loads(line) for line in (pathlib.Path(args.data) / name).read_text().splitlines()]
+        with (out / name).open("w") as file:
+            for index, row in enumerate(rows):
+                words = []
+                for other in range(index, index + args.max_length):
+                    words += rows[other % len(rows)]["text"].split()
+                    if len(words) >= args.max_length:
+                        break
+                file.write(json.dumps(row | {"text": " ".join(words)}) + "\n")
+    args.data = str(out)
 
 
 def run_temper(args, out, name, *settings):
@@ -156,7 +175,8 @@ def run_peer(args, base, seed, out, name, *flags):
     events = out / f"{name}.jsonl"
     command = [sys.executable, str(HERE / "peer_classification.py"), "--model", str(base), "--data", args.data]
     command += ["--order", str(out / "order.jsonl"), "--init", str(out / "init"), "--seed", str(seed)]
-    command += ["--lr", str(args.lr), "--threads", str(args.threads), *flags]
+    command += ["--lr", str(args.lr), "--threads", str(args.threads), "--max-length", str(args.max_length)]
+    command += ["--method", args.method, *flags]
     cost = measured(command, events, out / f"{name}.log", events)
     steps, scores = told(events)
     return summary(steps, [step["tokens"] for step in steps], scores, cost)
@@ -189,6 +209,9 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--full-rows", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--speed-steps", type=int, default=100, help="steps of each speed-only peer; 0: none")
     args = parser.parse_args()
@@ -196,6 +219,8 @@ def main():
         sys.exit(f"set TEMPER_ASSETS to the directory that holds {BASE}")
     top = pathlib.Path(args.out).resolve()
     base = without_dropout(pathlib.Path(os.environ["TEMPER_ASSETS"]) / BASE, top / "model")
+    if args.full_rows:
+        join_rows(args, top / "data")
     results = {"arguments": vars(args), "cpu": os.cpu_count(), "seeds": {}, "loss_difference": {}}
     for seed in args.seeds:
         out = top / f"seed-{seed}"

@@ -148,11 +148,15 @@ impl Written {
     }
 }
 
-/// A key that is set twice.
+/// A key that is set twice, or by the sweep.
 fn clashes(varied: &[Varied], fixed: &[String]) -> Vec<Diagnostic> {
     let plain = |key: &str| key.split('.').map(str::trim).collect::<Vec<_>>().join(".");
     let set: Vec<String> = fixed.iter().filter_map(|text| Some(plain(text.split_once('=')?.0))).collect();
     let mut wrong = Vec::new();
+    if set.iter().any(|key| key == "run.dir") {
+        let message = "`--set run.dir`: each trial of a sweep has a directory of its own";
+        wrong.push(Diagnostic::new(message).help("`--dir DIR` says where all of them go"));
+    }
     for (index, one) in varied.iter().enumerate() {
         let key = plain(&one.key);
         let why = if varied[..index].iter().any(|other| plain(&other.key) == key) {
@@ -275,6 +279,13 @@ mod tests {
     fn shown(trials: &[Vec<Setting>]) -> Vec<String> {
         let setting = |(key, value): &Setting| format!("{key}={value}");
         trials.iter().map(|trial| trial.iter().map(setting).collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    #[test]
+    fn trials_do_not_share_a_directory() {
+        let wrong = asked(&["a=1,2"]).trials(&["run.dir=here".into()]).unwrap_err().to_string();
+        assert!(wrong.contains("--dir DIR"), "{wrong}");
+        asked(&["a=1,2"]).trials(&["run.name=here".into()]).unwrap();
     }
 
     fn refused(asked: &Asked) -> String {

@@ -1,12 +1,13 @@
-"""Pairs temper with Transformers + PEFT on one GPU: LoRA r16 on every projection of a decoder of a given shape.
+"""Pairs temper with Transformers + PEFT: LoRA r16 on every projection of a decoder of a given shape.
 
-    python benchmarks/decoder_gpu.py --temper target/release/temper --shape 1b --out DIR
+    python benchmarks/decoder.py --temper target/release/temper --shape 1b --out DIR
+    python benchmarks/decoder.py --device cpu --precision f32 --shape 135m --batch 4 --length 256 --peers plain compiled --out DIR
 
 Speed depends on shapes, not on values: the weights are random, written here in bf16, and so is the text, whose tokens are
-those of `examples/decoder`. Every row is full, and both see the same rows. Both compute in bf16 (f32 sums), keep the base in
-bf16 and start from an adapter whose B is zero, so that the first loss must agree. Peers: plain, compiled, and with Liger's kernels where
-`liger_kernel` can be imported. Memory is what the driver counts for temper, context and all, and what PyTorch's allocator
-held at most for the peers. Results: OUT/SHAPE.json and a table on stdout.
+those of `examples/decoder`. Every row is full, and both see the same rows. Both compute in one precision (in bf16 with f32 sums), keep
+the base in it and start from an adapter whose B is zero, so that the first loss must agree. Peers: plain, compiled, and with Liger's
+kernels where `liger_kernel` can be imported. Memory on a GPU is what the driver counts for temper, context and all, and what PyTorch's
+allocator held at most for the peers; on a processor both are the most that was resident. Results: OUT/SHAPE.json and a table on stdout.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -31,7 +33,7 @@ SHAPES = {
 RECIPE = """\
 [model]
 base = {base}
-frozen_dtype = "bf16"
+frozen_dtype = "{frozen}"
 
 [task]
 kind = "causal-lm"
@@ -67,7 +69,7 @@ every = "never"
 
 [device]
 use = {device}
-precision = "bf16"
+precision = "{precision}"
 
 [run]
 dir = {run}
@@ -129,9 +131,9 @@ def peer(args):
         apply_liger_kernel_to_llama()
     *_, batch, length = SHAPES[args.shape]
     batch, length = args.batch or batch, args.length or length
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = transformers.AutoModelForCausalLM.from_pretrained(args.out / "model", dtype=torch.bfloat16,
-                                                             attn_implementation="sdpa").to(device)
+    device = args.device if args.device == "cpu" else "cuda"
+    dtype = torch.float32 if args.precision == "f32" else torch.bfloat16
+    base = transformers.AutoModelForCausalLM.from_pretrained(args.out / "model", dtype=dtype, attn_implementation="sdpa").to(device)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     model = peft.get_peft_model(base, config, autocast_adapter_dtype=False)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(args.out / "model")
@@ -152,7 +154,7 @@ def peer(args):
         optimizer.step()
         optimizer.zero_grad()
         steps.append({"loss": loss.item(), "step_ms": (time.perf_counter() - began) * 1e3})
-    memory = torch.cuda.max_memory_allocated() >> 20 if device == "cuda" else None
+    memory = torch.cuda.max_memory_allocated() >> 20 if device == "cuda" else resident_mib(resource.RUSAGE_SELF)
     print(json.dumps({"steps": steps, "memory_mib": memory, "torch": torch.__version__}))
 
 
@@ -161,7 +163,8 @@ def write_recipe(args, batch, length):
     text = lambda value: json.dumps(str(value))  # noqa: E731
     recipe = args.out / "recipe.toml"
     recipe.write_text(RECIPE.format(base=text(args.out / "model"), rows=text(args.out / "text.jsonl"), length=length,
-                                    steps=args.steps, batch=batch, device=text(args.device), run=text(args.out / "run")))
+                                    steps=args.steps, batch=batch, device=text(args.device), run=text(args.out / "run"),
+                                    precision=args.precision, frozen=args.frozen or args.precision))
     order = [args.temper, "plan", "--recipe", recipe, "--order"]
     (args.out / "order.jsonl").write_bytes(subprocess.run(order, check=True, capture_output=True).stdout)
     return recipe
@@ -176,8 +179,12 @@ def gpu_mib():
         return None
 
 
+def resident_mib(who):
+    return resource.getrusage(who).ru_maxrss >> 10
+
+
 def temper(args, recipe):
-    before, most = gpu_mib(), 0
+    before, most = None if args.device == "cpu" else gpu_mib(), 0
     with (args.out / "temper.log").open("w") as log:
         command = [args.temper, "train", "--recipe", recipe, "--fresh"]
         run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -186,13 +193,15 @@ def temper(args, recipe):
             if time.monotonic() > ends:
                 run.kill()
                 raise subprocess.TimeoutExpired(command, args.limit)
-            most = max(most, gpu_mib() or 0)
+            most = most if before is None else max(most, gpu_mib() or 0)
             time.sleep(0.2)
     if run.returncode:
         raise subprocess.CalledProcessError(run.returncode, command, stderr=(args.out / "temper.log").read_text())
     events = [json.loads(line) for line in (args.out / "run" / "events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
-    return {"steps": steps, "memory_mib": None if before is None else most - before}
+    # The first child that is large.
+    memory = resident_mib(resource.RUSAGE_CHILDREN) if args.device == "cpu" else None if before is None else most - before
+    return {"steps": steps, "memory_mib": memory}
 
 
 def median(values):
@@ -205,6 +214,8 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="bf16")
+    parser.add_argument("--frozen", help="temper's `frozen_dtype`, instead of the precision")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm", type=int, default=8, help="steps at the start that are not counted (default %(default)s)")
     parser.add_argument("--batch", type=int, help="rows of a step, instead of the shape's")
