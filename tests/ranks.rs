@@ -131,6 +131,7 @@ fn ranks_learn_what_one_learns() {
         (2, sharded("distributed.shard=none"), "model.safetensors"),
         (3, sharded("distributed.shard=optimizer"), "model.safetensors"),
         (2, sharded("distributed.shard=gradients"), "model.safetensors"),
+        (3, sharded("distributed.shard=parameters"), "model.safetensors"),
     ] {
         let [one, many] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         train(1, one.path(), &overrides);

@@ -1,5 +1,6 @@
 //! The training loop.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{FloatDType, Tensor};
@@ -11,6 +12,7 @@ use crate::checkpoint::{Progress, Store, Window};
 use crate::error::{BoxError, Error};
 use crate::event::{Event, StopReason};
 use crate::gradients::Gradients;
+use crate::lending::Lending;
 use crate::optim::Optimizer;
 use crate::plan::{FitPlan, Mode, Objective, Scores, Site};
 use crate::scale::LossScale;
@@ -64,7 +66,8 @@ pub fn fit<M: Objective, I>(
 where
     I: Iterator<Item = Result<Vec<M::Batch>, BoxError>>,
 {
-    let shared = Shared::new(site.world, &weights::held(&model)?, &plan.sharing);
+    let shared = Rc::new(Shared::new(site.world, weights::held(&model)?, &plan.sharing));
+    let lending = Lending::new(&shared);
     shared.agree("the decisions of its plan", 0, &plan.fingerprint)?;
     let store = Store::open(site, &plan.fingerprint, plan.keep_last)?;
     let mut optimizer = Optimizer::new(&plan.optim);
@@ -72,6 +75,7 @@ where
     (model, progress) = store.resume(model, &mut optimizer, &shared, observe)?;
     shared.agree("the checkpoints that it sees", progress.step, &progress.step.to_string())?;
     shared.agree_on(&model, progress.step)?;
+    model = shared.divide(model);
     progress.scale = plan.loss_scaling.then(|| progress.scale.unwrap_or_default());
     let clock = Clock { before: progress.seconds, started: Instant::now() };
     let resumed = progress.step;
@@ -90,7 +94,7 @@ where
             None => return Err(Error::DataEnded { step: progress.step, steps: plan.steps }),
         };
         let measured;
-        (model, measured) = step(model, &mut optimizer, &batches, plan, &shared, &mut progress)?;
+        (model, measured) = step(model, &mut optimizer, &batches, plan, (&shared, lending.as_ref()), &mut progress)?;
         drop(span);
         progress.step = at;
         progress.tokens += measured.tokens;
@@ -107,7 +111,8 @@ where
         if plan.eval_every.is_some_and(|every| last || at.is_multiple_of(every.max(1))) {
             evaluated = true;
             let started = Instant::now();
-            let scores = trace_span!(target: "profile", "evaluation").in_scope(|| evaluate(&model.valid()));
+            let scores =
+                trace_span!(target: "profile", "evaluation").in_scope(|| evaluate(&shared.whole(&model)?.valid()));
             let scores = scores.map_err(|source| Error::Evaluation { step: at, source })?;
             best = progress.judge(&scores, plan)?;
             progress.seconds = site.world.from_lead(clock.seconds())?;
@@ -118,16 +123,17 @@ where
         let due = plan.save_every.map_or(evaluated, |every| at.is_multiple_of(every.max(1)));
         let saves = due || best || ending.is_some();
         if saves || shared.checks(at) {
-            shared.agree_on(&model, at)?;
+            shared.agree_on(&shared.whole(&model)?, at)?;
         }
         if saves {
             let started = Instant::now();
-            let save = || store.save(&progress, &model, &optimizer, &shared);
+            let save = || store.save(&progress, &shared.whole(&model)?, &optimizer, &shared);
             let path = trace_span!(target: "profile", "checkpoint").in_scope(save)?;
             observe(&Event::Saved { step: at, path, ms: ms(started.elapsed()) });
         }
     }
 
+    model = shared.whole(&model)?;
     let reason = ending.unwrap_or(StopReason::Finished);
     let Progress { step, mut best, last, tokens, .. } = progress;
     if let Some((at, _)) = best.as_ref().filter(|(at, _)| *at != step) {
@@ -162,7 +168,7 @@ fn step<M: Objective>(
     optimizer: &mut Optimizer,
     batches: &[M::Batch],
     plan: &FitPlan,
-    shared: &Shared,
+    (shared, lending): (&Shared, Option<&Rc<Lending>>),
     progress: &mut Progress,
 ) -> Result<(M, Measured), Error> {
     let (index, at) = (progress.step, progress.step + 1);
@@ -175,9 +181,14 @@ fn step<M: Objective>(
     for micro in 0..rounds {
         let mut fresh = Gradients::default();
         let summed = if shared.each { &mut fresh } else { &mut gradients };
+        lending.iter().for_each(|lending| lending.begin());
         if let Some(batch) = batches.get(micro) {
             let number = (micro * shared.world.size() + shared.world.rank()) as u64;
-            let mode = Mode { seed: seed(plan.seed, index, number), activations: plan.activations };
+            let mode = Mode {
+                seed: seed(plan.seed, index, number),
+                activations: plan.activations,
+                lender: lending.map(Lending::lender),
+            };
             let loss = trace_span!(target: "profile", "forward").in_scope(|| model.loss(batch, mode));
             losses.push(loss.sum.clone().inner().cast(FloatDType::F32));
             targets += loss.targets;
@@ -189,9 +200,15 @@ fn step<M: Objective>(
                 let scaled = if scale == 1.0 { loss.sum } else { loss.sum.mul_scalar(scale) };
                 match loss.checkpoints {
                     None => summed.add(&model, scaled.backward()),
-                    Some(layers) => layers.backward(scaled, |tape| summed.add(&model, tape)),
+                    Some(layers) => layers.backward(scaled, |mut tape| {
+                        lending.iter().for_each(|lending| lending.reduce(&mut tape));
+                        summed.add(&model, tape);
+                    }),
                 }
             }
+        }
+        if let Some(lending) = lending {
+            gradients.merge(lending.end(&model)?);
         }
         if shared.each {
             gradients.merge(shared.reduce(fresh)?);

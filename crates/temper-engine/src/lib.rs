@@ -11,6 +11,7 @@ mod fit;
 mod gradients;
 #[cfg(test)]
 mod laws;
+mod lending;
 mod optim;
 mod plan;
 mod scale;

@@ -10,6 +10,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Deserializer, Serialize};
 use temper_kernels::{Activations, Checkpoints};
+use temper_peft::Lender;
 use temper_world::{Shard, World};
 
 use crate::config::OptimConfig;
@@ -32,12 +33,14 @@ pub trait Objective: Module {
 }
 
 /// How a micro-batch is computed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Mode {
     /// Where all randomness (dropout) comes from; it differs from one micro-batch to the next.
     pub seed: u64,
     /// What layers keep for their gradients.
     pub activations: Activations,
+    /// Who brings layers their parameters, where these are elsewhere.
+    pub lender: Option<Lender>,
 }
 
 /// A sum and a count, never a mean: only `fit` divides, once, by the count of the whole step.

@@ -2,30 +2,36 @@
 //!
 //! Numbers travel in buckets of whole parameters. Where parameters have owners (ZeRO-1 and ZeRO-2, Rajbhandari et al. 2020,
 //! arXiv:1910.02054), a bucket has a part for each rank: gradients are summed to the owner, which updates the parameter and
-//! sends it to the others. Whole parameters have one owner, so every optimizer works as on one rank.
+//! sends it to the others. Whole parameters have one owner, so every optimizer works as on one rank. Of the parameters of
+//! layers the others may keep nothing (ZeRO-3): see `lending`.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
-use temper_peft::parameters::{Mapper, map};
-use temper_world::World;
+use burn::tensor::{Device, Shape, Tensor, TensorData};
+use temper_peft::parameters::{Mapper, map, replace};
+use temper_world::{Shard, World};
 
 use crate::checkpoint::Values;
 use crate::error::Error;
 use crate::gradients::Gradients;
 use crate::optim::Optimizer;
 use crate::plan::Sharing;
-use crate::weights::{self, Held, replace};
+use crate::weights::{self, Held};
+
+/// The parameters of one message: where they have owners, those of each rank.
+pub(crate) type Bucket = Vec<Vec<String>>;
 
 /// How the ranks of a run share its work.
 pub(crate) struct Shared {
     pub world: World,
-    /// Trainable parameters and their numbers of values, by path.
-    parameters: BTreeMap<String, usize>,
-    /// The parameters of each message; where they have owners, those of each rank.
-    buckets: Vec<Vec<Vec<String>>>,
+    /// Trainable parameters, by path.
+    pub parameters: BTreeMap<String, Held>,
+    /// Those of which every rank has the values, by message.
+    buckets: Vec<Bucket>,
+    /// Those of which their owner alone has the values, layer by layer.
+    pub layers: Vec<Bucket>,
     /// Whether parameters have owners.
     owned: bool,
     /// Whether micro-batches send their gradients to the owners one by one.
@@ -35,54 +41,67 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Divides the parameters `held`.
-    pub fn new(world: &World, held: &BTreeMap<String, Held>, sharing: &Sharing) -> Self {
-        let parameters: BTreeMap<String, usize> =
-            held.iter().map(|(path, held)| (path.clone(), held.shape.iter().product())).collect();
+    /// Divides `parameters`.
+    pub fn new(world: &World, parameters: BTreeMap<String, Held>, sharing: &Sharing) -> Self {
+        let counts = parameters.iter().map(|(path, held)| (path.clone(), held.count())).collect();
         let owned = sharing.shard.has_owners() && !world.is_single();
-        let parts = if owned { owners(&parameters, world.size()) } else { vec![parameters.keys().cloned().collect()] };
+        let mut parts = if owned { owners(&counts, world.size()) } else { vec![counts.keys().cloned().collect()] };
+        let lent = owned && sharing.shard == Shard::Parameters;
+        let layers = if lent { take_layers(&mut parts) } else { Vec::new() };
         Self {
             world: world.clone(),
-            buckets: buckets(&parts, &parameters, sharing.bucket_bytes / 4),
-            parameters,
+            buckets: buckets(&parts, &counts, sharing.bucket_bytes / 4),
+            layers,
             owned,
-            each: owned && sharing.shard == temper_world::Shard::Gradients,
+            each: owned && sharing.shard != Shard::Optimizer,
             check_every: sharing.check_every.max(1),
-            device: held.values().next().map(|held| held.device.clone()),
+            device: parameters.values().next().map(|held| held.device.clone()),
+            parameters,
         }
     }
 
     /// Whether this rank keeps the optimizer's state of a parameter.
     pub fn owns(&self, path: &str) -> bool {
-        let own = |bucket: &Vec<Vec<String>>| bucket[self.world.rank()].iter().any(|name| name == path);
-        !self.owned || self.buckets.iter().any(own)
+        let own = |bucket: &Bucket| bucket[self.world.rank()].iter().any(|name| name == path);
+        !self.owned || self.buckets.iter().chain(&self.layers).any(own)
     }
 
     /// The sums of the gradients of all ranks; where parameters have owners, of those that this rank owns.
     pub fn reduce(&self, mut gradients: Gradients) -> Result<Gradients, temper_world::Error> {
-        let Some(device) = self.device.as_ref().filter(|_| !self.world.is_single()) else { return Ok(gradients) };
+        if self.world.is_single() {
+            return Ok(gradients);
+        }
         let mut sums = Gradients::default();
         for parts in &self.buckets {
-            let (mut all, mut lengths) = (Vec::new(), Vec::new());
-            for part in parts {
-                // Behind the gradients of a part stands, for each, how many ranks have one: a parameter without any stays.
-                let mut reached = Vec::with_capacity(part.len());
-                for path in part {
-                    let gradient = gradients.take(path);
-                    reached.push(if gradient.is_some() { 1.0_f32 } else { 0.0 });
-                    all.push(gradient.unwrap_or_else(|| Tensor::zeros([self.parameters[path]], device)));
-                }
-                if !reached.is_empty() {
-                    all.push(Tensor::from_data(TensorData::from(reached.as_slice()), device));
-                }
-                lengths.push(part.iter().map(|path| self.parameters[path] + 1).sum());
-            }
-            let (all, own) = (Tensor::cat(all, 0), self.own(parts));
-            let sum =
-                if self.owned { self.world.reduce_scatter(all, &lengths)? } else { self.world.all_reduce(all)? };
-            self.split(sum, own, &mut sums)?;
+            self.reduce_bucket(parts, |path| gradients.take(path), &mut sums)?;
         }
         Ok(sums)
+    }
+
+    /// The same of one bucket, into `sums`.
+    pub fn reduce_bucket(
+        &self,
+        parts: &[Vec<String>],
+        mut gradient: impl FnMut(&str) -> Option<Tensor<1>>,
+        sums: &mut Gradients,
+    ) -> Result<(), temper_world::Error> {
+        let (device, mut all, mut lengths) = (self.device(), Vec::new(), Vec::new());
+        for part in parts {
+            // Behind the gradients of a part stands, for each, how many ranks have one: a parameter without any stays.
+            let mut reached = Vec::with_capacity(part.len());
+            for path in part {
+                let gradient = gradient(path);
+                reached.push(if gradient.is_some() { 1.0_f32 } else { 0.0 });
+                all.push(gradient.unwrap_or_else(|| Tensor::zeros([self.count(path)], device)));
+            }
+            if !reached.is_empty() {
+                all.push(Tensor::from_data(TensorData::from(reached.as_slice()), device));
+            }
+            lengths.push(self.length(part) + part.len());
+        }
+        let (all, own) = (Tensor::cat(all, 0), self.own(parts));
+        let sum = if self.owned { self.world.reduce_scatter(all, &lengths)? } else { self.world.all_reduce(all)? };
+        self.split(sum, own, sums)
     }
 
     /// The squared norm of the whole gradient, from those of what each rank has.
@@ -93,13 +112,26 @@ impl Shared {
         }
     }
 
+    fn device(&self) -> &Device {
+        self.device.as_ref().expect("what is shared has parameters")
+    }
+
+    fn count(&self, path: &str) -> usize {
+        self.parameters[path].count()
+    }
+
+    /// How many values some parameters have.
+    fn length(&self, part: &[String]) -> usize {
+        part.iter().map(|path| self.count(path)).sum()
+    }
+
     /// The part of a bucket that this rank gets sums of.
-    fn own<'a>(&self, parts: &'a [Vec<String>]) -> &'a [String] {
+    pub fn own<'a>(&self, parts: &'a [Vec<String>]) -> &'a [String] {
         &parts[if self.owned { self.world.rank() } else { 0 }]
     }
 
     fn split(&self, sum: Tensor<1>, part: &[String], sums: &mut Gradients) -> Result<(), temper_world::Error> {
-        let values: usize = part.iter().map(|path| self.parameters[path]).sum();
+        let values = self.length(part);
         if part.is_empty() {
             return Ok(());
         }
@@ -108,7 +140,7 @@ impl Shared {
             .map_err(|error| temper_world::Error::Collective { what: "sum gradients", reason: error.to_string() })?;
         let mut start = 0;
         for (path, reached) in part.iter().zip(reached.iter::<f32>()) {
-            let end = start + self.parameters[path];
+            let end = start + self.count(path);
             if reached != 0.0 {
                 sums.put(path, sum.clone().slice(start..end));
             }
@@ -117,27 +149,49 @@ impl Shared {
         Ok(())
     }
 
-    /// The model with the parameters that each owner has updated.
+    /// The model with the parameters that each owner has updated, but for those that their owner alone has.
     pub fn spread<M: Module>(&self, model: M) -> Result<M, temper_world::Error> {
-        if !self.owned {
-            return Ok(model);
+        if self.owned { self.gather(model, &self.buckets) } else { Ok(model) }
+    }
+
+    /// The model with parameters as their owners have them.
+    pub fn gather<M: Module>(&self, model: M, buckets: &[Bucket]) -> Result<M, temper_world::Error> {
+        let (mut here, mut values) = (weights::values(&model), BTreeMap::new());
+        for parts in buckets {
+            let own = self.own(parts).iter().filter_map(|path| here.remove(path)).collect();
+            values.extend(self.gather_bucket(parts, own)?);
         }
-        let mut values = weights::values(&model);
-        for parts in &self.buckets {
-            let lengths: Vec<usize> =
-                parts.iter().map(|part| part.iter().map(|path| self.parameters[path]).sum()).collect();
-            let device = self.device.as_ref().expect("a bucket has parameters");
-            let own: Vec<Tensor<1>> = self.own(parts).iter().filter_map(|path| values.remove(path)).collect();
-            let own = if own.is_empty() { Tensor::zeros([0], device) } else { Tensor::cat(own, 0) };
-            let all = self.world.all_gather(own, &lengths)?;
-            let mut start = 0;
-            for path in parts.iter().flatten() {
-                let end = start + self.parameters[path];
-                values.insert(path.clone(), all.clone().slice(start..end));
-                start = end;
+        struct Put<'a>(BTreeMap<String, Tensor<1>>, &'a BTreeMap<String, Held>);
+        impl Mapper for Put<'_> {
+            fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                match (self.0.remove(path), self.1.get(path)) {
+                    (Some(value), Some(held)) => {
+                        replace(param, |old| value.cast(old.dtype()).reshape(Shape::from(held.shape.clone())))
+                    }
+                    _ => param,
+                }
             }
         }
-        Ok(map(model, &mut Put(values)))
+        Ok(map(model, &mut Put(values, &self.parameters)))
+    }
+
+    /// The values of a bucket's parameters, of which this rank has its `own`, one after the other.
+    pub fn gather_bucket(
+        &self,
+        parts: &[Vec<String>],
+        own: Vec<Tensor<1>>,
+    ) -> Result<Vec<(String, Tensor<1>)>, temper_world::Error> {
+        let lengths: Vec<usize> = parts.iter().map(|part| self.length(part)).collect();
+        let own = if own.is_empty() { Tensor::zeros([0], self.device()) } else { Tensor::cat(own, 0) };
+        let all = self.world.all_gather(own, &lengths)?;
+        let mut start = 0;
+        let paths = parts.iter().flatten().map(|path| {
+            let end = start + self.count(path);
+            let value = all.clone().slice(start..end);
+            start = end;
+            (path.clone(), value)
+        });
+        Ok(paths.collect())
     }
 
     /// The optimizer's state of all parameters, on rank 0.
@@ -205,20 +259,6 @@ impl Piece {
     }
 }
 
-struct Put(BTreeMap<String, Tensor<1>>);
-
-impl Mapper for Put {
-    fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match self.0.remove(path) {
-            Some(value) => replace(param, |old| {
-                let dtype = old.dtype();
-                if value.dtype() == dtype { value } else { value.cast(dtype) }
-            }),
-            None => param,
-        }
-    }
-}
-
 /// The parameters of each rank: the largest first, each to the rank that has least.
 fn owners(parameters: &BTreeMap<String, usize>, ranks: usize) -> Vec<Vec<String>> {
     let mut largest: Vec<(&String, usize)> = parameters.iter().map(|(path, &count)| (path, count)).collect();
@@ -233,8 +273,32 @@ fn owners(parameters: &BTreeMap<String, usize>, ranks: usize) -> Vec<Vec<String>
     parts
 }
 
+/// Takes the parameters of layers out of the parts of all ranks: a bucket for each layer, in the order of layers. A layer's
+/// parameters are those whose path has its number.
+fn take_layers(parts: &mut [Vec<String>]) -> Vec<Bucket> {
+    let layer_of = |path: &str| {
+        let (stem, number) = path
+            .split('.')
+            .try_fold(String::new(), |stem, name| match name.parse::<usize>() {
+                Ok(number) => Err((stem, number)),
+                Err(_) => Ok(stem + name + "."),
+            })
+            .err()?;
+        Some((stem, number))
+    };
+    let mut layers: BTreeMap<_, Bucket> = BTreeMap::new();
+    let ranks = parts.len();
+    for (rank, part) in parts.iter_mut().enumerate() {
+        for path in part.extract_if(.., |path| layer_of(path).is_some()) {
+            let layer = layers.entry(layer_of(&path)).or_insert_with(|| vec![Vec::new(); ranks]);
+            layer[rank].push(path);
+        }
+    }
+    layers.into_values().collect()
+}
+
 /// Cuts what each rank has into messages of at most `most` values, where no parameter alone has more.
-fn buckets(parts: &[Vec<String>], parameters: &BTreeMap<String, usize>, most: usize) -> Vec<Vec<Vec<String>>> {
+fn buckets(parts: &[Vec<String>], parameters: &BTreeMap<String, usize>, most: usize) -> Vec<Bucket> {
     let most = (most / parts.len()).max(1);
     let cut = |part: &Vec<String>| {
         let (mut runs, mut filled) = (vec![Vec::new()], 0);

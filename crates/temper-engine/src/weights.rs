@@ -2,17 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use temper_peft::parameters::{Mapper, Visitor, map, visit};
+pub(crate) use temper_peft::parameters::flat;
+use temper_peft::parameters::{self, Mapper, Visitor, map, visit};
 
 use crate::error::Error;
 
 /// A trainable parameter, without its values.
 pub(crate) struct Held {
+    pub id: ParamId,
     pub shape: Vec<usize>,
     pub dtype: DType,
     pub device: Device,
+}
+
+impl Held {
+    /// How many values it has.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// Lists the trainable parameters by path.
@@ -22,7 +31,7 @@ pub(crate) fn held<M: Module>(model: &M) -> Result<BTreeMap<String, Held>, Error
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
             if param.is_require_grad() {
                 let (shape, device) = (param.shape().to_vec(), param.device().inner());
-                self.0.insert(path.into(), Held { shape, dtype: param.dtype(), device });
+                self.0.insert(path.into(), Held { id: param.id, shape, dtype: param.dtype(), device });
             }
         }
     }
@@ -93,24 +102,13 @@ pub(crate) fn upload(data: TensorData, device: &Device) -> Tensor<1> {
     device.memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype)))
 }
 
-/// Replaces the value of a trainable parameter by a function of it, both flat and without a graph. The new value is a
-/// leaf of its own: it keeps the device, the checkpointing strategy and the parameter's identity, and nothing of the
-/// old graph.
+/// Replaces the value of a trainable parameter by a function of it, both flat and without a graph.
 pub(crate) fn replace<const D: usize>(
     param: Param<Tensor<D>>,
     change: impl FnOnce(Tensor<1>) -> Tensor<1>,
 ) -> Param<Tensor<D>> {
-    let (id, value, mapper) = param.consume();
-    let (shape, strategy) = (value.shape(), value.gradient_checkpointing_strategy());
-    let value: Tensor<D> = change(flat(value.inner())).reshape(shape);
-    let value = match strategy {
-        Some(strategy) => value.autodiff().with_gradient_checkpointing_strategy(strategy).require_grad(),
-        None => value,
-    };
-    Param::from_mapped_value(id, value, mapper)
-}
-
-pub(crate) fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
-    let count = tensor.shape().num_elements();
-    tensor.reshape([count])
+    parameters::replace(param, |value| {
+        let shape = value.shape();
+        change(flat(value)).reshape(shape)
+    })
 }

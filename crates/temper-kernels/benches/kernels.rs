@@ -56,8 +56,7 @@ fn cases() -> Vec<(&'static str, Case)> {
     let row = |width: usize| values([width], &device).require_grad();
     let logits = values([128, 49_152], &plain);
     let moment = values([1 << 20], &plain);
-    let form =
-        AdamW { scale: 0.5, betas: [0.9, 0.999], keep: 0.99, step_size: 1e-3, root_correction: 0.5, eps: 1e-8 };
+    let form = AdamW { scale: 0.5, betas: [0.9, 0.999], keep: 0.99, step_size: 1e-3, root_correction: 0.5, eps: 1e-8 };
     vec![
         ("linear_up", gradients([states(384)], frozen([1536, 384]), |[x], weight| linear(x, weight.clone()))),
         ("linear_down", gradients([states(1536)], frozen([384, 1536]), |[x], weight| linear(x, weight.clone()))),
@@ -79,7 +78,10 @@ fn cases() -> Vec<(&'static str, Case)> {
         ("gelu", gradients([states(1536)], (), |[x], ()| Activation::Gelu.forward(x))),
         ("swiglu", gradients([states(1536), states(1536)], (), |[gate, up], ()| Activation::Silu.gated(gate, up))),
         ("attention_encoder", attends([32, 64, 12, 12, 32], Sight::padded(&[64; 32], 64), &device)),
-        ("attention_causal", attends([4, 256, 9, 3, 64], Sight::new((1..=256).map(|end| 0..end).collect(), 256), &device)),
+        (
+            "attention_causal",
+            attends([4, 256, 9, 3, 64], Sight::new((1..=256).map(|end| 0..end).collect(), 256), &device),
+        ),
         ("row_exponential", Box::new(move || drop(black_box(row_exponential(logits.clone()))))),
         (
             "adamw",

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use temper_kernels::{Activations, Checkpoints, Drop};
+use temper_peft::Lender;
 
 /// The context of one forward pass: whether it trains, which dropout masks it draws, and whether its layers keep what the
 /// backward pass needs or are computed again.
@@ -17,12 +18,13 @@ pub struct Pass {
     seed: Option<u64>,
     site: Cell<u64>,
     checkpoints: Option<Checkpoints>,
+    lender: Option<Lender>,
 }
 
 impl Pass {
     /// A pass without dropout.
     pub fn eval() -> Self {
-        Self { seed: None, site: Cell::new(0), checkpoints: None }
+        Self { seed: None, site: Cell::new(0), checkpoints: None, lender: None }
     }
 
     /// A training pass whose masks follow from `seed`.
@@ -38,6 +40,11 @@ impl Pass {
             Activations::Offload => Some(Checkpoints::new(true)),
         };
         Self { checkpoints, ..self }
+    }
+
+    /// The same with layers whose parameters `lender` brings. They are computed again, for what is brought is not kept.
+    pub fn with_lender(self, lender: Option<Lender>) -> Self {
+        Self { lender, ..self }
     }
 
     /// The layers that are to be computed again, if they are.
@@ -57,18 +64,25 @@ impl Pass {
         forward: impl Fn(usize, &M, Tensor<2>, &Pass) -> Tensor<2> + 'static,
     ) -> Tensor<2> {
         let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| x.device().is_autodiff()) else {
+            assert!(self.lender.is_none(), "layers whose parameters are elsewhere are computed again");
             return layers.iter().enumerate().fold(x, |x, (i, layer)| timed(i, || forward(i, layer, x, self)));
         };
         let forward = Rc::new(move |i, layer: &M, x, pass: &Pass| timed(i, || forward(i, layer, x, pass)));
         let steps = layers.iter().enumerate().map(|(i, layer)| {
             let (seed, own, site) = (self.seed, layer.clone(), Rc::new(Cell::new(0)));
             let (first, again, begins) = (forward.clone(), forward.clone(), site.clone());
+            let lender = self.lender.clone();
+            let filled = move |learns| match &lender {
+                Some(lender) => lender.fill(own.clone(), learns),
+                None => own.clone(),
+            };
+            let fill = filled.clone();
             let plain = move |x| {
                 begins.set(self.site.get());
-                first(i, &layer.valid(), x, self)
+                first(i, &fill(false).valid(), x, self)
             };
-            let pass = move || Pass { seed, site: Cell::new(site.get()), checkpoints: None };
-            (plain, move |x| again(i, &own, x, &pass()))
+            let pass = move || Pass { seed, site: Cell::new(site.get()), ..Pass::eval() };
+            (plain, move |x| again(i, &filled(true), x, &pass()))
         });
         checkpoints.run(x, steps)
     }

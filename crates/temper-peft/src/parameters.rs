@@ -166,6 +166,28 @@ pub fn assign<const D: usize>(param: Param<Tensor<D>>, values: Vec<f32>) -> Para
     param.transform_for_load(tensor, id)
 }
 
+/// Replaces the value of a trainable parameter by a function of it, both without a graph. The new value is a leaf of its own:
+/// it keeps the device, the checkpointing strategy and the parameter's identity, and nothing of the old graph.
+pub fn replace<const D: usize>(
+    param: Param<Tensor<D>>,
+    change: impl FnOnce(Tensor<D>) -> Tensor<D>,
+) -> Param<Tensor<D>> {
+    let (id, value, mapper) = param.consume();
+    let strategy = value.gradient_checkpointing_strategy();
+    let value = change(value.inner());
+    let value = match strategy {
+        Some(strategy) => value.autodiff().with_gradient_checkpointing_strategy(strategy).require_grad(),
+        None => value,
+    };
+    Param::from_mapped_value(id, value, mapper)
+}
+
+/// All values in one row.
+pub fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let count = tensor.shape().num_elements();
+    tensor.reshape([count])
+}
+
 #[derive(Default)]
 struct Path(Vec<String>);
 

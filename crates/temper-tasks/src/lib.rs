@@ -177,8 +177,7 @@ impl std::ops::Add for Sum {
 
 /// A loss in a pass that trains.
 fn training(mode: Mode, loss: impl FnOnce(&Pass) -> Loss) -> Loss {
-    let pass = Pass::train(mode.seed);
-    let pass = pass.with_activations(mode.activations);
+    let pass = Pass::train(mode.seed).with_activations(mode.activations).with_lender(mode.lender);
     let loss = loss(&pass);
     Loss { checkpoints: pass.into_checkpoints(), ..loss }
 }

@@ -148,7 +148,7 @@ impl Case {
 
     /// Compares the loss and the gradients of its mean; gives the largest errors of both.
     fn compare<T: Task>(&self, model: &T, batch: &T::Batch) -> (f64, f64) {
-        let loss = model.loss(batch, Mode { seed: 7, activations: Activations::Keep });
+        let loss = model.loss(batch, Mode { seed: 7, activations: Activations::Keep, lender: None });
         assert!((loss.targets - self.targets).abs() < 1e-6, "{} {}: {} targets", self.model, self.name, loss.targets);
         let mean = loss.sum / loss.targets;
         let loss = (mean.clone().into_scalar::<f64>() / self.loss - 1.0).abs();
@@ -250,7 +250,7 @@ fn a_batch_with_nothing_hidden_counts_for_nothing() {
     let loss = temper_engine::Objective::loss(
         &model,
         &MaskedBatch { tokens: case.batch(), positions: vec![], targets: vec![] },
-        Mode { seed: 0, activations: Activations::Keep },
+        Mode { seed: 0, activations: Activations::Keep, lender: None },
     );
     assert_eq!((loss.sum.into_scalar::<f64>(), loss.targets), (0.0, 0.0));
 }

@@ -41,6 +41,9 @@ pub enum Shard {
     /// Gradients too (ZeRO-2): each micro-batch sums its gradients to the owner, so that no rank accumulates those of others.
     /// With accumulation, more bytes on the wire.
     Gradients,
+    /// The parameters of layers too (ZeRO-3): they come to all ranks while a layer computes, forward and again for its gradients.
+    /// Three times the bytes on the wire of one of these. All of the model is on each rank when it is read, evaluated and saved.
+    Parameters,
 }
 
 impl Shard {
@@ -51,11 +54,12 @@ impl Shard {
             Self::None => "none",
             Self::Optimizer => "optimizer",
             Self::Gradients => "gradients",
+            Self::Parameters => "parameters",
         }
     }
 
     /// Whether parameters have an owner, who alone has their optimizer state.
     pub const fn has_owners(self) -> bool {
-        matches!(self, Self::Optimizer | Self::Gradients)
+        matches!(self, Self::Optimizer | Self::Gradients | Self::Parameters)
     }
 }

@@ -79,7 +79,8 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
         precision: recipe.device.precision,
         available: available(&found),
         scratch: device::scratch(&found) as u64,
-        owners: if distributed.shard.has_owners() { place.size as u64 } else { 1 },
+        shard: distributed.shard,
+        ranks: place.size as u64,
     };
     let memory = footprint.memory();
     let device = DevicePlan {

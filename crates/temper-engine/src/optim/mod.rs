@@ -206,7 +206,7 @@ impl Optimizer {
         }
         let mut all = BTreeMap::new();
         for (path, mut data) in found {
-            let Held { shape, dtype, device } = &held[&path];
+            let Held { shape, dtype, device, .. } = &held[&path];
             let wrong = |what: String| format!("optimizer state of `{path}`: {what}");
             let updates = data.remove(UPDATES);
             let updates = updates.as_ref().and_then(|count| count.as_slice::<i64>().ok()?.first().copied());

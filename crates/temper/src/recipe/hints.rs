@@ -97,9 +97,7 @@ pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
         ("distributed.shard", "ddp") => "did you mean `none`?",
         ("distributed.shard", "zero1" | "zero-1") => "did you mean `optimizer`?",
         ("distributed.shard", "zero2" | "zero-2" | "shard_grad_op") => "did you mean `gradients`?",
-        ("distributed.shard", "zero3" | "zero-3" | "fsdp" | "full_shard" | "parameters") => {
-            "each rank keeps all parameters; `gradients` shares out the most"
-        }
+        ("distributed.shard", "zero3" | "zero-3" | "fsdp" | "full_shard") => "did you mean `parameters`?",
         ("eval.every", "no" | "none" | "off") => "did you mean `never`?",
         ("eval.every", "steps") => "write the number of steps, such as `every = 100`",
         ("eval.every", "epochs") => "did you mean `epoch`?",

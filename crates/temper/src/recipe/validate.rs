@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use temper_data::{DataConfig, Files};
 use temper_device::DeviceName;
-use temper_engine::{Every, EveryName, OptimKind, ScheduleKind};
+use temper_engine::{Checkpointing, Every, EveryName, OptimKind, ScheduleKind};
 use temper_hub::{RepoId, check_revision};
 use temper_peft::Method;
 use temper_tasks::{Problem, TaskConfig};
-use temper_world::DistributedConfig;
+use temper_world::Shard;
 
 use super::rules::Rules;
 use super::source::join_key;
@@ -47,7 +47,7 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
     schedule(&mut rules, recipe);
     eval(&mut rules, recipe);
     device(&mut rules, recipe);
-    distributed(&mut rules, &recipe.distributed);
+    distributed(&mut rules, recipe);
     export(&mut rules, recipe);
     for path in ["export.name", "export.license", "export.language", "run.dir", "run.name"] {
         rules.not_empty(path);
@@ -62,13 +62,25 @@ fn device(rules: &mut Rules<'_>, recipe: &Recipe) {
     rules.must("device.threads", recipe.device.threads.is_none_or(|n| (1..=4096).contains(&n)), "in 1 to 4096");
 }
 
-fn distributed(rules: &mut Rules<'_>, config: &DistributedConfig) {
+fn distributed(rules: &mut Rules<'_>, recipe: &Recipe) {
+    let config = &recipe.distributed;
     let time = |text: &str| parse_duration(text).is_some_and(|time| time >= Duration::from_secs(2));
     let range = "a time of at least 2 s, such as \"30s\" or \"10m\"";
     rules.must("distributed.silence", time(&config.silence), range);
     rules.must("distributed.patience", time(&config.patience), range);
     rules.must("distributed.bucket_mib", (1..=1024).contains(&config.bucket_mib), "in 1 to 1024");
     rules.must("distributed.check_every", config.check_every > 0, "above 0");
+    if config.shard == Shard::Parameters {
+        if recipe.adapter.method != Method::Full {
+            let message = "`parameters` divides what trains, and `method` in [adapter] leaves the base on every rank";
+            rules.wrong("distributed.shard", message, "write `auto`");
+        }
+        if recipe.train.gradient_checkpointing == Checkpointing::Off {
+            let message =
+                "with `shard = \"parameters\"` in [distributed] nothing keeps what a layer needs for its gradients";
+            rules.wrong("train.gradient_checkpointing", message, "write `on`, or remove it: layers are computed again");
+        }
+    }
 }
 
 fn model(rules: &mut Rules<'_>, recipe: &Recipe) {

@@ -9,6 +9,7 @@ use temper_engine::{Checkpointing, OptimKind};
 use temper_kernels::{Activations, DEFAULT_SCRATCH, Format};
 use temper_models::{Config, Weights};
 use temper_peft::Method;
+use temper_world::Shard;
 
 use super::LazyModel;
 use crate::memory::{Memory, Needs};
@@ -38,8 +39,9 @@ pub(super) struct Footprint<'a> {
     pub available: Option<u64>,
     /// Values that an operation may hold at once.
     pub scratch: u64,
-    /// Among how many ranks the optimizer's state is divided.
-    pub owners: u64,
+    /// What each of the ranks keeps only its part of.
+    pub shard: Shard,
+    pub ranks: u64,
 }
 
 /// What layers keep for the backward pass.
@@ -71,7 +73,9 @@ impl Footprint<'_> {
     /// The estimate. Layers are computed again if the recipe says so, or if it leaves the choice and the run would not fit. Of
     /// a run that does not, it knows the most rows per forward pass that would.
     pub(super) fn memory(&self) -> Memory {
+        let lent = self.shard == Shard::Parameters;
         let estimate = |micro| match self.train.config.gradient_checkpointing {
+            Checkpointing::Auto if lent => self.memory_if(Activations::Recompute, micro),
             Checkpointing::Off => self.memory_if(Activations::Keep, micro),
             Checkpointing::On => self.memory_if(Activations::Recompute, micro),
             Checkpointing::Offload => self.memory_if(Activations::Offload, micro),
@@ -116,11 +120,15 @@ impl Footprint<'_> {
             OptimKind::Sgd => 0,
         };
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+        let owners = if self.shard.has_owners() { self.ranks } else { 1 };
+        // Of layers that are lent there is what this rank owns, and beside it the one that computes and its message.
+        let lent = if self.shard == Shard::Parameters { self.made.in_layers() } else { 0 };
+        let (absent, one) = (lent - lent / owners, 2 * lent / self.made.config.layers().max(1) as u64);
         let memory = Memory::estimate(Needs {
-            weights: self.weights(),
-            gradients: 4 * trainable * if several { 2 } else { 1 },
-            optimizer: optimizer.div_ceil(self.owners),
-            mapped: self.weights.map_or(0, Weights::mapped),
+            weights: self.weights() - 4 * (absent - one.min(absent)),
+            gradients: 4 * ((trainable - absent) * if several { 2 } else { 1 } + one.min(absent)),
+            optimizer: optimizer.div_ceil(owners),
+            mapped: self.weights.map_or(0, Weights::mapped) + 4 * absent,
             tokenizer_files: self.tokenizer.files().iter().map(|path| size(path)).sum(),
             tokens: dataset.report.train.tokens + dataset.report.eval.tokens,
             activations,
@@ -232,6 +240,13 @@ impl Made<'_> {
     /// Whether what adapters read is dropped, each by a mask of its own.
     fn drops(&self) -> bool {
         self.adapter.config.method.is_adapter() && self.adapter.config.dropout > 0.0
+    }
+
+    /// Parameters of layers, which are numbered.
+    fn in_layers(&self) -> u64 {
+        let numbered = |path: &str| path.split('.').any(|name| name.parse::<usize>().is_ok());
+        let entries = self.lazy.entries.iter();
+        entries.filter(|entry| numbered(&entry.path)).map(|entry| entry.count() as u64).sum()
     }
 
     /// How many norms a layer has over the model's width; each keeps what it normalises.

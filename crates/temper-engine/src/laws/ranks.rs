@@ -1,0 +1,277 @@
+//! The laws of several ranks, which are threads here.
+
+use burn::module::Module;
+use temper_kernels::Checkpoints;
+use temper_peft::Lender;
+
+use super::*;
+
+/// What each rank of `ranks` comes to on the rows of [`steps`], in micro-batches of `8 / micro` rows, and the events that
+/// rank 0 saw.
+fn together<M: Objective<Batch = Rows>>(
+    make: impl Fn() -> M + Sync,
+    ranks: usize,
+    plan: &FitPlan,
+    dir: &Path,
+    micro: usize,
+) -> Vec<(M, Vec<Event>)> {
+    in_threads(ranks, |world| {
+        let (stop, mut events) = (Stop::default(), Vec::new());
+        let own = |from| {
+            let every = |step: Result<Vec<Rows>, BoxError>| Ok(deal(step?, &world));
+            steps(from, micro).map(every)
+        };
+        let mut evaluate = |_: &M| Ok(Scores(BTreeMap::from([("loss".into(), 0.0)])));
+        let site = Site { dir, world: &world, stop: &stop };
+        let outcome = fit(make(), plan, &site, own, &mut evaluate, &mut |event| events.push(event.clone()));
+        (outcome.unwrap().model, events)
+    })
+}
+
+/// The micro-batches of this rank.
+fn deal(batches: Vec<Rows>, world: &World) -> Vec<Rows> {
+    batches.into_iter().skip(world.rank()).step_by(world.size()).collect()
+}
+
+/// The largest difference of two models' parameters.
+fn difference(a: &Net, b: &Net) -> f32 {
+    let values = |net: &Net| -> Vec<f32> {
+        weights::read(net).unwrap().into_iter().flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()).collect()
+    };
+    values(a).into_iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn losses_of(events: &[Event]) -> Vec<f64> {
+    let loss = |event: &Event| match event {
+        Event::Step { loss, .. } => Some(*loss),
+        _ => None,
+    };
+    events.iter().filter_map(loss).collect()
+}
+
+#[test]
+fn many_ranks_are_one() {
+    for kind in [OptimKind::Adamw, OptimKind::Adamw8bit, OptimKind::Adafactor, OptimKind::Lion] {
+        // Three ranks have three, three and two of eight micro-batches, five ranks none in some rounds.
+        for (ranks, micro) in [(2, 8), (3, 8), (5, 4)] {
+            for shard in [Shard::None, Shard::Optimizer, Shard::Gradients, Shard::Parameters] {
+                let mut plan = plan(6);
+                plan.optim.kind = kind;
+                plan.sharing = Sharing { shard, bucket_bytes: 64, check_every: 2 };
+                let [one, many] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+                let (alone, events) = run(&plan, one.path(), micro, &[0.0]);
+                let found = together(Net::new, ranks, &plan, many.path(), micro);
+                let alone = alone.unwrap().model;
+                for (net, _) in &found {
+                    assert_eq!(net.bits(), found[0].0.bits(), "all ranks have one model");
+                }
+                let most = difference(&found[0].0, &alone);
+                assert!(most < 2e-6, "{kind:?} {shard:?} on {ranks}: {most}");
+                for (a, b) in losses_of(&events).iter().zip(losses_of(&found[0].1)) {
+                    assert!((a / b - 1.0).abs() < 1e-5, "{a} {b}");
+                }
+                // What is saved is whole, whoever owned it.
+                assert_eq!(names_in(one.path(), 6), names_in(many.path(), 6));
+            }
+        }
+    }
+}
+
+/// The tensors of a checkpoint.
+fn names_in(dir: &Path, step: u64) -> Vec<String> {
+    let bytes = file(dir, step, "optimizer.safetensors");
+    let mut names: Vec<String> =
+        safetensors::SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_goes_on_with_more_or_fewer_ranks() {
+    let whole = tempfile::tempdir().unwrap();
+    let alone = run(&plan(9), whole.path(), 4, &[0.0]).0.unwrap().model;
+    for shard in [Shard::None, Shard::Optimizer, Shard::Gradients, Shard::Parameters] {
+        let dir = tempfile::tempdir().unwrap();
+        let with = |steps| FitPlan { sharing: Sharing { shard, ..Sharing::default() }, ..plan(steps) };
+        together(Net::new, 2, &with(3), dir.path(), 4);
+        together(Net::new, 3, &with(6), dir.path(), 4);
+        let found = together(Net::new, 1, &with(9), dir.path(), 4).remove(0);
+        assert!(matches!(found.1[0], Event::Resumed { step: 6, .. }));
+        assert!(difference(&found.0, &alone) < 2e-6, "{shard:?}");
+    }
+}
+
+#[test]
+fn ranks_that_no_longer_have_one_model_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = FitPlan { sharing: Sharing { check_every: 2, ..Sharing::default() }, ..plan(6) };
+    let errors = in_threads(3, |world| {
+        let (stop, model) = (Stop::default(), Net::new());
+        let site = Site { dir: dir.path(), world: &world, stop: &stop };
+        let own = |from| steps(from, 4).map(|step: Result<Vec<Rows>, BoxError>| Ok(deal(step?, &world)));
+        // Rank 2 begins elsewhere.
+        let mut values: BTreeMap<_, _> = weights::read(&model).unwrap().into_iter().collect();
+        if world.rank() == 2 {
+            let bias = TensorData::from([0.5_f32; HIDDEN].as_slice());
+            values.insert("bias".into(), bias);
+        }
+        let model = weights::write(model, values);
+        let mut evaluate = |_: &Net| Ok(Scores::default());
+        fit(model, &plan, &site, own, &mut evaluate, &mut |_| {}).unwrap_err().to_string()
+    });
+    assert!(errors[2].contains("its parameters are not those of the other ranks at step 0"), "{errors:?}");
+    assert!(errors[..2].iter().all(|error| error.contains("another rank failed")), "{errors:?}");
+}
+
+#[test]
+fn whoever_is_asked_to_stop_all_stop_after_the_same_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let steps_done = in_threads(3, |world| {
+        let stop = Stop::default();
+        let site = Site { dir: dir.path(), world: &world, stop: &stop };
+        let asked = stop.clone();
+        let rank = world.rank();
+        let own = |from| {
+            steps(from, 4).enumerate().map(|(at, step): (usize, Result<Vec<Rows>, BoxError>)| {
+                if (rank, at) == (1, 3) {
+                    asked.request_stop();
+                }
+                Ok(deal(step?, &world))
+            })
+        };
+        let mut evaluate = |_: &Net| Ok(Scores::default());
+        let outcome = fit(Net::new(), &plan(9), &site, own, &mut evaluate, &mut |_| {}).unwrap();
+        assert_eq!(outcome.reason, StopReason::Interrupted);
+        outcome.step
+    });
+    assert_eq!(steps_done, [4, 4, 4]);
+}
+
+#[test]
+fn the_rank_with_the_bad_rows_names_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let errors = in_threads(2, |world| {
+        let stop = Stop::default();
+        let site = Site { dir: dir.path(), world: &world, stop: &stop };
+        let own = |from| {
+            steps(from, 4).map(|step: Result<Vec<Rows>, BoxError>| {
+                let mut batches = deal(step?, &world);
+                if world.rank() == 1 {
+                    batches[1].0[0].1[0] = f32::NAN;
+                }
+                Ok(batches)
+            })
+        };
+        let mut evaluate = |_: &Net| Ok(Scores::default());
+        fit(Net::new(), &plan(9), &site, own, &mut evaluate, &mut |_| {}).unwrap_err().to_string()
+    });
+    assert!(errors[0].contains("another rank failed at step 1"), "{errors:?}");
+    // Rank 1 has the second and the fourth pair of rows of the step.
+    assert!(errors[1].contains("the loss is not finite") && errors[1].contains("(rows 906, 907)"), "{errors:?}");
+}
+
+/// `tanh` layers between [`IN`] inputs and a sum; each is computed again in the backward pass. `out` trains outside of them.
+#[derive(Module, Debug)]
+struct Deep {
+    layers: Vec<Layer>,
+    out: Param<Tensor<2>>,
+}
+
+#[derive(Module, Debug)]
+struct Layer {
+    weight: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl Deep {
+    fn new() -> Self {
+        let device = testing::device().autodiff();
+        let matrix = |shape: [usize; 2], salt| {
+            let values: Vec<f32> = (0..shape[0] * shape[1]).map(|i| noise(i as u32, salt)).collect();
+            let values = Tensor::from_data(TensorData::new(values, shape), &device);
+            Param::initialized(ParamId::new(), values.require_grad())
+        };
+        let bias = || Param::initialized(ParamId::new(), Tensor::zeros([IN], &device).require_grad());
+        let layer = |salt| Layer { weight: matrix([IN, IN], salt), bias: bias() };
+        Self { layers: (0..12).map(layer).collect(), out: matrix([IN, 1], 99) }
+    }
+}
+
+impl Layer {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        x.clone() + (x.matmul(self.weight.val()) + self.bias.val().reshape([1, IN])).tanh()
+    }
+}
+
+impl Objective for Deep {
+    type Batch = Rows;
+
+    fn loss(&self, batch: &Rows, Mode { lender, .. }: Mode) -> Loss {
+        let (device, count) = (self.out.device(), batch.0.len());
+        let inputs: Vec<f32> = batch.0.iter().flat_map(|row| row.1).collect();
+        let inputs = Tensor::<2>::from_data(TensorData::new(inputs, [count, IN]), &device);
+        let checkpoints = Checkpoints::new(false);
+        let fill = |layer: &Layer, lender: &Option<Lender>, learns| match lender {
+            Some(lender) => lender.fill(layer.clone(), learns),
+            None => layer.clone(),
+        };
+        let layers = self.layers.iter().map(|layer| {
+            let (own, lent, plain) = (layer.clone(), lender.clone(), fill(layer, &lender, false).valid());
+            (move |x| plain.forward(x), move |x| fill(&own, &lent, true).forward(x))
+        });
+        let x = checkpoints.run(inputs, layers).matmul(self.out.val());
+        let targets = batch.0.iter().filter(|row| row.2.is_some()).count();
+        let sum = if targets == 0 { x.square().sum() * 0.0 } else { (x - 0.3).square().sum() };
+        Loss { checkpoints: Some(checkpoints), ..Loss::new(sum, targets as f64) }
+    }
+
+    fn rows(batch: &Rows) -> Vec<u32> {
+        Net::rows(batch)
+    }
+
+    fn tokens(batch: &Rows) -> u64 {
+        Net::tokens(batch)
+    }
+}
+
+#[test]
+fn parameters_that_are_lent_learn_as_if_they_stayed() {
+    for kind in [OptimKind::Adamw, OptimKind::Adafactor] {
+        // Three ranks have three, three and two of eight micro-batches; five have none in some rounds, or one without targets.
+        for (ranks, micro) in [(1, 8), (2, 8), (3, 8), (5, 4)] {
+            let with = |shard| {
+                let mut plan = plan(6);
+                plan.optim.kind = kind;
+                plan.sharing = Sharing { shard, bucket_bytes: 64, check_every: 2 };
+                FitPlan { eval_every: Some(3), save_every: Some(2), ..plan }
+            };
+            let [kept, lent] = [Shard::Gradients, Shard::Parameters].map(|shard| {
+                let dir = tempfile::tempdir().unwrap();
+                let mut found = together(Deep::new, ranks, &with(shard), dir.path(), micro);
+                let saved = ["trainable", "optimizer"].map(|name| file(dir.path(), 6, &format!("{name}.safetensors")));
+                let bits = found.iter().map(|(net, _)| checksum(net)).collect::<Vec<_>>();
+                (bits, losses_of(&found.remove(0).1), saved)
+            });
+            assert_eq!(kept, lent, "{kind:?} on {ranks}");
+        }
+    }
+}
+
+fn checksum<M: Module>(model: &M) -> String {
+    crate::checkpoint::checksum(&weights::read(model).unwrap())
+}
+
+#[test]
+fn a_rank_keeps_the_layers_that_it_owns() {
+    let sharing = Sharing { shard: Shard::Parameters, ..Sharing::default() };
+    let counts = in_threads(3, |world| {
+        let model = Deep::new();
+        let shared = crate::shared::Shared::new(&world, weights::held(&model).unwrap(), &sharing);
+        let divided = shared.divide(model.clone());
+        assert_eq!(checksum(&shared.whole(&divided).unwrap()), checksum(&model));
+        weights::read(&divided).unwrap().iter().map(|(_, data)| data.num_elements()).sum::<usize>()
+    });
+    // `out` stays, and each of twelve layers has IN² + IN.
+    assert_eq!(counts.iter().sum::<usize>(), 3 * IN + 12 * (IN * IN + IN));
+    assert!(counts.iter().all(|&count| count < IN + 5 * (IN * IN + IN)), "{counts:?}");
+}
