@@ -194,15 +194,21 @@ impl Shared {
         Ok(paths.collect())
     }
 
-    /// The optimizer's state of all parameters, on rank 0.
+    /// The optimizer's state of all parameters, on rank 0. It comes parameter by parameter, for all of it at once would be in
+    /// memory several times over.
     pub fn collect(&self, optimizer: &Optimizer, step: u64) -> Result<Vec<(String, TensorData)>, Error> {
-        let own = optimizer.read().map_err(|reason| Error::Device { step, reason })?;
-        if !self.owned {
-            return Ok(own);
+        let mut all = Vec::new();
+        for path in self.parameters.keys() {
+            let wanted = if self.owned { self.owns(path) } else { self.world.leads() };
+            let own = if wanted { optimizer.read(path) } else { Ok(Vec::new()) };
+            let own = own.map_err(|reason| Error::Device { step, reason })?;
+            if !self.owned {
+                all.extend(own);
+                continue;
+            }
+            let own: Vec<Piece> = own.into_iter().map(Piece::of).collect();
+            all.extend(self.world.collect(own)?.into_iter().flatten().map(Piece::into_named));
         }
-        let own: Vec<Piece> = own.into_iter().map(Piece::of).collect();
-        let mut all: Vec<_> = self.world.collect(own)?.into_iter().flatten().map(Piece::into_named).collect();
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(all)
     }
 

@@ -173,28 +173,27 @@ impl Optimizer {
         model
     }
 
-    /// The state as host tensors, named `<parameter path>.<slot>`.
-    pub fn read(&self) -> Result<Vec<(String, TensorData)>, String> {
+    /// The state of one parameter as host tensors, named `<parameter path>.<slot>`.
+    pub fn read(&self, path: &str) -> Result<Vec<(String, TensorData)>, String> {
         let mut all = Vec::new();
-        for (path, state) in &self.state {
-            all.push((format!("{path}.{UPDATES}"), TensorData::new(vec![state.updates as i64], [1])));
-            for (slot, value) in &state.slots {
-                match value {
-                    Slot::Whole(value) => {
-                        let data = value.clone().try_into_data().map_err(|error| error.to_string())?;
-                        all.push((format!("{path}.{slot}"), data));
-                    }
-                    Slot::Coded(value) => {
-                        let parts = CODED.into_iter().zip(value.clone().into_parts()?);
-                        all.extend(parts.map(|(end, data)| (format!("{path}.{slot}{end}"), data)));
-                    }
+        let Some(state) = self.state.get(path) else { return Ok(all) };
+        all.push((format!("{path}.{UPDATES}"), TensorData::new(vec![state.updates as i64], [1])));
+        for (slot, value) in &state.slots {
+            match value {
+                Slot::Whole(value) => {
+                    let data = value.clone().try_into_data().map_err(|error| error.to_string())?;
+                    all.push((format!("{path}.{slot}"), data));
+                }
+                Slot::Coded(value) => {
+                    let parts = CODED.into_iter().zip(value.clone().into_parts()?);
+                    all.extend(parts.map(|(end, data)| (format!("{path}.{slot}{end}"), data)));
                 }
             }
         }
         Ok(all)
     }
 
-    /// Restores what [`read`](Self::read) gave, or says what does not fit the parameters `held`.
+    /// Restores what [`read`](Self::read) gave of all parameters, or says what does not fit the parameters `held`.
     pub fn write(&mut self, values: BTreeMap<String, TensorData>, held: &BTreeMap<String, Held>) -> Result<(), String> {
         let mut found: BTreeMap<String, BTreeMap<String, TensorData>> = BTreeMap::new();
         for (name, data) in values {
