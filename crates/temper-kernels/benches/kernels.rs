@@ -1,7 +1,7 @@
 //! Kernels on the processor, in the shapes of MiniLM-L6 (32 rows of 64 tokens) and SmolLM2-135M (4 of 256), each with its gradients.
 //!
-//! `cargo bench --bench kernels` times them. With `-- --count NAME` one of them runs once, on one thread, in a function called
-//! [`counted`]; `benchmarks/instructions.py` counts what it executes.
+//! `cargo bench --bench kernels` times them. With `-- --count NAME` one of them runs once, on one thread and on 1/32 of the rows, in
+//! a function called [`counted`]; `benchmarks/instructions.py` counts what it executes.
 
 use std::hint::black_box;
 
@@ -21,7 +21,7 @@ fn main() {
     {
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build_global();
         one.expect("no threads yet");
-        let cases = cases();
+        let cases = cases(1);
         let Some((_, case)) = cases.iter().find(|(other, _)| other == name) else {
             panic!("{name} is none of {:?}", cases.iter().map(|(name, _)| name).collect::<Vec<_>>());
         };
@@ -29,7 +29,7 @@ fn main() {
         return counted(case);
     }
     let mut criterion = Criterion::default().configure_from_args();
-    for (name, case) in cases() {
+    for (name, case) in cases(32) {
         criterion.bench_function(name, |bencher| bencher.iter(&case));
     }
     criterion.final_summary();
@@ -47,15 +47,15 @@ fn values<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// All cases by name.
-fn cases() -> Vec<(&'static str, Case)> {
+/// All cases by name, each `rows` times as large as the smallest.
+fn cases(rows: usize) -> Vec<(&'static str, Case)> {
     let plain = temper_device::testing::device();
     let device = plain.clone().autodiff();
     let frozen = |shape| Weight::Dense(values::<2>(shape, &device));
-    let states = |width| values([2048, width], &device).require_grad();
+    let states = |width| values([64 * rows, width], &device).require_grad();
     let row = |width: usize| values([width], &device).require_grad();
-    let logits = values([128, 49_152], &plain);
-    let moment = values([1 << 20], &plain);
+    let logits = values([4 * rows, 49_152], &plain);
+    let moment = values([rows << 15], &plain);
     let form = AdamW { scale: 0.5, betas: [0.9, 0.999], keep: 0.99, step_size: 1e-3, root_correction: 0.5, eps: 1e-8 };
     vec![
         ("linear_up", gradients([states(384)], frozen([1536, 384]), |[x], weight| linear(x, weight.clone()))),
@@ -77,10 +77,10 @@ fn cases() -> Vec<(&'static str, Case)> {
         ("rms_norm", gradients([states(576)], row(576), |[x], weight| rms_norm(x, weight.clone(), 0.0, 1e-5))),
         ("gelu", gradients([states(1536)], (), |[x], ()| Activation::Gelu.forward(x))),
         ("swiglu", gradients([states(1536), states(1536)], (), |[gate, up], ()| Activation::Silu.gated(gate, up))),
-        ("attention_encoder", attends([32, 64, 12, 12, 32], Sight::padded(&[64; 32], 64), &device)),
+        ("attention_encoder", attends([rows, 64, 12, 12, 32], Sight::padded(&vec![64; rows], 64), &device)),
         (
             "attention_causal",
-            attends([4, 256, 9, 3, 64], Sight::new((1..=256).map(|end| 0..end).collect(), 256), &device),
+            attends([rows.div_ceil(8), 256, 9, 3, 64], Sight::new((1..=256).map(|end| 0..end).collect(), 256), &device),
         ),
         ("row_exponential", Box::new(move || drop(black_box(row_exponential(logits.clone()))))),
         (
