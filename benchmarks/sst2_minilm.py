@@ -233,8 +233,10 @@ def main():
         if seed == args.seeds[0] and args.speed_steps:
             bf16 = "device.precision=bf16"
             runs["temper-bf16"] = run_temper(args, out, "temper-bf16", bf16)
-            packed = "model.frozen_dtype=bf16-packed"
-            runs["temper-bf16-packed"] = run_temper(args, out, "temper-bf16-packed", bf16, packed)
+            flags = pathlib.Path("/proc/cpuinfo").read_text().split()
+            if args.method == "lora" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags):
+                packed = "model.frozen_dtype=bf16-packed"
+                runs["temper-bf16-packed"] = run_temper(args, out, "temper-bf16-packed", bf16, packed)
             short = ["--steps", str(args.speed_steps), "--no-eval"]
             for name, flags in {
                 "peft-bf16": ["--precision", "bf16"],

@@ -59,6 +59,9 @@ impl Lender {
         }
         let mut here = Here(BTreeMap::new());
         visit(&layer, &mut here);
+        if here.0.is_empty() {
+            return layer;
+        }
         map(layer, &mut Fill { brought: self.0.bring(here.0), notes: learns.then_some(&*self.0) })
     }
 }

@@ -6,6 +6,7 @@ use temper_device::{DeviceName, Error, Found};
 use temper_world::Place;
 
 use crate::failure::{Context, Failure, Kind};
+use crate::memory;
 use crate::recipe::{DeviceConfig, Precision};
 
 /// Which device, for a verb without a recipe.
@@ -60,6 +61,7 @@ pub fn open(found: &Found) -> Result<Device, Error> {
         tracing::warn!("{} is a software rasterizer: `cpu` is faster", found.name);
     }
     temper_kernels::set_scratch(scratch(found));
+    memory::keep();
     found.open()
 }
 
