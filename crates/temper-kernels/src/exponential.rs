@@ -143,7 +143,7 @@ mod lane {
                     }
                     // SAFETY: the loop has written all.
                     let exp = unsafe { written(exp) };
-                    sum[i].write(math::sum(width, |j| exp[j]));
+                    sum[i].write(math::sum([exp], |[x]| x));
                     max[i].write(highest);
                 }
             });

@@ -377,8 +377,8 @@ mod lane {
     #[inline(always)]
     fn moments(x: &[f32], form: Form) -> (f32, f32) {
         let count = x.len() as f32;
-        let mean = if form.centered { math::sum(x.len(), |i| x[i]) / count } else { 0.0 };
-        let squares = math::sum(x.len(), |i| (x[i] - mean) * (x[i] - mean));
+        let mean = if form.centered { math::sum([x], |[x]| x) / count } else { 0.0 };
+        let squares = math::sum([x], |[x]| (x - mean) * (x - mean));
         (mean, 1.0 / (squares / count + form.eps as f32).sqrt())
     }
 
@@ -398,14 +398,15 @@ mod lane {
             for (row, y) in range.zip(y.chunks_exact_mut(width)) {
                 let x = &values[row * width..(row + 1) * width];
                 let (mean, scale) = moments(x, form);
-                let (offset, x, weight) = (form.offset as f32, &x[..y.len()], &weight[..y.len()]);
-                let scaled = |i: usize| (x[i] - mean) * scale * (weight[i] + offset);
+                let offset = form.offset as f32;
+                let scaled = |x: f32, weight: f32| (x - mean) * scale * (weight + offset);
+                let y = y.iter_mut().zip(x.iter().zip(weight));
                 match bias {
-                    None => y.iter_mut().enumerate().for_each(|(i, y)| {
-                        y.write(scaled(i));
+                    None => y.for_each(|(y, (x, weight))| {
+                        y.write(scaled(*x, *weight));
                     }),
-                    Some(bias) => y.iter_mut().zip(bias).enumerate().for_each(|(i, (y, bias))| {
-                        y.write(scaled(i) + bias);
+                    Some(bias) => y.zip(bias).for_each(|((y, (x, weight)), bias)| {
+                        y.write(scaled(*x, *weight) + bias);
                     }),
                 }
             }
@@ -435,12 +436,15 @@ mod lane {
                     let (x, dy) = (&values[place.clone()], &grads[place]);
                     let (mean, scale) = moments(x, form);
                     let offset = form.offset as f32;
-                    let g = |i: usize| dy[i] * (weight[i] + offset);
-                    let normed = |i: usize| (x[i] - mean) * scale;
-                    let along = math::sum(width, |i| g(i) * normed(i)) / width as f32;
-                    let level = if form.centered { math::sum(width, g) / width as f32 } else { 0.0 };
-                    for (i, dx) in dx.iter_mut().enumerate() {
-                        dx.write((g(i) - level - normed(i) * along) * scale);
+                    let g = |dy: f32, weight: f32| dy * (weight + offset);
+                    let normed = |x: f32| (x - mean) * scale;
+                    let along = math::sum([x, dy, weight], |[x, dy, weight]| g(dy, weight) * normed(x)) / width as f32;
+                    let level = match form.centered {
+                        true => math::sum([dy, weight], |[dy, weight]| g(dy, weight)) / width as f32,
+                        false => 0.0,
+                    };
+                    for ((dx, x), (dy, weight)) in dx.iter_mut().zip(x).zip(dy.iter().zip(weight)) {
+                        dx.write((g(*dy, *weight) - level - normed(*x) * along) * scale);
                     }
                 }
             });
@@ -469,9 +473,9 @@ mod lane {
                     let place = row * width..(row + 1) * width;
                     let (x, dy) = (&values[place.clone()], &grads[place]);
                     let (mean, scale) = moments(x, form);
-                    for (i, (weight, bias)) in weight.iter_mut().zip(bias.iter_mut()).enumerate() {
-                        *weight += dy[i] * (x[i] - mean) * scale;
-                        *bias += dy[i];
+                    for ((weight, bias), (x, dy)) in weight.iter_mut().zip(bias.iter_mut()).zip(x.iter().zip(dy)) {
+                        *weight += dy * (x - mean) * scale;
+                        *bias += dy;
                     }
                 }
             });

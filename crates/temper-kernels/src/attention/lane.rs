@@ -175,7 +175,7 @@ impl AttentionOps for Flex {
                         for ((query, range), (weights, slopes)) in block.clone().zip(ranges).zip(rows) {
                             let at = head.query(query);
                             let (g, y) = (&grad[at..at + features], &result[at..at + features]);
-                            let along = math::sum(features, |i| g[i] * y[i]);
+                            let along = math::sum([g, y], |[g, y]| g * y);
                             let factor = head.factor(form.drop, query);
                             let row = Row { lse: lse[head.sum(query)], along, scale: form.scale as f32 };
                             row.turn(weights, slopes, range, &keys, factor, form.drop.is_some());
@@ -214,7 +214,7 @@ fn softmax(
     for x in seen.iter_mut() {
         *x = math::exp(*x - max);
     }
-    let sum = math::sum(seen.len(), |i| seen[i]);
+    let sum = math::sum([seen], |[x]| x);
     let scale = 1.0 / sum;
     if drops {
         for (i, x) in seen.iter_mut().enumerate() {

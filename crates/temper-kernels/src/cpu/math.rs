@@ -61,17 +61,24 @@ pub(crate) fn erf(x: f32) -> f32 {
 /// How many sums and maxima run side by side, so that they vectorise: a loop with one would have to keep its order.
 const LANES: usize = 32;
 
-/// `Σ f(i)` for i below `count`, in [`LANES`] partial sums.
+/// `Σ f(inputs[..][i])` in [`LANES`] partial sums.
+///
+/// # Panics
+///
+/// When the inputs differ in length.
 #[inline(always)]
-pub(crate) fn sum(count: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum<const N: usize>(inputs: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let count = inputs[0].len();
+    assert!(inputs.iter().all(|input| input.len() == count));
     let mut lanes = [0.0_f32; LANES];
     let whole = count - count % LANES;
     for start in (0..whole).step_by(LANES) {
+        let pieces = inputs.map(|input| &input[start..start + LANES]);
         for (lane, partial) in lanes.iter_mut().enumerate() {
-            *partial += f(start + lane);
+            *partial += f(pieces.map(|piece| piece[lane]));
         }
     }
-    let rest: f32 = (whole..count).map(f).sum();
+    let rest: f32 = (whole..count).map(|i| f(inputs.map(|input| input[i]))).sum();
     lanes.iter().sum::<f32>() + rest
 }
 
