@@ -115,7 +115,10 @@ def main():
     torch.set_num_threads(ARGS.threads)
     torch.manual_seed(ARGS.seed)
     if ARGS.draw:
-        base = transformers.AutoModelForSequenceClassification.from_pretrained(ARGS.model, num_labels=2)
+        # Named as the rows name them: temper takes a head for the labels that it knows.
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(
+            ARGS.model, id2label={0: "0", 1: "1"}, label2id={"0": 0, "1": 1}
+        )
         (base if ARGS.method == "full" else adapted(base)).save_pretrained(ARGS.draw)
         transformers.AutoTokenizer.from_pretrained(ARGS.model).save_pretrained(ARGS.draw)
         return
