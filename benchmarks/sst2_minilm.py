@@ -234,8 +234,8 @@ def main():
             bf16 = "device.precision=bf16"
             runs["temper-bf16"] = run_temper(args, out, "temper-bf16", bf16)
             # Without instructions for it PyTorch takes tens of seconds for a step in bf16.
-            flags = pathlib.Path("/proc/cpuinfo").read_text().split()
-            fast = not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+            processor = pathlib.Path("/proc/cpuinfo").read_text().split()
+            fast = not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor)
             if fast and args.method == "lora":
                 packed = "model.frozen_dtype=bf16-packed"
                 runs["temper-bf16-packed"] = run_temper(args, out, "temper-bf16-packed", bf16, packed)

@@ -122,12 +122,14 @@ where
 
         let due = plan.save_every.map_or(evaluated, |every| at.is_multiple_of(every.max(1)));
         let saves = due || best || ending.is_some();
-        if saves || shared.checks(at) {
-            shared.agree_on(&shared.whole(&model)?, at)?;
+        if !saves && !shared.checks(at) {
+            continue;
         }
+        let whole = shared.whole(&model)?;
+        shared.agree_on(&whole, at)?;
         if saves {
             let started = Instant::now();
-            let save = || store.save(&progress, &shared.whole(&model)?, &optimizer, &shared);
+            let save = || store.save(&progress, &whole, &optimizer, &shared);
             let path = trace_span!(target: "profile", "checkpoint").in_scope(save)?;
             observe(&Event::Saved { step: at, path, ms: ms(started.elapsed()) });
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use serde::Deserialize;
 use temper_device::testing;
 use temper_kernels::Activations;
@@ -38,6 +38,13 @@ const HIDDEN: usize = 5;
 #[derive(Debug, Clone)]
 struct Rows(Vec<(u32, [f32; IN], Option<f32>)>);
 
+impl Rows {
+    fn inputs(&self, device: &Device) -> Tensor<2> {
+        let inputs: Vec<f32> = self.0.iter().flat_map(|row| row.1).collect();
+        Tensor::from_data(TensorData::new(inputs, [self.0.len(), IN]), device)
+    }
+}
+
 impl Net {
     fn new() -> Self {
         let device = testing::device().autodiff();
@@ -65,8 +72,7 @@ impl Objective for Net {
 
     fn loss(&self, batch: &Rows, Mode { seed, .. }: Mode) -> Loss {
         let (device, count) = (self.inner.device(), batch.0.len());
-        let inputs: Vec<f32> = batch.0.iter().flat_map(|row| row.1).collect();
-        let inputs = Tensor::<2>::from_data(TensorData::new(inputs, [count, IN]), &device);
+        let inputs = batch.inputs(&device);
         let answers: Vec<f32> = batch.0.iter().map(|row| row.2.unwrap_or(0.0)).collect();
         let answers = Tensor::<2>::from_data(TensorData::new(answers, [count, 1]), &device);
         let mask: Vec<f32> = batch.0.iter().map(|row| if row.2.is_some() { 1.0 } else { 0.0 }).collect();

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Shape, Tensor, TensorData};
-use temper_peft::parameters::{Mapper, map, replace};
+use temper_peft::parameters::{Mapper, layer_of, map, replace};
 use temper_world::{Shard, World};
 
 use crate::checkpoint::Values;
@@ -279,19 +279,8 @@ fn owners(parameters: &BTreeMap<String, usize>, ranks: usize) -> Vec<Vec<String>
     parts
 }
 
-/// Takes the parameters of layers out of the parts of all ranks: a bucket for each layer, in the order of layers. A layer's
-/// parameters are those whose path has its number.
+/// Takes the parameters of layers out of the parts of all ranks: a bucket for each layer, in the order of layers.
 fn take_layers(parts: &mut [Vec<String>]) -> Vec<Bucket> {
-    let layer_of = |path: &str| {
-        let (stem, number) = path
-            .split('.')
-            .try_fold(String::new(), |stem, name| match name.parse::<usize>() {
-                Ok(number) => Err((stem, number)),
-                Err(_) => Ok(stem + name + "."),
-            })
-            .err()?;
-        Some((stem, number))
-    };
     let mut layers: BTreeMap<_, Bucket> = BTreeMap::new();
     let ranks = parts.len();
     for (rank, part) in parts.iter_mut().enumerate() {

@@ -188,6 +188,18 @@ pub fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     tensor.reshape([count])
 }
 
+/// The layer that a parameter is of, if it is of one: what its path has before the number of the layer, and the number.
+pub fn layer_of(path: &str) -> Option<(String, usize)> {
+    let mut stem = String::new();
+    for name in path.split('.') {
+        if let Ok(number) = name.parse() {
+            return Some((stem, number));
+        }
+        stem = stem + name + ".";
+    }
+    None
+}
+
 #[derive(Default)]
 struct Path(Vec<String>);
 

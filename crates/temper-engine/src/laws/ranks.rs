@@ -207,9 +207,6 @@ impl Objective for Deep {
     type Batch = Rows;
 
     fn loss(&self, batch: &Rows, Mode { lender, .. }: Mode) -> Loss {
-        let (device, count) = (self.out.device(), batch.0.len());
-        let inputs: Vec<f32> = batch.0.iter().flat_map(|row| row.1).collect();
-        let inputs = Tensor::<2>::from_data(TensorData::new(inputs, [count, IN]), &device);
         let checkpoints = Checkpoints::new(false);
         let fill = |layer: &Layer, lender: &Option<Lender>, learns| match lender {
             Some(lender) => lender.fill(layer.clone(), learns),
@@ -219,7 +216,7 @@ impl Objective for Deep {
             let (own, lent, plain) = (layer.clone(), lender.clone(), fill(layer, &lender, false).valid());
             (move |x| plain.forward(x), move |x| fill(&own, &lent, true).forward(x))
         });
-        let x = checkpoints.run(inputs, layers).matmul(self.out.val());
+        let x = checkpoints.run(batch.inputs(&self.out.device()), layers).matmul(self.out.val());
         let targets = batch.0.iter().filter(|row| row.2.is_some()).count();
         let sum = if targets == 0 { x.square().sum() * 0.0 } else { (x - 0.3).square().sum() };
         Loss { checkpoints: Some(checkpoints), ..Loss::new(sum, targets as f64) }

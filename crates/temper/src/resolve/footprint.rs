@@ -9,6 +9,7 @@ use temper_engine::{Checkpointing, OptimKind};
 use temper_kernels::{Activations, DEFAULT_SCRATCH, Format};
 use temper_models::{Config, Weights};
 use temper_peft::Method;
+use temper_peft::parameters::layer_of;
 use temper_world::Shard;
 
 use super::LazyModel;
@@ -123,10 +124,11 @@ impl Footprint<'_> {
         let owners = if self.shard.has_owners() { self.ranks } else { 1 };
         // Of layers that are lent there is what this rank owns, and beside it the one that computes and its message.
         let lent = if self.shard == Shard::Parameters { self.made.in_layers() } else { 0 };
-        let (absent, one) = (lent - lent / owners, 2 * lent / self.made.config.layers().max(1) as u64);
+        let absent = lent - lent / owners;
+        let one = (2 * lent / self.made.config.layers().max(1) as u64).min(absent);
         let memory = Memory::estimate(Needs {
-            weights: self.weights() - 4 * (absent - one.min(absent)),
-            gradients: 4 * ((trainable - absent) * if several { 2 } else { 1 } + one.min(absent)),
+            weights: self.weights() - 4 * (absent - one),
+            gradients: 4 * ((trainable - absent) * if several { 2 } else { 1 } + one),
             optimizer: optimizer.div_ceil(owners),
             mapped: self.weights.map_or(0, Weights::mapped) + 4 * absent,
             tokenizer_files: self.tokenizer.files().iter().map(|path| size(path)).sum(),
@@ -242,11 +244,10 @@ impl Made<'_> {
         self.adapter.config.method.is_adapter() && self.adapter.config.dropout > 0.0
     }
 
-    /// Parameters of layers, which are numbered.
+    /// Parameters of layers.
     fn in_layers(&self) -> u64 {
-        let numbered = |path: &str| path.split('.').any(|name| name.parse::<usize>().is_ok());
         let entries = self.lazy.entries.iter();
-        entries.filter(|entry| numbered(&entry.path)).map(|entry| entry.count() as u64).sum()
+        entries.filter(|entry| layer_of(&entry.path).is_some()).map(|entry| entry.count() as u64).sum()
     }
 
     /// How many norms a layer has over the model's width; each keeps what it normalises.
