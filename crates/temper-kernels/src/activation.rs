@@ -408,19 +408,35 @@ mod lane {
     }
 
     fn value<F: Curve>(x: &[f32]) -> [Vec<f32>; 1] {
-        map([x], |[x]| [F::at(x).0])
+        map(
+            [x],
+            #[inline(always)]
+            |[x]| [F::at(x).0],
+        )
     }
     fn back<F: Curve>(x: &[f32], grad: &[f32]) -> [Vec<f32>; 1] {
-        map([x, grad], |[x, grad]| [grad * F::at(x).1])
+        map(
+            [x, grad],
+            #[inline(always)]
+            |[x, grad]| [grad * F::at(x).1],
+        )
     }
     fn gated<F: Curve>(gate: &[f32], up: &[f32]) -> [Vec<f32>; 1] {
-        map([gate, up], |[gate, up]| [F::at(gate).0 * up])
+        map(
+            [gate, up],
+            #[inline(always)]
+            |[gate, up]| [F::at(gate).0 * up],
+        )
     }
     fn gated_back<F: Curve>(gate: &[f32], up: &[f32], grad: &[f32]) -> [Vec<f32>; 2] {
-        map([gate, up, grad], |[gate, up, grad]| {
-            let (y, slope) = F::at(gate);
-            [grad * up * slope, grad * y]
-        })
+        map(
+            [gate, up, grad],
+            #[inline(always)]
+            |[gate, up, grad]| {
+                let (y, slope) = F::at(gate);
+                [grad * up * slope, grad * y]
+            },
+        )
     }
 
     impl ActivationOps for Flex {

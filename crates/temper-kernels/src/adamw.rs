@@ -233,15 +233,18 @@ mod lane {
             let squares = square.storage_mut::<f32>().par_chunks_mut(CHUNK);
             let all = params.zip(slice(&gradient).par_chunks(CHUNK)).zip(means.zip(squares));
             all.for_each(|((params, gradients), (means, squares))| {
-                vectorised(|| {
-                    let moments = means.iter_mut().zip(squares);
-                    for ((p, g), (m, v)) in params.iter_mut().zip(gradients).zip(moments) {
-                        let g = g * scale;
-                        *m = beta1 * *m + rest1 * g;
-                        *v = beta2 * *v + rest2 * g * g;
-                        *p = keep * *p - step_size * *m / (v.sqrt() / root_correction + eps);
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let moments = means.iter_mut().zip(squares);
+                        for ((p, g), (m, v)) in params.iter_mut().zip(gradients).zip(moments) {
+                            let g = g * scale;
+                            *m = beta1 * *m + rest1 * g;
+                            *v = beta2 * *v + rest2 * g * g;
+                            *p = keep * *p - step_size * *m / (v.sqrt() / root_correction + eps);
+                        }
+                    },
+                );
             });
             (param, mean, square)
         }

@@ -3,6 +3,7 @@
 pub(crate) mod bf16;
 pub(crate) mod gemm;
 pub(crate) mod math;
+pub(crate) mod panels;
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -14,7 +15,8 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 /// How many values a thread takes at a time: 64 KiB of f32.
 pub(crate) const CHUNK: usize = 16 << 10;
 
-/// Runs `f` compiled for the widest vectors that the processor has. What `f` calls must be inlined into it.
+/// Runs `f` compiled for the widest vectors that the processor has. `f` and what it calls must be `#[inline(always)]`: what the
+/// compiler leaves out of line, as it likes to with closures, stays compiled for the oldest processor.
 #[inline(always)]
 pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
@@ -49,25 +51,31 @@ pub(crate) fn all_f32<'a>(tensors: impl IntoIterator<Item = &'a FlexTensor>) -> 
     tensors.into_iter().all(|x| x.dtype() == DType::F32)
 }
 
-/// `outputs[o][i] = f(inputs[..][i])[o]`, on all threads.
+/// `outputs[o][i] = f(inputs[..][i])[o]`, on all threads, [vectorised].
 pub(crate) fn map<const I: usize, const O: usize>(
     inputs: [&[f32]; I],
     f: impl Fn([f32; I]) -> [f32; O] + Sync,
 ) -> [Vec<f32>; O] {
     let length = inputs[0].len();
     assert!(inputs.iter().all(|input| input.len() == length));
-    rows(length, CHUNK, [1; O], |range, outputs| {
-        let (count, inputs) = (range.len(), inputs.map(|input| &input[range.clone()]));
-        for i in 0..count {
-            // SAFETY: every slice has `count` elements.
-            unsafe {
-                let values = f(inputs.map(|input| *input.get_unchecked(i)));
-                for o in 0..O {
-                    outputs[o].get_unchecked_mut(i).write(values[o]);
+    rows(
+        length,
+        CHUNK,
+        [1; O],
+        #[inline(always)]
+        |range, outputs| {
+            let (count, inputs) = (range.len(), inputs.map(|input| &input[range.clone()]));
+            for i in 0..count {
+                // SAFETY: every slice has `count` elements.
+                unsafe {
+                    let values = f(inputs.map(|input| *input.get_unchecked(i)));
+                    for o in 0..O {
+                        outputs[o].get_unchecked_mut(i).write(values[o]);
+                    }
                 }
             }
-        }
-    })
+        },
+    )
 }
 
 /// How many rows of `width` values a thread takes at a time.
@@ -76,7 +84,7 @@ pub(crate) fn group(width: usize) -> usize {
 }
 
 /// Tables of `count` rows with these widths. `write` gets a range of at most `group` rows and their places in every table,
-/// and writes them all, compiled for the widest vectors.
+/// and writes them all, [vectorised].
 pub(crate) fn rows<const O: usize>(
     count: usize,
     group: usize,
@@ -98,7 +106,12 @@ pub(crate) fn rows<const O: usize>(
         (range, pieces)
     };
     let pieces: Vec<_> = starts.map(cut).collect();
-    pieces.into_par_iter().for_each(|(range, mut pieces)| vectorised(|| write(range, &mut pieces)));
+    pieces.into_par_iter().for_each(|(range, mut pieces)| {
+        vectorised(
+            #[inline(always)]
+            || write(range, &mut pieces),
+        )
+    });
     for (table, width) in tables.iter_mut().zip(widths) {
         // SAFETY: `write` has written every value.
         unsafe { table.set_len(count * width) };

@@ -152,11 +152,17 @@ mod lane {
             }
             let x = x.to_contiguous();
             let values = slice(&x);
-            let [y] = rows(values.len(), CHUNK, [1], |range, [y]| {
-                for ((i, x), y) in range.clone().zip(&values[range]).zip(y.iter_mut()) {
-                    y.write(x * drop.factor(i as u32));
-                }
-            });
+            let [y] = rows(
+                values.len(),
+                CHUNK,
+                [1],
+                #[inline(always)]
+                |range, [y]| {
+                    for ((i, x), y) in range.clone().zip(&values[range]).zip(y.iter_mut()) {
+                        y.write(x * drop.factor(i as u32));
+                    }
+                },
+            );
             tensor(y, x.layout().shape().clone())
         }
     }

@@ -133,20 +133,26 @@ mod lane {
             let z = z.to_contiguous();
             let [height, width] = z.layout().shape().dims();
             let values = slice(&z);
-            let [exp, sum, max] = rows(height, group(width), [width, 1, 1], |range, [exp, sum, max]| {
-                for (i, row) in range.enumerate() {
-                    let values = &values[row * width..(row + 1) * width];
-                    let exp = &mut exp[i * width..(i + 1) * width];
-                    let highest = math::max(values);
-                    for (exp, value) in exp.iter_mut().zip(values) {
-                        exp.write(math::exp(value - highest));
+            let [exp, sum, max] = rows(
+                height,
+                group(width),
+                [width, 1, 1],
+                #[inline(always)]
+                |range, [exp, sum, max]| {
+                    for (i, row) in range.enumerate() {
+                        let values = &values[row * width..(row + 1) * width];
+                        let exp = &mut exp[i * width..(i + 1) * width];
+                        let highest = math::max(values);
+                        for (exp, value) in exp.iter_mut().zip(values) {
+                            exp.write(math::exp(value - highest));
+                        }
+                        // SAFETY: the loop has written all.
+                        let exp = unsafe { written(exp) };
+                        sum[i].write(math::sum([exp], |[x]| x));
+                        max[i].write(highest);
                     }
-                    // SAFETY: the loop has written all.
-                    let exp = unsafe { written(exp) };
-                    sum[i].write(math::sum([exp], |[x]| x));
-                    max[i].write(highest);
-                }
-            });
+                },
+            );
             let thin = || Shape::from(vec![height, 1]);
             (tensor(exp, z.layout().shape().clone()), tensor(sum, thin()), tensor(max, thin()))
         }

@@ -394,23 +394,29 @@ mod lane {
         let (width, values, weight) = (width(&x), slice(&x), slice(&weight));
         let bias = bias.as_ref().map(slice);
         let height = values.len() / width.max(1);
-        let [y] = rows(height, group(width), [width], |range, [y]| {
-            for (row, y) in range.zip(y.chunks_exact_mut(width)) {
-                let x = &values[row * width..(row + 1) * width];
-                let (mean, scale) = moments(x, form);
-                let offset = form.offset as f32;
-                let scaled = |x: f32, weight: f32| (x - mean) * scale * (weight + offset);
-                let y = y.iter_mut().zip(x.iter().zip(weight));
-                match bias {
-                    None => y.for_each(|(y, (x, weight))| {
-                        y.write(scaled(*x, *weight));
-                    }),
-                    Some(bias) => y.zip(bias).for_each(|((y, (x, weight)), bias)| {
-                        y.write(scaled(*x, *weight) + bias);
-                    }),
+        let [y] = rows(
+            height,
+            group(width),
+            [width],
+            #[inline(always)]
+            |range, [y]| {
+                for (row, y) in range.zip(y.chunks_exact_mut(width)) {
+                    let x = &values[row * width..(row + 1) * width];
+                    let (mean, scale) = moments(x, form);
+                    let offset = form.offset as f32;
+                    let scaled = |x: f32, weight: f32| (x - mean) * scale * (weight + offset);
+                    let y = y.iter_mut().zip(x.iter().zip(weight));
+                    match bias {
+                        None => y.for_each(|(y, (x, weight))| {
+                            y.write(scaled(*x, *weight));
+                        }),
+                        Some(bias) => y.zip(bias).for_each(|((y, (x, weight)), bias)| {
+                            y.write(scaled(*x, *weight) + bias);
+                        }),
+                    }
                 }
-            }
-        });
+            },
+        );
         tensor(y, x.layout().shape().clone())
     }
 
@@ -430,24 +436,31 @@ mod lane {
             let (x, weight, grad) = (x.to_contiguous(), weight.to_contiguous(), grad.to_contiguous());
             let (width, values, grads, weight) = (width(&x), slice(&x), slice(&grad), slice(&weight));
             let height = values.len() / width.max(1);
-            let [dx] = rows(height, group(width), [width], |range, [dx]| {
-                for (row, dx) in range.zip(dx.chunks_exact_mut(width)) {
-                    let place = row * width..(row + 1) * width;
-                    let (x, dy) = (&values[place.clone()], &grads[place]);
-                    let (mean, scale) = moments(x, form);
-                    let offset = form.offset as f32;
-                    let g = |dy: f32, weight: f32| dy * (weight + offset);
-                    let normed = |x: f32| (x - mean) * scale;
-                    let along = math::sum([x, dy, weight], |[x, dy, weight]| g(dy, weight) * normed(x)) / width as f32;
-                    let level = match form.centered {
-                        true => math::sum([dy, weight], |[dy, weight]| g(dy, weight)) / width as f32,
-                        false => 0.0,
-                    };
-                    for ((dx, x), (dy, weight)) in dx.iter_mut().zip(x).zip(dy.iter().zip(weight)) {
-                        dx.write((g(*dy, *weight) - level - normed(*x) * along) * scale);
+            let [dx] = rows(
+                height,
+                group(width),
+                [width],
+                #[inline(always)]
+                |range, [dx]| {
+                    for (row, dx) in range.zip(dx.chunks_exact_mut(width)) {
+                        let place = row * width..(row + 1) * width;
+                        let (x, dy) = (&values[place.clone()], &grads[place]);
+                        let (mean, scale) = moments(x, form);
+                        let offset = form.offset as f32;
+                        let g = |dy: f32, weight: f32| dy * (weight + offset);
+                        let normed = |x: f32| (x - mean) * scale;
+                        let along =
+                            math::sum([x, dy, weight], |[x, dy, weight]| g(dy, weight) * normed(x)) / width as f32;
+                        let level = match form.centered {
+                            true => math::sum([dy, weight], |[dy, weight]| g(dy, weight)) / width as f32,
+                            false => 0.0,
+                        };
+                        for ((dx, x), (dy, weight)) in dx.iter_mut().zip(x).zip(dy.iter().zip(weight)) {
+                            dx.write((g(*dy, *weight) - level - normed(*x) * along) * scale);
+                        }
                     }
-                }
-            });
+                },
+            );
             tensor(dx, x.layout().shape().clone())
         }
 
@@ -461,24 +474,30 @@ mod lane {
             // One partial sum for each group of rows, in a fixed order: the same on any number of threads.
             let size = group(width).max(16);
             let groups = height.div_ceil(size);
-            let [partial] = rows(groups, 1, [2 * width], |range, [partial]| {
-                let (weight, bias) = partial.split_at_mut(width);
-                weight.iter_mut().chain(bias.iter_mut()).for_each(|value| {
-                    value.write(0.0);
-                });
-                // SAFETY: just written.
-                let (weight, bias) = unsafe { (crate::cpu::written(weight), crate::cpu::written(bias)) };
-                let first = range.start * size;
-                for row in first..height.min(first + size) {
-                    let place = row * width..(row + 1) * width;
-                    let (x, dy) = (&values[place.clone()], &grads[place]);
-                    let (mean, scale) = moments(x, form);
-                    for ((weight, bias), (x, dy)) in weight.iter_mut().zip(bias.iter_mut()).zip(x.iter().zip(dy)) {
-                        *weight += dy * (x - mean) * scale;
-                        *bias += dy;
+            let [partial] = rows(
+                groups,
+                1,
+                [2 * width],
+                #[inline(always)]
+                |range, [partial]| {
+                    let (weight, bias) = partial.split_at_mut(width);
+                    weight.iter_mut().chain(bias.iter_mut()).for_each(|value| {
+                        value.write(0.0);
+                    });
+                    // SAFETY: just written.
+                    let (weight, bias) = unsafe { (crate::cpu::written(weight), crate::cpu::written(bias)) };
+                    let first = range.start * size;
+                    for row in first..height.min(first + size) {
+                        let place = row * width..(row + 1) * width;
+                        let (x, dy) = (&values[place.clone()], &grads[place]);
+                        let (mean, scale) = moments(x, form);
+                        for ((weight, bias), (x, dy)) in weight.iter_mut().zip(bias.iter_mut()).zip(x.iter().zip(dy)) {
+                            *weight += dy * (x - mean) * scale;
+                            *bias += dy;
+                        }
                     }
-                }
-            });
+                },
+            );
             let total = |from: usize| {
                 let at = |i: usize| partial.iter().skip(from + i).step_by(2 * width).sum::<f32>();
                 tensor((0..width).map(at).collect(), Shape::from(vec![width]))

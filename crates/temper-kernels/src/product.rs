@@ -358,14 +358,14 @@ fn untracked<B: Backend, C: CheckpointStrategy>(matrix: Matrix<Autodiff<B, C>>) 
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;
-    use burn::tensor::{Shape, f16};
+    use burn::tensor::Shape;
     use rayon::iter::ParallelIterator;
     use rayon::slice::ParallelSliceMut;
 
     use super::*;
-    use crate::cpu::bf16;
     use crate::cpu::gemm::{self, Matrix as Slices, Target};
     use crate::cpu::{all_f32, group, own, rows, slice, tensor, vectorised, written};
+    use crate::cpu::{bf16, math};
     use crate::quantized::lane::panels;
 
     fn multiply(sum: Option<FlexTensor>, lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
@@ -424,7 +424,7 @@ mod lane {
             match precision() {
                 Precision::F32 => gemm::product(out, add, alpha, a, b, true),
                 Precision::Bf16 => bf16::product(bf16::Engine::best(), out, add, alpha, a, b),
-                Precision::F16 => gemm::rounded(out, add, alpha, a, b, |x| f16::from_f32(x).to_f32()),
+                Precision::F16 => gemm::rounded(out, add, alpha, a, b, math::to_f16),
             }
         }
     }
@@ -460,13 +460,16 @@ mod lane {
             let [_, width]: [usize; 2] = x.layout().shape().dims();
             let (row, size) = (slice(&row), group(width) * width);
             x.storage_mut::<f32>().par_chunks_mut(size.max(1)).for_each(|piece| {
-                vectorised(|| {
-                    for x in piece.chunks_exact_mut(width) {
-                        for (x, row) in x.iter_mut().zip(row) {
-                            *x += row;
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for x in piece.chunks_exact_mut(width) {
+                            for (x, row) in x.iter_mut().zip(row) {
+                                *x += row;
+                            }
                         }
-                    }
-                });
+                    },
+                );
             });
             x
         }
@@ -480,19 +483,25 @@ mod lane {
             let values = slice(&x);
             // One partial sum for each group of rows, in a fixed order: the same on any number of threads.
             let size = group(width).max(16);
-            let [partial] = rows(height.div_ceil(size), 1, [width], |range, [partial]| {
-                for value in partial.iter_mut() {
-                    value.write(0.0);
-                }
-                // SAFETY: just written.
-                let partial = unsafe { written(partial) };
-                let first = range.start * size;
-                for row in first..height.min(first + size) {
-                    for (sum, x) in partial.iter_mut().zip(&values[row * width..(row + 1) * width]) {
-                        *sum += x;
+            let [partial] = rows(
+                height.div_ceil(size),
+                1,
+                [width],
+                #[inline(always)]
+                |range, [partial]| {
+                    for value in partial.iter_mut() {
+                        value.write(0.0);
                     }
-                }
-            });
+                    // SAFETY: just written.
+                    let partial = unsafe { written(partial) };
+                    let first = range.start * size;
+                    for row in first..height.min(first + size) {
+                        for (sum, x) in partial.iter_mut().zip(&values[row * width..(row + 1) * width]) {
+                            *sum += x;
+                        }
+                    }
+                },
+            );
             let at = |i: usize| partial.iter().skip(i).step_by(width).sum::<f32>();
             tensor((0..width).map(at).collect(), Shape::from(vec![width]))
         }

@@ -462,49 +462,73 @@ pub(crate) mod lane {
             let decoded = match layout.format {
                 Format::Bf16 => {
                     let values: &[burn::tensor::bf16] = scales.as_slice().expect("contiguous values");
-                    rows(count, CHUNK, [1], |range, [out]| {
-                        for (out, value) in out.iter_mut().zip(&values[range]) {
-                            out.write(f32::from_bits(u32::from(value.to_bits()) << 16));
-                        }
-                    })
+                    rows(
+                        count,
+                        CHUNK,
+                        [1],
+                        #[inline(always)]
+                        |range, [out]| {
+                            for (out, value) in out.iter_mut().zip(&values[range]) {
+                                out.write(f32::from_bits(u32::from(value.to_bits()) << 16));
+                            }
+                        },
+                    )
                 }
                 Format::Bf16Packed => {
                     let [height, width] = layout.shape;
                     let panels = panels(words, layout)[1];
-                    rows(height, group(width), [width], |range, [out]| {
-                        for (row, out) in range.zip(out.chunks_exact_mut(width)) {
-                            for (column, out) in out.iter_mut().enumerate() {
-                                out.write(bf16::packed_value(panels, height, row, column));
+                    rows(
+                        height,
+                        group(width),
+                        [width],
+                        #[inline(always)]
+                        |range, [out]| {
+                            for (row, out) in range.zip(out.chunks_exact_mut(width)) {
+                                for (column, out) in out.iter_mut().enumerate() {
+                                    out.write(bf16::packed_value(panels, height, row, column));
+                                }
                             }
-                        }
-                    })
+                        },
+                    )
                 }
                 Format::Nf4 => {
                     let (codes, of_scales) = codes.split_at(blocks * NF4_BLOCK / 2);
                     let (outer, mean) = slice(&scales).split_at(blocks.div_ceil(DYNAMIC_BLOCK));
                     let dynamic = Format::Dynamic.table();
-                    rows(blocks, group(NF4_BLOCK), [NF4_BLOCK], |range, [out]| {
-                        for (number, out) in range.zip(out.chunks_exact_mut(NF4_BLOCK)) {
-                            let inner = dynamic[usize::from(of_scales[number])] * outer[number / DYNAMIC_BLOCK];
-                            let scale = inner + mean[0];
-                            let scaled: [f32; 16] = std::array::from_fn(|code| NF4[code] * scale);
-                            let codes = &codes[number * NF4_BLOCK / 2..][..NF4_BLOCK / 2];
-                            for (out, codes) in out.chunks_exact_mut(2).zip(codes) {
-                                out[0].write(scaled[usize::from(codes & 15)]);
-                                out[1].write(scaled[usize::from(codes >> 4)]);
+                    rows(
+                        blocks,
+                        group(NF4_BLOCK),
+                        [NF4_BLOCK],
+                        #[inline(always)]
+                        |range, [out]| {
+                            for (number, out) in range.zip(out.chunks_exact_mut(NF4_BLOCK)) {
+                                let inner = dynamic[usize::from(of_scales[number])] * outer[number / DYNAMIC_BLOCK];
+                                let scale = inner + mean[0];
+                                let scaled: [f32; 16] = std::array::from_fn(|code| NF4[code] * scale);
+                                let codes = &codes[number * NF4_BLOCK / 2..][..NF4_BLOCK / 2];
+                                for (out, codes) in out.chunks_exact_mut(2).zip(codes) {
+                                    out[0].write(scaled[usize::from(codes & 15)]);
+                                    out[1].write(scaled[usize::from(codes >> 4)]);
+                                }
                             }
-                        }
-                    })
+                        },
+                    )
                 }
                 Format::Int8 | Format::Dynamic | Format::DynamicUnsigned => {
                     let scales = slice(&scales);
-                    rows(blocks, group(block), [block], |range, [out]| {
-                        for (number, out) in range.zip(out.chunks_exact_mut(block.max(1))) {
-                            for (out, code) in out.iter_mut().zip(&codes[number * block..]) {
-                                out.write(table[usize::from(*code)] * scales[number]);
+                    rows(
+                        blocks,
+                        group(block),
+                        [block],
+                        #[inline(always)]
+                        |range, [out]| {
+                            for (number, out) in range.zip(out.chunks_exact_mut(block.max(1))) {
+                                for (out, code) in out.iter_mut().zip(&codes[number * block..]) {
+                                    out.write(table[usize::from(*code)] * scales[number]);
+                                }
                             }
-                        }
-                    })
+                        },
+                    )
                 }
             };
             let [mut values] = decoded;

@@ -199,25 +199,31 @@ mod lane {
             let [tables, _, _, half]: [usize; 4] = cos.layout().shape().dims();
             let (values, cos, sin, rest) = (slice(&x), slice(&cos), slice(&sin), rest as f32);
             let count = batch * sequence * heads;
-            let [y] = rows(count, group(features), [features], |range, [y]| {
-                for (row, y) in range.zip(y.chunks_exact_mut(features)) {
-                    let token = row / heads;
-                    let token = if tables == 1 { token % sequence } else { token };
-                    let place = token * half..(token + 1) * half;
-                    let (cos, sin) = (&cos[place.clone()], &sin[place]);
-                    let x = &values[row * features..(row + 1) * features];
-                    let ((first, second), tail) = (x[..2 * half].split_at(half), &x[2 * half..]);
-                    let (turned, rest_of_y) = y.split_at_mut(2 * half);
-                    let (y1, y2) = turned.split_at_mut(half);
-                    for i in 0..half {
-                        y1[i].write(first[i] * cos[i] - second[i] * sin[i]);
-                        y2[i].write(second[i] * cos[i] + first[i] * sin[i]);
+            let [y] = rows(
+                count,
+                group(features),
+                [features],
+                #[inline(always)]
+                |range, [y]| {
+                    for (row, y) in range.zip(y.chunks_exact_mut(features)) {
+                        let token = row / heads;
+                        let token = if tables == 1 { token % sequence } else { token };
+                        let place = token * half..(token + 1) * half;
+                        let (cos, sin) = (&cos[place.clone()], &sin[place]);
+                        let x = &values[row * features..(row + 1) * features];
+                        let ((first, second), tail) = (x[..2 * half].split_at(half), &x[2 * half..]);
+                        let (turned, rest_of_y) = y.split_at_mut(2 * half);
+                        let (y1, y2) = turned.split_at_mut(half);
+                        for i in 0..half {
+                            y1[i].write(first[i] * cos[i] - second[i] * sin[i]);
+                            y2[i].write(second[i] * cos[i] + first[i] * sin[i]);
+                        }
+                        for (y, x) in rest_of_y.iter_mut().zip(tail) {
+                            y.write(x * rest);
+                        }
                     }
-                    for (y, x) in rest_of_y.iter_mut().zip(tail) {
-                        y.write(x * rest);
-                    }
-                }
-            });
+                },
+            );
             tensor(y, x.layout().shape().clone())
         }
     }

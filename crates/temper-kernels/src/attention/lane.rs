@@ -6,7 +6,8 @@ use burn::tensor::Shape;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::*;
-use crate::cpu::gemm::{Matrix, Target, product};
+use crate::cpu::gemm::{Matrix, Target};
+use crate::cpu::panels::Right;
 use crate::cpu::{all_f32, math, slice, tensor, vectorised};
 
 /// How many queries have their scores at once.
@@ -45,19 +46,24 @@ impl Head {
         Matrix::of(&x[self.query(block.start)..], block.len(), features, heads * features)
     }
 
-    /// The matrix of some keys or values.
-    fn keys(self, x: &[f32], keys: &Range<usize>) -> Matrix {
-        let Sizes { shared, features, .. } = self.sizes;
-        Matrix::of(&x[self.key(keys.start)..], keys.len(), features, shared * features)
+    /// The matrix of all keys or values.
+    fn keys(self, x: &[f32]) -> Matrix {
+        let Sizes { keys, shared, features, .. } = self.sizes;
+        Matrix::of(&x[self.key(0)..], keys, features, shared * features)
     }
 
-    /// Blocks of queries with the ranges of keys that they see.
+    /// What queries are multiplied by.
+    fn right(self, x: Matrix) -> Right {
+        Right::new(x, self.sizes.queries)
+    }
+
+    /// Blocks of queries with the ranges of keys that they see, and the keys that a block has scores of.
     fn blocks(self, sight: &Sight) -> impl Iterator<Item = (Range<usize>, &[Range<u32>], Range<usize>)> {
         let queries = self.sizes.queries;
         (0..queries).step_by(BLOCK).map(move |start| {
             let block = start..queries.min(start + BLOCK);
             let ranges = sight.of(self.row, block.clone());
-            (block, ranges, union(ranges.iter()))
+            (block, ranges, Right::whole(union(ranges.iter())))
         })
     }
 
@@ -69,20 +75,17 @@ impl Head {
     }
 }
 
-/// Runs `work` for each head of each row.
-fn heads(sizes: Sizes, work: impl Fn(Head) + Sync + Send) {
+/// Runs `work` for each head of each row, with room for `N` times the scores of a block over all keys.
+fn heads<const N: usize>(sizes: Sizes, work: impl Fn(&mut [Vec<f32>; N], Head) + Sync + Send) {
     let Sizes { batch, queries, heads, features, keys, .. } = sizes;
     let head = |i: usize| Head { sizes, row: i / heads, head: i % heads };
+    let room = || [(); N].map(|()| vec![0.0; BLOCK.min(queries) * keys]);
     if batch * heads * queries * keys * features < SHARED {
-        (0..batch * heads).map(head).for_each(work);
+        let mut room = room();
+        (0..batch * heads).map(head).for_each(|head| work(&mut room, head));
     } else {
-        (0..batch * heads).into_par_iter().map(head).for_each(work);
+        (0..batch * heads).into_par_iter().map(head).for_each_init(room, work);
     }
-}
-
-/// Room for the scores of a block over all keys.
-fn scratch(sizes: Sizes) -> Vec<f32> {
-    vec![0.0; BLOCK.min(sizes.queries) * sizes.keys]
 }
 
 impl AttentionOps for Flex {
@@ -103,8 +106,8 @@ impl AttentionOps for Flex {
         let (mut result, mut lse) = (vec![0.0; query.len()], vec![0.0; batch * count * queries]);
         let out = Target::new(result.as_mut_ptr(), count * features);
         let sums = Target::new(lse.as_mut_ptr(), 1);
-        heads(sizes, |head| {
-            let mut scores = scratch(sizes);
+        heads(sizes, |[scores], head| {
+            let (k, v) = (head.right(head.keys(key).transposed()), head.right(head.keys(value)));
             for (block, ranges, keys) in head.blocks(&form.sight) {
                 if keys.is_empty() {
                     continue; // nothing is seen: zeros
@@ -114,16 +117,20 @@ impl AttentionOps for Flex {
                 // SAFETY: scratch of this thread; results and sums of this head, which no other thread has.
                 unsafe {
                     let target = Target::new(scores.as_mut_ptr(), width);
-                    let (q, k) = (head.queries(query, &block), head.keys(key, &keys));
-                    product(target, false, form.scale as f32, q, k.transposed(), false);
-                    vectorised(|| {
-                        for ((query, range), row) in block.clone().zip(ranges).zip(scores.chunks_exact_mut(width)) {
-                            let sum = softmax(row, range, &keys, head.factor(form.drop, query), form.drop.is_some());
-                            sums.at(head.sum(query)).first().write(sum);
-                        }
-                    });
+                    let q = head.queries(query, &block);
+                    k.product(target, false, form.scale as f32, q, [0..features, keys.clone()]);
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for ((query, range), row) in block.clone().zip(ranges).zip(scores.chunks_exact_mut(width)) {
+                                let sum =
+                                    softmax(row, range, &keys, head.factor(form.drop, query), form.drop.is_some());
+                                sums.at(head.sum(query)).first().write(sum);
+                            }
+                        },
+                    );
                     let weights = Matrix::of(scores, block.len(), width, width);
-                    product(out.at(head.query(block.start)), false, 1.0, weights, head.keys(value, &keys), false);
+                    v.product(out.at(head.query(block.start)), false, 1.0, weights, [keys, 0..features]);
                 }
             }
         });
@@ -147,49 +154,56 @@ impl AttentionOps for Flex {
         let inputs = [query, key, value, result, lse, grad].map(|x| x.to_contiguous());
         let shapes = [0, 1].map(|i| inputs[i].layout().shape().clone());
         let [query, key, value, result, lse, grad] = inputs.each_ref().map(slice);
-        let Sizes { batch, heads: count, features, keys: all, .. } = sizes;
+        let Sizes { batch, heads: count, features, keys: all, shared, .. } = sizes;
         let mut of_query = vec![0.0; query.len()];
         // Every head has keys and values of its own here; those of a group are added below.
-        let own = batch * count * all * features;
+        let own = batch * all * count * features;
         let (mut of_key, mut of_value) = (vec![0.0; own], vec![0.0; own]);
-        let to_query = Target::new(of_query.as_mut_ptr(), count * features);
-        let [to_key, to_value] = [&mut of_key, &mut of_value].map(|x| Target::new(x.as_mut_ptr(), features));
-        heads(sizes, |head| {
-            let (mut weights, mut slopes) = (scratch(sizes), scratch(sizes));
+        let to = |x: &mut Vec<f32>| Target::new(x.as_mut_ptr(), count * features);
+        let (to_query, to_key, to_value) = (to(&mut of_query), to(&mut of_key), to(&mut of_value));
+        heads(sizes, |[weights, slopes], head| {
+            let [k, v] = [key, value].map(|x| head.keys(x));
+            let (across, down) = ([k, v].map(|x| head.right(x.transposed())), head.right(k));
             for (block, ranges, keys) in head.blocks(&form.sight) {
                 if keys.is_empty() {
                     continue;
                 }
                 let width = keys.len();
                 let (weights, slopes) = (&mut weights[..block.len() * width], &mut slopes[..block.len() * width]);
-                let (q, k, v) = (head.queries(query, &block), head.keys(key, &keys), head.keys(value, &keys));
-                let g = head.queries(grad, &block);
-                let place = ((head.row * count + head.head) * all + keys.start) * features;
+                let [q, g] = [query, grad].map(|x| head.queries(x, &block));
+                let place = ((head.row * all + keys.start) * count + head.head) * features;
                 // SAFETY: scratch of this thread; gradients of this head, which no other thread has.
                 unsafe {
                     let scores = Target::new(weights.as_mut_ptr(), width);
-                    product(scores, false, form.scale as f32, q, k.transposed(), false);
-                    product(Target::new(slopes.as_mut_ptr(), width), false, 1.0, g, v.transposed(), false);
-                    vectorised(|| {
-                        let rows = weights.chunks_exact_mut(width).zip(slopes.chunks_exact_mut(width));
-                        for ((query, range), (weights, slopes)) in block.clone().zip(ranges).zip(rows) {
-                            let at = head.query(query);
-                            let (g, y) = (&grad[at..at + features], &result[at..at + features]);
-                            let along = math::sum([g, y], |[g, y]| g * y);
-                            let factor = head.factor(form.drop, query);
-                            let row = Row { lse: lse[head.sum(query)], along, scale: form.scale as f32 };
-                            row.turn(weights, slopes, range, &keys, factor, form.drop.is_some());
-                        }
-                    });
+                    let part = [0..features, keys.clone()];
+                    across[0].product(scores, false, form.scale as f32, q, part.clone());
+                    across[1].product(Target::new(slopes.as_mut_ptr(), width), false, 1.0, g, part);
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            let rows = weights.chunks_exact_mut(width).zip(slopes.chunks_exact_mut(width));
+                            for ((query, range), (weights, slopes)) in block.clone().zip(ranges).zip(rows) {
+                                let at = head.query(query);
+                                let (g, y) = (&grad[at..at + features], &result[at..at + features]);
+                                let along = math::sum([g, y], |[g, y]| g * y);
+                                let factor = head.factor(form.drop, query);
+                                let row = Row { lse: lse[head.sum(query)], along, scale: form.scale as f32 };
+                                row.turn(weights, slopes, range, &keys, factor, form.drop.is_some());
+                            }
+                        },
+                    );
                     let weights = Matrix::of(weights, block.len(), width, width);
                     let slopes = Matrix::of(slopes, block.len(), width, width);
-                    product(to_value.at(place), true, 1.0, weights.transposed(), g, false);
-                    product(to_key.at(place), true, 1.0, slopes.transposed(), q, false);
-                    product(to_query.at(head.query(block.start)), false, 1.0, slopes, k, false);
+                    for (to, left, right) in [(to_value, weights, g), (to_key, slopes, q)] {
+                        let part = [0..block.len(), 0..features];
+                        Right::new(right, width).product(to.at(place), true, 1.0, left.transposed(), part);
+                    }
+                    down.product(to_query.at(head.query(block.start)), false, 1.0, slopes, [keys, 0..features]);
                 }
             }
         });
-        let together = |own: Vec<f32>| tensor(gathered(&own, sizes), shapes[1].clone());
+        let together =
+            |own: Vec<f32>| tensor(if shared == count { own } else { gathered(&own, sizes) }, shapes[1].clone());
         (tensor(of_query, shapes[0].clone()), together(of_key), together(of_value))
     }
 }
@@ -276,21 +290,23 @@ fn inside(range: &Range<u32>, keys: &Range<usize>) -> (usize, usize) {
     if range.is_empty() { (0, 0) } else { (range.start as usize - keys.start, range.end as usize - keys.start) }
 }
 
-/// `[B, N, keys, H]` summed over the heads of a group, as `[B, keys, K, H]`.
+/// `[B, keys, N, H]` summed over the heads of a group, as `[B, keys, K, H]`.
 fn gathered(own: &[f32], sizes: Sizes) -> Vec<f32> {
-    let Sizes { batch, heads: count, features, keys, shared, .. } = sizes;
-    let size = count / shared;
-    let [sum] =
-        crate::cpu::rows(batch * keys, crate::cpu::group(shared * features), [shared * features], |range, [sum]| {
-            for (place, sum) in range.zip(sum.chunks_exact_mut(shared * features)) {
-                let (row, key) = (place / keys, place % keys);
-                for (group, sum) in sum.chunks_exact_mut(features).enumerate() {
-                    let at = |head: usize| ((row * count + group * size + head) * keys + key) * features;
-                    for (i, sum) in sum.iter_mut().enumerate() {
-                        sum.write((0..size).map(|head| own[at(head) + i]).sum());
-                    }
+    let Sizes { batch, heads, features, keys, shared, .. } = sizes;
+    let size = heads / shared * features;
+    let [sum] = crate::cpu::rows(
+        batch * keys * shared,
+        crate::cpu::group(size),
+        [features],
+        #[inline(always)]
+        |range, [sum]| {
+            for (group, sum) in range.zip(sum.chunks_exact_mut(features)) {
+                let own = &own[group * size..(group + 1) * size];
+                for (i, sum) in sum.iter_mut().enumerate() {
+                    sum.write(own[i..].iter().step_by(features).sum());
                 }
             }
-        });
+        },
+    );
     sum
 }

@@ -1,5 +1,7 @@
 //! Matrix products on slices, with strides.
 
+use std::ops::Range;
+
 use burn::backend::flex::FlexTensor;
 use gemm::Parallelism;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
@@ -57,6 +59,33 @@ impl Matrix {
         self.strides[1] == 1 || self.columns == 1
     }
 
+    /// Whether the values of a column lie side by side.
+    pub fn column_is_contiguous(&self) -> bool {
+        self.strides[0] == 1 || self.rows == 1
+    }
+
+    /// Some of its rows and columns.
+    ///
+    /// # Panics
+    ///
+    /// When it has fewer.
+    pub fn part(self, rows: Range<usize>, columns: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(columns.start <= columns.end && columns.end <= self.columns);
+        let first = self.place(rows.start, columns.start);
+        Self { first, rows: rows.len(), columns: columns.len(), ..self }
+    }
+
+    /// Where a value is.
+    pub fn place(&self, row: usize, column: usize) -> *const f32 {
+        self.first.wrapping_offset(row as isize * self.strides[0] + column as isize * self.strides[1])
+    }
+
+    /// The distance between rows and between columns, in values.
+    pub fn strides(&self) -> [isize; 2] {
+        self.strides
+    }
+
     /// The values of a row that lies in one piece.
     ///
     /// # Panics
@@ -66,7 +95,7 @@ impl Matrix {
     pub fn row(&self, row: usize) -> &[f32] {
         assert!(row < self.rows && self.row_is_contiguous());
         // SAFETY: the constructors have checked that the matrix lies in memory that outlives this use.
-        unsafe { std::slice::from_raw_parts(self.first.offset(row as isize * self.strides[0]), self.columns) }
+        unsafe { std::slice::from_raw_parts(self.place(row, 0), self.columns) }
     }
 
     /// One value.
@@ -74,7 +103,7 @@ impl Matrix {
     pub fn at(&self, row: usize, column: usize) -> f32 {
         debug_assert!(row < self.rows && column < self.columns);
         // SAFETY: as above.
-        unsafe { *self.first.offset(row as isize * self.strides[0] + column as isize * self.strides[1]) }
+        unsafe { *self.place(row, column) }
     }
 
     /// Rows for columns.
@@ -181,19 +210,34 @@ pub(crate) unsafe fn rounded(
     b: Matrix,
     round: impl Fn(f32) -> f32 + Sync,
 ) {
+    // Where a matrix lies column by column, so do its rounded values.
     let all = |x: Matrix, factor: f32| {
+        let across = !x.row_is_contiguous() && x.column_is_contiguous();
+        let x = if across { x.transposed() } else { x };
         let mut all = vec![0.0; x.rows * x.columns];
         all.par_chunks_mut(x.columns).enumerate().for_each(|(row, all)| {
-            vectorised(|| {
-                for (column, value) in all.iter_mut().enumerate() {
-                    *value = round(factor * x.at(row, column));
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    if x.row_is_contiguous() {
+                        for (value, x) in all.iter_mut().zip(x.row(row)) {
+                            *value = round(factor * x);
+                        }
+                    } else {
+                        for (column, value) in all.iter_mut().enumerate() {
+                            *value = round(factor * x.at(row, column));
+                        }
+                    }
+                },
+            );
         });
-        all
+        (all, x, across)
     };
     let (left, right) = (all(a, alpha), all(b, 1.0));
-    let (a, b) = (Matrix::of(&left, a.rows, a.columns, a.columns), Matrix::of(&right, b.rows, b.columns, b.columns));
+    let [a, b] = [&left, &right].map(|(values, x, across)| {
+        let rounded = Matrix::of(values, x.rows, x.columns, x.columns);
+        if *across { rounded.transposed() } else { rounded }
+    });
     // SAFETY: the caller's.
     unsafe { product(out, add, 1.0, a, b, true) };
 }

@@ -1,5 +1,7 @@
 //! Functions that vectorise: no branches, no calls.
 
+use std::array::from_fn;
+
 /// eˣ to 2 units in the last place, 0 below -87.3 and infinity above 88.3: range reduction to |r| <= ln 2/2 and the
 /// polynomial of Cephes' `expf` (S. Moshier).
 #[inline(always)]
@@ -7,17 +9,17 @@ pub(crate) fn exp(x: f32) -> f32 {
     // 1.5·2²³: adding it rounds to the nearest integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.3);
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = clamped - n * 0.693_359_4;
-    let r = r - n * -2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_2e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let y = p * r * r + r + 1.0;
+    let r = n.mul_add(-0.693_359_4, clamped);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p: f32 = 1.987_569_1e-4;
+    let p = p.mul_add(r, 1.398_2e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
+    let y = (p * r).mul_add(r, r) + 1.0;
     let y = y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     let y = if x < -87.3 { 0.0 } else { y };
     if x > 88.3 { f32::INFINITY } else { y }
@@ -43,19 +45,33 @@ pub(crate) fn tanh(x: f32) -> f32 {
 pub(crate) fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let s = x * x;
-    let p = -2.726_142_3e-10;
-    let p = p * s + 2.770_681_4e-8;
-    let p = p * s + -2.101_024e-6;
-    let p = p * s + -5.692_506_5e-5;
-    let p = p * s + -7.349_906_3e-4;
-    let p = p * s + -2.954_6e-3;
-    let p = p * s + -1.609_603_3e-2;
-    let q = -1.456_607_2e-5;
-    let q = q * s + -2.133_740_6e-4;
-    let q = q * s + -1.682_827e-3;
-    let q = q * s + -7.373_329e-3;
-    let q = q * s + -1.426_473_9e-2;
+    let p: f32 = -2.726_142_3e-10;
+    let p = p.mul_add(s, 2.770_681_4e-8);
+    let p = p.mul_add(s, -2.101_024e-6);
+    let p = p.mul_add(s, -5.692_506_5e-5);
+    let p = p.mul_add(s, -7.349_906_3e-4);
+    let p = p.mul_add(s, -2.954_6e-3);
+    let p = p.mul_add(s, -1.609_603_3e-2);
+    let q: f32 = -1.456_607_2e-5;
+    let q = q.mul_add(s, -2.133_740_6e-4);
+    let q = q.mul_add(s, -1.682_827e-3);
+    let q = q.mul_add(s, -7.373_329e-3);
+    let q = q.mul_add(s, -1.426_473_9e-2);
     x * p / q
+}
+
+/// The nearest value of IEEE 754's binary16, ties to even; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn to_f16(x: f32) -> f32 {
+    /// The least value with all of the 10 bits of its fraction.
+    const NORMAL: f32 = 1.0 / (1 << 14) as f32;
+    let bits = x.to_bits();
+    let ten_bits = f32::from_bits(bits.wrapping_add(0xfff + ((bits >> 13) & 1)) & !0x1fff);
+    // Smaller ones lie 2⁻²⁴ apart, as f32 does from 0.5 on.
+    let small = ((x.abs() + 0.5) - 0.5).copysign(x);
+    let y = if x.abs() < NORMAL { small } else { ten_bits };
+    let y = if y.abs() > 65_504.0 { f32::INFINITY.copysign(x) } else { y };
+    if x.is_nan() { x } else { y }
 }
 
 /// How many sums and maxima run side by side, so that they vectorise: a loop with one would have to keep its order.
@@ -79,7 +95,7 @@ pub(crate) fn sum<const N: usize>(inputs: [&[f32]; N], f: impl Fn([f32; N]) -> f
         }
     }
     let rest: f32 = (whole..count).map(|i| f(inputs.map(|input| input[i]))).sum();
-    lanes.iter().sum::<f32>() + rest
+    folded(lanes, |a, b| a + b) + rest
 }
 
 /// The highest value; NaN if one is NaN.
@@ -94,7 +110,16 @@ pub(crate) fn max(values: &[f32]) -> f32 {
             *highest = higher(*highest, *value);
         }
     }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, higher)
+    rest.iter().copied().fold(folded(lanes, higher), higher)
+}
+
+/// All lanes as one, in halves.
+#[inline(always)]
+fn folded(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let lanes: [f32; 16] = from_fn(|i| f(lanes[i], lanes[i + 16]));
+    let lanes: [f32; 8] = from_fn(|i| f(lanes[i], lanes[i + 8]));
+    let lanes: [f32; 4] = from_fn(|i| f(lanes[i], lanes[i + 4]));
+    f(f(lanes[0], lanes[2]), f(lanes[1], lanes[3]))
 }
 
 #[cfg(test)]
@@ -113,6 +138,22 @@ mod tests {
         assert_eq!([exp(-88.0), exp(f32::MIN), exp(f32::NEG_INFINITY), exp(0.0)], [0.0, 0.0, 0.0, 1.0]);
         assert_eq!(exp(89.0), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn f16_is_what_the_standard_says() {
+        use burn::tensor::f16;
+        // Every exponent and sign, with what lies around each rounding of the fraction.
+        for high in 0..=0xffff_u32 {
+            for low in [0, 1, 0xfff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x3000, 0xffff] {
+                let x = f32::from_bits(high << 16 | low);
+                let (found, expected) = (to_f16(x), f16::from_f32(x).to_f32());
+                assert!(
+                    found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(),
+                    "{x:e}: {found:e}"
+                );
+            }
+        }
     }
 
     #[test]
