@@ -187,7 +187,7 @@ fn a_rank_that_is_killed_ends_all_and_the_run_goes_on() {
     if !can_launch() {
         return;
     }
-    let times = std::env::var("TEMPER_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(6_u64);
+    let times = std::env::var("TEMPER_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(20_u64);
     let overrides = ["train.max_steps=400", "train.save_every=3", "eval.every=100", "distributed.check_every=10"];
     let [whole, killed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     train(1, whole.path(), &overrides);
