@@ -59,6 +59,17 @@ const FIVE_STEPS: f64 = 1e-4;
 const IN_HALF: f64 = 2e-3;
 
 #[test]
+fn nccl_is_for_gpus() {
+    let settings = ["--set", "device.use=cpu", "--set", "distributed.backend=nccl"];
+    let recipe = root().join("recipes/sentiment.toml");
+    let out = temper(&[&["plan", "--recipe", recipe.to_str().unwrap()][..], &settings].concat());
+    assert_eq!(out.status.code(), Some(2));
+    let said = text(&out.stderr);
+    assert!(said.starts_with("error: NCCL joins GPUs by CUDA, and the device is cpu; write `mpi`\n"), "{said}");
+    assert!(said.contains("--set distributed.backend"), "{said}");
+}
+
+#[test]
 fn another_device_learns_the_same() {
     let device = std::env::var("TEMPER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
     if device.parse::<DeviceName>().unwrap() == DeviceName::Cpu {

@@ -1,7 +1,7 @@
-//! What runs on NVIDIA's GPUs beside cubecl's kernels: products by cuBLASLt, and with the feature `flash` attention in CUDA's own
-//! language.
+//! What runs on NVIDIA's GPUs beside cubecl's kernels: products by cuBLASLt, exchanges between ranks by NCCL, and with the feature
+//! `flash` attention in CUDA's own language.
 //!
-//! Both are enqueued by the thread on which cubecl enqueues its kernels, on the CUDA stream that kernels of the calling thread
+//! All are enqueued by the thread on which cubecl enqueues its kernels, on the CUDA stream that kernels of the calling thread
 //! run on. So they are in order with them, and memory is used again after them as after any kernel. Nothing waits for the
 //! device; the first product of a shape alone waits until it is enqueued, to learn whether the library takes it, and the first
 //! attention until it is compiled.
@@ -10,6 +10,7 @@
 mod attention;
 mod cublaslt;
 mod gemm;
+mod nccl;
 
 use std::any::TypeId;
 use std::ffi::c_void;
@@ -30,6 +31,7 @@ use cubecl_server::stream::{ExecuteScope, FailureStore, WriteScoped, failed_writ
 pub(crate) use attention::Flash;
 pub(crate) use gemm::gemm;
 pub use gemm::has_cublaslt;
+pub use nccl::Nccl;
 
 /// What runs cubecl's kernels of one GPU, on a thread of its own.
 type Server = <CudaRuntime as Runtime>::Server;
@@ -94,7 +96,6 @@ struct Operand {
 
 impl Operand {
     /// All of a contiguous tensor.
-    #[cfg(feature = "flash")]
     fn all(x: &CubeTensor) -> Self {
         Self { binding: binding(x), bytes: x.meta.num_elements() * x.dtype.size(), alignment: x.dtype.size() as u32 }
     }

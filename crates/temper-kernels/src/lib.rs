@@ -18,6 +18,8 @@ mod cube;
 mod cuda;
 mod dropout;
 mod exponential;
+#[cfg(not(feature = "cuda"))]
+mod no_cuda;
 mod norm;
 mod portable;
 mod product;
@@ -33,9 +35,11 @@ pub use adamw::{AdamW, adamw, finish_updates};
 pub use attention::{Sight, attention};
 pub use checkpoint::{Activations, Checkpoints};
 #[cfg(feature = "cuda")]
-pub use cuda::has_cublaslt;
+pub use cuda::{Nccl, has_cublaslt};
 pub use dropout::{Drop, dropout};
 pub use exponential::row_exponential;
+#[cfg(not(feature = "cuda"))]
+pub use no_cuda::{Nccl, has_cublaslt};
 pub use norm::{layer_norm, rms_norm};
 pub use product::{
     Precision, Weight, add_rows, has_bf16_products, linear, lora_product, matmul, rounded, set_precision,
@@ -44,9 +48,3 @@ pub use quantized::{Format, Quantized};
 pub use rotation::rotate;
 pub use scratch::{DEFAULT_SCRATCH, scratch, set_scratch};
 pub use squares::squares;
-
-/// Whether this machine has cuBLASLt, and the build uses it.
-#[cfg(not(feature = "cuda"))]
-pub fn has_cublaslt() -> bool {
-    false
-}

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct DistributedConfig {
     /// What each rank keeps only its part of. Default `auto`.
     pub shard: Shard,
+    /// What carries gradients and parameters between ranks. Default `mpi`.
+    pub backend: Backend,
     /// The most that one message holds, in MiB. Default 32. Raising it makes fewer messages and takes more memory.
     pub bucket_mib: usize,
     /// Steps between two comparisons of the parameters of all ranks; each checkpoint compares them too. Default 100.
@@ -22,7 +24,14 @@ pub struct DistributedConfig {
 
 impl Default for DistributedConfig {
     fn default() -> Self {
-        Self { shard: Shard::Auto, bucket_mib: 32, check_every: 100, silence: "10s".into(), patience: "5m".into() }
+        Self {
+            shard: Shard::Auto,
+            backend: Backend::Mpi,
+            bucket_mib: 32,
+            check_every: 100,
+            silence: "10s".into(),
+            patience: "5m".into(),
+        }
     }
 }
 
@@ -44,6 +53,17 @@ pub enum Shard {
     /// The parameters of layers too (ZeRO-3): they come to all ranks while a layer computes, forward and again for its gradients.
     /// Three times the bytes on the wire of one of these. All of the model is on each rank when it is read, evaluated and saved.
     Parameters,
+}
+
+/// What carries gradients and parameters between ranks. The rest goes by MPI.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// MPI, through the host's memory, from any device.
+    #[default]
+    Mpi,
+    /// NCCL, from GPU to GPU, each rank on one of its own. Has not run on a GPU yet.
+    Nccl,
 }
 
 impl Shard {

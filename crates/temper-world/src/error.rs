@@ -53,7 +53,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn collective(what: &'static str) -> impl Fn(String) -> Self {
+    /// What went wrong while ranks did `what` together.
+    pub fn collective(what: &'static str) -> impl Fn(String) -> Self {
         move |reason| Self::Collective { what, reason }
     }
 }

@@ -19,7 +19,7 @@ mod watch;
 mod world;
 
 pub use collectives::Collectives;
-pub use config::{DistributedConfig, Shard};
+pub use config::{Backend, DistributedConfig, Shard};
 pub use error::Error;
 pub use place::Place;
 pub use threads::in_threads;

@@ -152,6 +152,42 @@ mod tests {
         }
     }
 
+    /// As NCCL does: tensors another way, the rest as before.
+    #[test]
+    fn an_engine_may_wrap_another() {
+        struct Tensors(Rc<dyn Collectives>);
+        impl Collectives for Tensors {
+            fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>, Error> {
+                Ok(self.0.all_reduce(values)? * 100.0)
+            }
+            fn reduce_scatter(&self, values: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
+                Ok(self.0.reduce_scatter(values, parts)? * 100.0)
+            }
+            fn all_gather(&self, part: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
+                Ok(self.0.all_gather(part, parts)? * 100.0)
+            }
+            fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+                self.0.exchange(bytes)
+            }
+            fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+                self.0.collect(bytes)
+            }
+        }
+        let found = in_threads(2, |world| {
+            let other = world.wrapped(|engine| Rc::new(Tensors(engine)));
+            let sum = vec(other.all_reduce(tensor(&[1.0])).unwrap());
+            let part = vec(other.reduce_scatter(tensor(&[1.0, 2.0]), &[1, 1]).unwrap());
+            let all = vec(other.all_gather(tensor(&[1.0]), &[1, 1]).unwrap());
+            let plain = vec(world.all_reduce(tensor(&[1.0])).unwrap());
+            // What both did is on one account.
+            (sum, part, all, plain, other.exchange(world.rank()).unwrap(), world.traffic().operations)
+        });
+        for (rank, (sum, part, all, plain, ranks, operations)) in found.into_iter().enumerate() {
+            assert_eq!((sum, part, all), (vec![200.0], vec![[200.0, 400.0][rank]], vec![100.0, 100.0]));
+            assert_eq!((plain, ranks, operations), (vec![2.0], vec![0, 1], 5));
+        }
+    }
+
     #[test]
     fn many_turns_do_not_mix() {
         let sums = in_threads(4, |world| {

@@ -37,7 +37,7 @@ pub struct Traffic {
     /// Bytes that this rank put in or took out, whichever is more: of an `all_reduce` of n numbers 4n. What a ring then sends
     /// is 2 (N - 1) / N times as much.
     pub bytes: u64,
-    /// Time that they took, waiting for the others included.
+    /// Time that they took, waiting for the others included; of what NCCL carries only what enqueuing it took.
     pub time: Duration,
 }
 
@@ -72,6 +72,12 @@ impl World {
     /// A rank with an engine, and nobody who watches.
     pub(crate) fn of(place: Place, engine: Rc<dyn Collectives>) -> Self {
         Self { place, engine: Some(engine), watch: None, traffic: Rc::default() }
+    }
+
+    /// The same rank, whose engine is what `wrap` makes of the one that it has.
+    #[must_use]
+    pub fn wrapped(&self, wrap: impl FnOnce(Rc<dyn Collectives>) -> Rc<dyn Collectives>) -> Self {
+        Self { engine: self.engine.clone().map(wrap), ..self.clone() }
     }
 
     /// After how long ranks are given up from now on.

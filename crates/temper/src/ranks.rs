@@ -1,10 +1,13 @@
 //! The ranks of a run, one process for each device: how they join, and how they end together.
 
+use std::rc::Rc;
 use std::time::Duration;
 
+use burn::tensor::{Device, Tensor};
 use serde::Serialize;
 use temper_engine::Sharing;
-use temper_world::{DistributedConfig, Error, Limits, Place, Shard, Verdict, World};
+use temper_kernels::Nccl;
+use temper_world::{Backend, Collectives, DistributedConfig, Error, Limits, Place, Shard, Verdict, World};
 
 use crate::failure::{Context, Failure, Kind};
 use crate::recipe::parse_duration;
@@ -63,6 +66,50 @@ pub fn join() -> Result<World, Failure> {
         _ => Kind::World,
     };
     joined.context(kind, "the ranks did not come together")
+}
+
+/// The same rank, whose tensors go as the recipe says from the device that it opened.
+///
+/// # Errors
+/// When the GPUs cannot be joined.
+pub fn on_device(world: &World, config: &DistributedConfig, device: &Device) -> Result<World, Failure> {
+    if world.is_single() || config.backend == Backend::Mpi {
+        return Ok(world.clone());
+    }
+    let apart = "the ranks did not come together by NCCL";
+    let drawn = if world.leads() { Nccl::invitation() } else { Ok(Vec::new()) };
+    let invitation = world.from_lead(drawn).context(Kind::World, apart)?;
+    let joined = invitation.and_then(|invitation| Nccl::join(device, world.rank(), world.size(), &invitation));
+    let nccl = joined.map_err(|error| Failure::new(Kind::World, format!("{apart}: {error}")))?;
+    Ok(world.wrapped(|others| Rc::new(OnGpus { nccl, others })))
+}
+
+/// Tensors by NCCL, the rest by what joined the ranks.
+struct OnGpus {
+    nccl: Nccl,
+    others: Rc<dyn Collectives>,
+}
+
+impl Collectives for OnGpus {
+    fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>, Error> {
+        self.nccl.all_reduce(values).map_err(Error::collective("all_reduce"))
+    }
+
+    fn reduce_scatter(&self, values: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
+        self.nccl.reduce_scatter(values, parts).map_err(Error::collective("reduce_scatter"))
+    }
+
+    fn all_gather(&self, part: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
+        self.nccl.all_gather(part, parts).map_err(Error::collective("all_gather"))
+    }
+
+    fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        self.others.exchange(bytes)
+    }
+
+    fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        self.others.collect(bytes)
+    }
 }
 
 /// Says why all ranks end.

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use temper_data::{DataConfig, Dataset, Files, LabelColumns, LabelKind, Target, Tokenizer};
-use temper_device::{DeviceName, Found};
+use temper_device::{Api, DeviceName, Found};
 use temper_engine::{Checkpointing, Every, EveryName, Schedule};
+use temper_kernels::Nccl;
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters::{self, Entry};
 use temper_tasks::{Distillation, MaskedLm, Problem, TaskConfig, hugging_face_name};
-use temper_world::Place;
+use temper_world::{Backend, Place};
 
 use crate::diagnostic::Diagnostic;
 use crate::failure::{Context, Failure, Kind};
@@ -55,6 +56,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
     let found =
         device::find(&recipe.device.use_, place).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
     check_device(recipe, &found)?;
+    check_backend(recipe, &found)?;
     let (config, weights) = read_model(recipe)?;
     let tokenizer = read_tokenizer(recipe, &config)?;
     let max_length = max_length(recipe, &config)?;
@@ -363,6 +365,19 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Refuses what the device does not compute with or keep, or cannot gain from.
+/// What carries tensors between ranks is there.
+fn check_backend(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
+    let error = match found.name {
+        _ if recipe.distributed.backend == Backend::Mpi => return Ok(()),
+        DeviceName::Gpu(Api::Cuda, _) if Nccl::is_present() => return Ok(()),
+        DeviceName::Gpu(Api::Cuda, _) => {
+            "libnccl.so.2 is missing: NVIDIA's package `libnccl2` has it; or write `mpi`".into()
+        }
+        device => format!("NCCL joins GPUs by CUDA, and the device is {device}; write `mpi`"),
+    };
+    Err(point(recipe, Kind::Recipe, "distributed.backend", error))
+}
+
 fn check_device(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
     if recipe.train.gradient_checkpointing == Checkpointing::Offload && found.name == DeviceName::Cpu {
         let error = "the device is the processor, whose memory is the host's: `offload` saves nothing; write `on`";

@@ -25,7 +25,7 @@ use crate::recipe::{Precision, Recipe, parse_duration};
 use crate::reporters::Reporters;
 use crate::resolve::{Inputs, point, resolve};
 use crate::run_dir::RunDir;
-use crate::{build, device, logs, memory, push, signals, units};
+use crate::{build, device, logs, memory, push, ranks, signals, units};
 
 /// Batches that wait for the loop.
 const PREFETCH: usize = 4;
@@ -83,6 +83,7 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
     }
     let opened = device::open(&inputs.device).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
     tracing::info!(device = plan.device.name, facts = ?inputs.device.facts(&opened));
+    let world = &ranks::on_device(world, &recipe.distributed, &opened)?;
     let device = opened.clone().autodiff();
     let pad_id = inputs.tokenizer.pad_id();
     let permission = permission.as_ref();

@@ -63,6 +63,9 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
         "zero_stage" | "zero_optimization" | "fsdp" | "sharding_strategy" => {
             "what each rank keeps only its part of is `shard` in [distributed]"
         }
+        "ddp_backend" | "dist_backend" | "distributed_backend" => {
+            "what carries tensors between ranks is `backend` in [distributed]"
+        }
         "ranks" | "world_size" | "nproc" | "nproc_per_node" | "num_processes" => {
             "how many ranks there are is the launcher's to say: `temper launch --nproc N`, `mpirun` or `srun`"
         }
@@ -94,6 +97,7 @@ pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
             "did you mean `sequence-classification`?"
         }
         ("task.kind", "mlm" | "fill-mask") => "did you mean `masked-lm`?",
+        ("distributed.backend", "gloo" | "ccl") => "did you mean `mpi`?",
         ("distributed.shard", "ddp") => "did you mean `none`?",
         ("distributed.shard", "zero1" | "zero-1") => "did you mean `optimizer`?",
         ("distributed.shard", "zero2" | "zero-2" | "shard_grad_op") => "did you mean `gradients`?",
