@@ -60,7 +60,21 @@ impl Right {
     /// # Safety
     ///
     /// `out` has room for the rows and columns of the product, nobody else uses them, and with `add` they are initialised.
-    pub unsafe fn product(&self, out: Target, add: bool, alpha: f32, a: Matrix, [rows, columns]: [Range<usize>; 2]) {
+    pub unsafe fn product(&self, out: Target, add: bool, alpha: f32, a: Matrix, part: [Range<usize>; 2]) {
+        // SAFETY: the caller's.
+        unsafe { self.product_by(|work| Arch::new().dispatch(work), out, add, alpha, a, part) };
+    }
+
+    /// The same, of which `run` runs what is done with panels.
+    unsafe fn product_by(
+        &self,
+        run: impl FnOnce(Work<'_>),
+        out: Target,
+        add: bool,
+        alpha: f32,
+        a: Matrix,
+        [rows, columns]: [Range<usize>; 2],
+    ) {
         match self {
             Self::Plain(b) => {
                 // SAFETY: the caller's.
@@ -70,8 +84,7 @@ impl Right {
                 assert!(a.columns() == rows.len() && !rows.is_empty() && rows.end <= *all && columns.end <= *count);
                 assert!(columns.start.is_multiple_of(WIDTH) || columns.is_empty());
                 let panels = &values[(columns.start * all).min(values.len())..];
-                let work = Work { out, add, alpha, a, panels, all: *all, rows, columns: columns.len() };
-                Arch::new().dispatch(work);
+                run(Work { out, add, alpha, a, panels, all: *all, rows, columns: columns.len() });
             }
         }
     }
@@ -194,6 +207,8 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
+    use pulp::{Scalar, Scalar128b, Scalar512b};
+
     use super::*;
     use crate::testing::{close, values};
 
@@ -230,19 +245,28 @@ mod tests {
                     with(Target::new(out.as_mut_ptr(), stride));
                     out
                 };
+                let part = [rows.clone(), columns.clone()];
                 // SAFETY: rows of `stride` values for `width` columns, all initialised.
-                let own = run(&|out| unsafe {
-                    Right::new(b, m).product(out, add, 0.7, a, [rows.clone(), columns.clone()]);
-                });
-                // SAFETY: as above.
-                let other = run(&|out| unsafe {
+                let expected = run(&|out| unsafe {
                     gemm::product(out, add, 0.7, a, b.part(rows.clone(), columns.clone()), false);
                 });
-                close(std::slice::from_ref(&own), &[other], 2e-6);
-                // What lies between rows is nobody's.
-                let untouched =
-                    |out: &[f32]| out.chunks(stride).flat_map(|row| row[width..].to_vec()).collect::<Vec<_>>();
-                assert_eq!(untouched(&own), untouched(&before));
+                // This processor, and those whose vectors have 1, 4 and 16 numbers.
+                let engines: [fn(Work<'_>); 4] = [
+                    |work| Arch::new().dispatch(work),
+                    |work| Scalar.vectorize(work),
+                    |work| Scalar128b.vectorize(work),
+                    |work| Scalar512b.vectorize(work),
+                ];
+                for engine in engines {
+                    // SAFETY: as above.
+                    let own = run(&|out| unsafe {
+                        Right::new(b, m).product_by(engine, out, add, 0.7, a, part.clone());
+                    });
+                    close(std::slice::from_ref(&own), std::slice::from_ref(&expected), 2e-6);
+                    // What lies between rows is nobody's.
+                    let rows = own.chunks(stride).zip(before.chunks(stride));
+                    rows.for_each(|(own, before)| assert_eq!(own[width..], before[width..]));
+                }
             }
         }
     }
