@@ -214,6 +214,75 @@ fn sigterm_saves_and_says_so_with_its_exit_code() {
     assert!(!dir.path().join("export").exists());
 }
 
+/// As where `train 2>&1 | tee log` gets Ctrl-C, or a terminal is closed.
+#[test]
+#[cfg(unix)]
+fn a_signal_is_heard_where_nobody_reads_what_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = arguments(dir.path(), &["train.max_steps=2000"]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut child = command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    while !dir.path().join("events.jsonl").is_file() || losses(dir.path()).is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn a_directory_of_somebody_else_stays_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let thesis = dir.path().join("export/thesis.tex");
+    fs::create_dir(dir.path().join("export")).unwrap();
+    fs::write(&thesis, "years of work").unwrap();
+    for also in [&[][..], &["--fresh"]] {
+        let arguments = arguments(dir.path(), &["train.max_steps=1"]);
+        let out = temper(&[&arguments.iter().map(String::as_str).collect::<Vec<_>>()[..], also].concat());
+        assert_eq!(out.status.code(), Some(2));
+        assert!(
+            text(&out.stderr).contains("holds `export` and no run (plan.json is missing)"),
+            "{}",
+            text(&out.stderr)
+        );
+        assert_eq!(fs::read_to_string(&thesis).unwrap(), "years of work");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_neither_saved_nor_the_best() {
+    for (every, what) in [("never", "after it `"), ("2", "after it the loss of the evaluation is not finite")] {
+        let dir = tempfile::tempdir().unwrap();
+        let every = format!("eval.every={every}");
+        let arguments = arguments(dir.path(), &["train.lr=1e38", "train.max_steps=2", &every]);
+        let out = temper(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(out.status.code(), Some(6), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(what), "{}", text(&out.stderr));
+        assert!(!dir.path().join("export").exists());
+        assert_eq!(fs::read_dir(dir.path().join("checkpoints")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_tokenizer_with_more_segments_than_the_model_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(crate::root().join("examples/encoder").join(name), base.path().join(name)).unwrap();
+    }
+    let config = fs::read_to_string(base.path().join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["type_vocab_size"] = 1.into();
+    fs::write(base.path().join("config.json"), config.to_string()).unwrap();
+    let from = format!("model.base={}", base.path().display());
+    let recipe = ["plan", "--recipe", "tests/recipes/short.toml", "--set", &from, "--set", "data.text_pair=label"];
+    let out = temper(&recipe);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("marks second texts as segment 1"), "{}", text(&out.stderr));
+}
+
 #[test]
 fn the_same_directory_refuses_another_plan() {
     let dir = tempfile::tempdir().unwrap();
@@ -305,7 +374,21 @@ fn eval_and_predict_know_the_columns_of_training() {
     let said: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((said["text"].as_str(), said["text_pair"].as_str()), (Some("left"), Some("right")), "{said}");
     assert_eq!(out.status.code(), Some(3));
-    assert!(text(&out.stderr).contains("line 2 has no text called `two`"), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("lines.jsonl, line 2: there is no text called `two`"), "{}", text(&out.stderr));
+
+    // Of a pair both are needed, however they are given.
+    let predict = |texts: &[&str]| temper(&[&["predict", away.to_str().unwrap()], texts].concat());
+    assert_eq!(serde_json::from_slice::<Value>(&predict(&["left", "right"]).stdout).unwrap(), said);
+    assert_eq!(predict(&["left"]).status.code(), Some(2));
+    fs::write(&lines, "left\n").unwrap();
+    let out = predict(&["--file", lines.to_str().unwrap()]);
+    assert!(text(&out.stderr).contains("JSON objects with `one` and `two`"), "{}", text(&out.stderr));
+
+    // Transformers would give all tokens segment 0, and know no special ones, if nothing told it.
+    let settings = fs::read_to_string(away.join("tokenizer_config.json")).unwrap();
+    let settings: Value = serde_json::from_str(&settings).unwrap();
+    assert_eq!(settings["model_input_names"][1], "token_type_ids");
+    assert_eq!((&settings["mask_token"], &settings["pad_token"]), (&"[MASK]".into(), &"[PAD]".into()));
 }
 
 #[test]

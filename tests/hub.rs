@@ -356,6 +356,7 @@ fn every_way_out_asks_for_the_licence() {
     let precious = world.run().join("report.html");
     fs::create_dir_all(world.run()).unwrap();
     fs::write(&precious, "of an earlier run").unwrap();
+    fs::write(world.run().join("plan.json"), "{}").unwrap();
     forbidden(world.train(&[&both]));
     assert!(precious.is_file());
     // Later is no way around it.

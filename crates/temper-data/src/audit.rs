@@ -73,7 +73,7 @@ pub(crate) fn findings(
         return audit.0;
     }
     if eval_wanted && eval.examples.is_empty() {
-        audit.add(Severity::Error, "no-eval-rows", "there are no evaluation rows; give data.eval or more rows");
+        audit.add(Severity::Error, "no-eval-rows", "there are no evaluation rows (data.eval, or a part of data.train)");
     }
     audit.labels(&train.examples, &report.train, &report.eval);
     audit.duplicates(train);

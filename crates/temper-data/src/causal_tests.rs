@@ -143,6 +143,16 @@ fn systems_tools_inputs_and_renamed_columns() {
 }
 
 #[test]
+fn a_column_that_no_row_has_is_no_column() {
+    let folder = Folder::with(&[("a.jsonl", r#"{"text":"a b c"}"#)]);
+    let mut config = folder.config("a.jsonl");
+    config.columns = ChatColumns { tools: Some("toolz".into()), ..Default::default() };
+    let Err(error) = folder.load_with(&config, 256) else { panic!("accepted") };
+    let Error::Config { field: "columns.tools", message } = &error else { panic!("{error}") };
+    assert_eq!(message, "no row has a column `toolz`");
+}
+
+#[test]
 fn mistakes_name_their_place() {
     let cases: &[(&str, &str, &[&str])] = &[
         ("two.jsonl", r#"{"messages":[],"text":"a"}"#, &["line 1", "\"chat\", \"text\"", "data.format"]),

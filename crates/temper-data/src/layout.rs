@@ -1,5 +1,7 @@
 //! From the columns of a row to what a causal language model learns.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use serde_json::Value;
 
 use crate::{
@@ -20,12 +22,14 @@ pub(crate) enum Sample {
 }
 
 /// The columns of every format.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Layout {
     format: Option<Format>,
     columns: crate::config::ChatColumns,
     /// By [`Slot`].
     names: Vec<String>,
+    /// The bits of slots that a row had something in.
+    seen: AtomicU32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,7 +81,33 @@ impl Layout {
             name(&columns.input, "input"),
             name(&columns.choices, "choices"),
         ];
-        Self { format: config.format, columns: columns.clone(), names }
+        Self { format: config.format, columns: columns.clone(), names, seen: AtomicU32::new(0) }
+    }
+
+    /// Takes note of what a row has.
+    pub(crate) fn note(&self, cells: &Cells) {
+        let bits = (0..cells.len()).filter(|&slot| cells[slot].is_some()).fold(0, |bits, slot| bits | 1 << slot);
+        self.seen.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// A column that the recipe names and that no row had, by its key in `[data.columns]`.
+    pub(crate) fn unseen(&self) -> Option<(&'static str, &str)> {
+        let columns = &self.columns;
+        let written = [
+            (Slot::Messages, "columns.messages", &columns.messages),
+            (Slot::Conversations, "columns.conversations", &columns.conversations),
+            (Slot::Instruction, "columns.instruction", &columns.instruction),
+            (Slot::Output, "columns.output", &columns.output),
+            (Slot::Prompt, "columns.prompt", &columns.prompt),
+            (Slot::Completion, "columns.completion", &columns.completion),
+            (Slot::Tools, "columns.tools", &columns.tools),
+            (Slot::System, "columns.system", &columns.system),
+            (Slot::Input, "columns.input", &columns.input),
+            (Slot::Choices, "columns.choices", &columns.choices),
+        ];
+        let seen = self.seen.load(Ordering::Relaxed);
+        let absent = written.into_iter().filter(|(slot, ..)| seen & (1 << *slot as u32) == 0);
+        absent.filter_map(|(_, key, name)| Some((key, name.as_deref()?))).next()
     }
 
     /// Every column that a row may have.

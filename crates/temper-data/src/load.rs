@@ -72,7 +72,7 @@ pub fn load(
     };
     let mut labels = Labels::new(kind, &config.label)?;
     let columns = match causal {
-        Some(_) => Columns::Causal(Box::new(Layout::new(config))),
+        Some(_) => Columns::Causal(Arc::new(Layout::new(config))),
         None => {
             let (text, pair) = (config.text.clone(), config.text_pair.clone());
             Columns::Labelled(Labelled { text, pair, label: labels.source(&config.label) })
@@ -81,6 +81,11 @@ pub fn load(
     let reader = Reader { columns: &columns, tokenizer, max_length, causal: causal.as_ref() };
     let mut train = reader.read("train", &config.train, base_dir, &mut labels)?;
     let mut eval = config.eval.as_ref().map(|files| reader.read("eval", files, base_dir, &mut labels)).transpose()?;
+    if let Columns::Causal(layout) = &columns
+        && let Some((field, name)) = layout.unseen()
+    {
+        return Err(Error::Config { field, message: format!("no row has a column `{name}`") });
+    }
     let mut label_columns = vec![&mut train.store.labels];
     label_columns.extend(eval.as_mut().map(|eval| &mut eval.store.labels));
     let names: Arc<[String]> = labels.finish(&mut label_columns).into();

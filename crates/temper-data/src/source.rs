@@ -3,6 +3,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_json::Value;
@@ -73,7 +74,7 @@ pub(crate) enum Columns {
     /// Every one of them.
     Labelled(Labelled),
     /// Those that a row has.
-    Causal(Box<Layout>),
+    Causal(Arc<Layout>),
 }
 
 /// The columns of texts with labels.
@@ -138,6 +139,7 @@ impl Columns {
             },
             Self::Causal(layout) => {
                 let cells: Cells = cells.into_iter().map(|cell| cell.filter(|value| !value.is_null())).collect();
+                layout.note(&cells);
                 let format = layout.format(&cells, there).map_err(column)?;
                 Ok(Record { line: at.line, body: Body::Cells(format, cells), label: Raw::None })
             }

@@ -145,6 +145,11 @@ impl Tokenizer {
         Ok(Encoded { ids, type_ids, full_length: first.len() + second.len() + frame.added() })
     }
 
+    /// Whether the second text of a pair is another segment than the first, as BERT's is.
+    pub fn marks_pairs(&self) -> bool {
+        self.frames[1].apply([&[0], &[0]]).1.contains(&1)
+    }
+
     /// Ids of a text without special tokens.
     fn ids(&self, text: &str) -> Result<Vec<u32>> {
         match &self.words {

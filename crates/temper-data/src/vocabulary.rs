@@ -24,7 +24,10 @@ pub(crate) fn json(path: &Path) -> Result<Value> {
         return Ok(Value::Object(serde_json::Map::new()));
     }
     let bytes = std::fs::read(path).map_err(|e| fail(path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| fail(path, e))
+    match serde_json::from_slice(&bytes).map_err(|e| fail(path, e))? {
+        Value::Object(settings) => Ok(Value::Object(settings)),
+        other => Err(fail(path, format!("it must be an object, found `{other}`"))),
+    }
 }
 
 /// `tokenizer_config.json`, completed by `special_tokens_map.json`.

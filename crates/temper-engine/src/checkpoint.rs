@@ -243,9 +243,14 @@ impl Store {
         optimizer: Vec<(String, TensorData)>,
     ) -> Result<(), Error> {
         let device = |reason| Error::Device { step: progress.step, reason };
+        let weights = weights::read(model).map_err(device)?;
+        let bad = |values: &TensorData| values.as_slice::<f32>().is_ok_and(|x| x.iter().any(|x| !x.is_finite()));
+        if let Some((name, _)) = weights.iter().find(|(_, values)| bad(values)) {
+            return Err(Error::Ruined { step: progress.step, what: format!("`{name}`") });
+        }
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let files = BTreeMap::from([
-            (TRAINABLE.into(), write_tensors(&dir.join(TRAINABLE), weights::read(model).map_err(device)?)?),
+            (TRAINABLE.into(), write_tensors(&dir.join(TRAINABLE), weights)?),
             (OPTIMIZER.into(), write_tensors(&dir.join(OPTIMIZER), optimizer)?),
         ]);
         let state = State { format: FORMAT, fingerprint: self.fingerprint.clone(), progress: progress.clone(), files };

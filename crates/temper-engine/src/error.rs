@@ -58,6 +58,14 @@ pub enum Error {
         /// The first parameter, by name, whose gradient is bad.
         tensor: Option<String>,
     },
+    /// The weights after a step are infinite or not numbers, or an evaluation says so. They are not saved.
+    #[error("training diverged at step {step}: after it {what} is not finite; lower train.lr or lengthen the warmup")]
+    Ruined {
+        /// The step, counted from 1.
+        step: u64,
+        /// A parameter, or the loss of an evaluation.
+        what: String,
+    },
     /// The data ended too soon.
     #[error("failed to go on after step {step} of {steps}: the data ended")]
     DataEnded {

@@ -114,6 +114,9 @@ where
             let scores =
                 trace_span!(target: "profile", "evaluation").in_scope(|| evaluate(&shared.whole(&model)?.valid()));
             let scores = scores.map_err(|source| Error::Evaluation { step: at, source })?;
+            if scores.get("loss").is_some_and(|loss| !loss.is_finite()) {
+                return Err(Error::Ruined { step: at, what: "the loss of the evaluation".into() });
+            }
             best = progress.judge(&scores, plan)?;
             progress.seconds = site.world.from_lead(clock.seconds())?;
             observe(&Event::Evaluated { step: at, scores, best, ms: ms(started.elapsed()) });

@@ -440,7 +440,7 @@ fn early_stopping_returns_the_best_and_stays_stopped() {
 fn of_equal_checkpoints_the_one_with_less_loss_ships_however_often_the_run_stops() {
     let metric = Metric { name: "accuracy".into(), higher_is_better: true };
     let plan = FitPlan { metric, eval_every: Some(1), patience: 3, ..plan(6) };
-    let losses = [0.9, 0.7, 0.8, f64::NAN];
+    let losses = [0.9, 0.7, 0.8, 1.5];
     let whole = tempfile::tempdir().unwrap();
     let whole = run(&plan, whole.path(), 2, &losses).0.unwrap();
     // Patience asks the metric, which never improved.
@@ -452,6 +452,17 @@ fn of_equal_checkpoints_the_one_with_less_loss_ships_however_often_the_run_stops
         assert_eq!((resumed.reason, resumed.step, resumed.best.unwrap().0), (StopReason::EarlyStopped, 4, 2));
         assert_eq!(resumed.model.bits(), whole.model.bits());
     }
+}
+
+#[test]
+fn weights_whose_evaluation_is_no_number_are_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = FitPlan { eval_every: Some(1), ..plan(6) };
+    let (outcome, events) = run(&plan, dir.path(), 2, &[0.9, f64::NAN]);
+    let Err(Error::Ruined { step: 2, what }) = outcome else { panic!("it went on") };
+    assert_eq!(what, "the loss of the evaluation");
+    assert_eq!(listing(dir.path()), ["step-000001"]);
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::Evaluated { .. })).count(), 1);
 }
 
 #[test]

@@ -276,6 +276,7 @@ impl RecipeArgs {
 
 impl TrainArgs {
     fn run(self, profile: &Profile) -> Result<(), Failure> {
+        self.profile.as_deref().map_or(Ok(()), Profile::check)?;
         let world = ranks::join()?;
         let finished = ranks::end(&world, self.train(&world));
         if let Some(path) = self.profile.as_ref().filter(|_| world.leads()) {
@@ -386,8 +387,16 @@ impl PredictArgs {
                 let message = "error: --text-pair names a column, and texts given as arguments have none; use --file";
                 return Err(Failure::new(Kind::Recipe, message));
             }
-            let texts: Vec<_> = self.texts.into_iter().map(|text| (text, None)).collect();
-            return predict(&model, &texts);
+            if model.opened().columns().text_pair.is_none() {
+                return predict(&model, &self.texts.into_iter().map(|text| (text, None)).collect::<Vec<_>>());
+            }
+            let (pairs, rest) = self.texts.as_chunks();
+            if !rest.is_empty() {
+                let message = "error: this model reads pairs of texts: give the first and the second, or --file";
+                return Err(Failure::new(Kind::Recipe, message));
+            }
+            let pair = |[first, second]: &[String; 2]| (first.clone(), Some(second.clone()));
+            return predict(&model, &pairs.iter().map(pair).collect::<Vec<_>>());
         }
         let columns = self.columns.over(model.opened().columns());
         let pair = columns.text_pair.as_deref();
@@ -395,12 +404,14 @@ impl PredictArgs {
             Some(path) => Box::new(open(path)?),
             None => Box::new(std::io::stdin().lock()),
         };
+        let file = self.file.as_ref().map_or_else(|| "stdin".into(), |path| path.display().to_string());
         let mut texts = Vec::new();
         for (number, line) in lines.lines().enumerate() {
-            let line = line.context(Kind::Data, format!("failed to read line {}", number + 1));
+            let place = format!("{file}, line {}", number + 1);
+            let line = line.context(Kind::Data, format!("failed to read {place}"));
             let text = line.and_then(|line| {
                 let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
-                text_of(line, &columns.text, pair, number + 1)
+                text_of(line, &columns.text, pair, &place)
             });
             match text {
                 Ok(text) => texts.push(text),
@@ -426,7 +437,7 @@ impl MergeArgs {
         if let Some(path) = &self.probe {
             for (number, line) in open(path)?.lines().enumerate() {
                 let line = line.context(Kind::Data, format!("failed to read {}", path.display()))?;
-                probe.push(text_of(&line, "text", None, number + 1)?);
+                probe.push(text_of(&line, "text", None, &format!("line {}", number + 1))?);
             }
         }
         let (difference, what) = if opened.config.is_decoder() {
@@ -459,12 +470,18 @@ fn open(path: &Path) -> Result<std::io::BufReader<std::fs::File>, Failure> {
     Ok(std::io::BufReader::new(file))
 }
 
-/// A line is a JSON object with the columns, or else the text itself.
-fn text_of(line: &str, text: &str, pair: Option<&str>, number: usize) -> Result<(String, Option<String>), Failure> {
-    let Ok(Value::Object(object)) = serde_json::from_str(line) else { return Ok((line.to_owned(), None)) };
-    let column = |name: &str| {
-        let lost = || Failure::new(Kind::Data, format!("error: line {number} has no text called `{name}`"));
-        object.get(name).and_then(Value::as_str).map(str::to_owned).ok_or_else(lost)
+/// A line is a JSON object with the columns, or else the text itself, unless there must be two.
+fn text_of(line: &str, text: &str, pair: Option<&str>, place: &str) -> Result<(String, Option<String>), Failure> {
+    let wrong = |what: String| Failure::new(Kind::Data, format!("error: {place}: {what}"));
+    let object = match (serde_json::from_str(line), pair) {
+        (Ok(Value::Object(object)), _) => object,
+        (_, None) => return Ok((line.to_owned(), None)),
+        (_, Some(pair)) => return Err(wrong(format!("pairs of texts are JSON objects with `{text}` and `{pair}`"))),
+    };
+    let column = |name: &str| match object.get(name) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => Err(wrong(format!("`{name}` is not a text: {other}"))),
+        None => Err(wrong(format!("there is no text called `{name}`"))),
     };
     Ok((column(text)?, pair.map(column).transpose()?))
 }

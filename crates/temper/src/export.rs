@@ -262,6 +262,33 @@ fn drop_foreign(settings: &mut Map<String, Value>) {
     settings.retain(|key, value| !STALE.contains(&key.as_str()) && !local(value));
 }
 
+/// Says what the class that Transformers gives a tokenizer of no class of its own cannot know: which tokens are special, and that
+/// there are segments. What is said already stays, `null` included.
+fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer) {
+    const CLASS: &str = "PreTrainedTokenizerFast";
+    const USUAL: [(&str, [&str; 2]); 5] = [
+        ("unk_token", ["[UNK]", "<unk>"]),
+        ("cls_token", ["[CLS]", "<s>"]),
+        ("sep_token", ["[SEP]", "</s>"]),
+        ("pad_token", ["[PAD]", "<pad>"]),
+        ("mask_token", ["[MASK]", "<mask>"]),
+    ];
+    if settings.entry("tokenizer_class").or_insert_with(|| json!(CLASS)) != CLASS {
+        return;
+    }
+    // `<s>` and `</s>` are these only where texts are framed by them.
+    let frames = tokenizer.added_tokens(true) > 0;
+    for (key, names) in USUAL.iter().filter(|(key, _)| frames || !["cls_token", "sep_token"].contains(key)) {
+        if let Some(name) = names.iter().find(|name| tokenizer.token_id(name).is_some()) {
+            settings.entry(*key).or_insert_with(|| json!(name));
+        }
+    }
+    if tokenizer.marks_pairs() {
+        let inputs = json!(["input_ids", "token_type_ids", "attention_mask"]);
+        settings.entry("model_input_names").or_insert(inputs);
+    }
+}
+
 /// Copies the tokenizer and notes the longest input.
 pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> Result<(), Failure> {
     for from in tokenizer.files() {
@@ -271,10 +298,11 @@ pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> 
         write_atomically(&to, &fs::read(from).context(Kind::Other, failed())?)?;
     }
     let path = dir.join("tokenizer_config.json");
-    let text = fs::read_to_string(&path).unwrap_or_else(|_| r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#.into());
-    let settings: Result<Value, _> = serde_json::from_str(&text);
+    let text = fs::read_to_string(&path).unwrap_or_else(|_| "{}".into());
+    let settings: Result<Map<String, Value>, _> = serde_json::from_str(&text);
     let mut settings = settings.context(Kind::Data, "failed to understand tokenizer_config.json")?;
-    settings["model_max_length"] = json!(max_length);
-    settings.as_object_mut().into_iter().for_each(drop_foreign);
-    write_json(&path, &settings)
+    drop_foreign(&mut settings);
+    settings.insert("model_max_length".into(), json!(max_length));
+    complete(&mut settings, tokenizer);
+    write_json(&path, &settings.into())
 }

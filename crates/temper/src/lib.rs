@@ -2,6 +2,14 @@
 //!
 //! Read [`train`](mod@train) first: it is the whole house seen from the front door.
 
+/// `eprintln!` to whoever still listens: a terminal that was closed, or a pipe, ends no run.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 pub mod build;
 pub mod cli;
 pub mod device;
@@ -49,7 +57,7 @@ pub fn exit(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.is_unsaid() {
-                eprintln!("{failure}");
+                say!("{failure}");
             }
             failure.exit_code()
         }

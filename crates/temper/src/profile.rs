@@ -14,7 +14,7 @@ use tracing::span::{Attributes, Id};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::run_dir::write_json;
 
 /// The target of spans that are collected.
@@ -48,6 +48,22 @@ impl Profile {
     /// Every span that is over, in the order in which they ended.
     pub fn slices(&self) -> Vec<Slice> {
         self.slices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a trace can be written there, as far as can be told before there is one.
+    ///
+    /// # Errors
+    /// When it is a directory, or in none.
+    pub fn check(path: &Path) -> Result<(), Failure> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let what = if path.is_dir() {
+            "it is a directory"
+        } else if parent.is_some_and(|parent| !parent.is_dir()) {
+            "there is no such directory"
+        } else {
+            return Ok(());
+        };
+        Err(Failure::new(Kind::Recipe, format!("error: no trace can be written to {}: {what}", path.display())))
     }
 
     /// Writes a trace in Chrome's format, which Perfetto (ui.perfetto.dev) opens.

@@ -119,9 +119,9 @@ fn tell(verdict: &Verdict, size: usize) {
     let cause = cause.strip_prefix("error: ").unwrap_or(cause);
     let message = format!("error: rank {rank} of {size} {at}: {cause}");
     if *code == temper_world::WORLD_FAILED {
-        eprintln!("{message}\n  = help: all ranks end; the same command goes on from the last checkpoint");
+        say!("{message}\n  = help: all ranks end; the same command goes on from the last checkpoint");
     } else {
-        eprintln!("{message}");
+        say!("{message}");
     }
 }
 

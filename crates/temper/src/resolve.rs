@@ -236,6 +236,12 @@ fn read_tokenizer(recipe: &Recipe, config: &Config) -> Result<Tokenizer, Failure
             format!("the tokenizer has {tokens} tokens, the model embeds {rows}: they do not belong together");
         return Err(point(recipe, Kind::Data, key, message));
     }
+    let types = config.type_vocab_size();
+    if recipe.data.text_pair.is_some() && types == 1 && tokenizer.marks_pairs() {
+        let message = "the tokenizer marks second texts as segment 1, and the model has no segment but 0 \
+                       (`type_vocab_size` in config.json): they do not belong together";
+        return Err(point(recipe, Kind::Data, key, message));
+    }
     Ok(tokenizer)
 }
 

@@ -22,6 +22,7 @@ impl RunDir {
     pub fn open(plan: &Plan, recipe: &str, fresh: bool) -> Result<Self, Failure> {
         let path = PathBuf::from(&plan.run.dir);
         let shown = path.display().to_string();
+        refuse_what_is_not_ours(&path)?;
         fs::create_dir_all(&path).context(Kind::Other, format!("failed to create {shown}"))?;
         let lock = File::create(path.join(".lock")).context(Kind::Other, format!("failed to lock {shown}"))?;
         match lock.try_lock() {
@@ -37,9 +38,10 @@ impl RunDir {
             dir.clear()?;
         }
         dir.refuse_another_plan(plan)?;
-        dir.write("recipe.toml", recipe.as_bytes())?;
+        // The plan first: it is what tells a run's directory from others.
         let json = serde_json::to_vec_pretty(plan).context(Kind::Other, "failed to write the plan")?;
         dir.write("plan.json", &json)?;
+        dir.write("recipe.toml", recipe.as_bytes())?;
         Ok(dir)
     }
 
@@ -104,13 +106,37 @@ impl RunDir {
 
     /// Removes what runs write, and nothing else.
     fn clear(&self) -> Result<(), Failure> {
-        for name in ["checkpoints", "tensorboard", "export", "merged", ".push"] {
+        for name in DIRECTORIES {
             remove(fs::remove_dir_all(self.join(name)), &self.join(name))?;
         }
-        for name in ["events.jsonl", "plan.json", "recipe.toml", "report.html", "samples.jsonl", "train.log"] {
+        for name in FILES.into_iter().chain([PLAN]) {
             remove(fs::remove_file(self.join(name)), &self.join(name))?;
         }
         Ok(())
+    }
+}
+
+/// What runs write, beside the plan.
+const DIRECTORIES: [&str; 5] = ["checkpoints", "tensorboard", "export", "merged", ".push"];
+const FILES: [&str; 5] = ["events.jsonl", "recipe.toml", "report.html", "samples.jsonl", "train.log"];
+const PLAN: &str = "plan.json";
+
+/// A directory without a sign of a run, and with something in it that a run would replace, belongs to somebody.
+fn refuse_what_is_not_ours(path: &Path) -> Result<(), Failure> {
+    let is_there = |name: &&str| path.join(name).symlink_metadata().is_ok();
+    if [PLAN, "events.jsonl", ".lock"].iter().any(is_there) {
+        return Ok(());
+    }
+    match DIRECTORIES.iter().chain(&FILES).find(|name| is_there(name)) {
+        None => Ok(()),
+        Some(name) => Err(Failure::new(
+            Kind::Recipe,
+            format!(
+                "error: {} holds `{name}` and no run ({PLAN} is missing): training here would replace it\n  = help: give \
+                 the run a directory of its own with `dir` in [run]",
+                path.display()
+            ),
+        )),
     }
 }
 

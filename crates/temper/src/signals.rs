@@ -18,10 +18,10 @@ pub fn install(stop: &Stop, speaks: bool) -> Result<(), Failure> {
         if asked.swap(true, Ordering::Relaxed) {
             std::process::exit(Kind::Interrupted as i32);
         }
-        if speaks {
-            eprintln!("stopping when the work at hand is safe; once more to stop at once");
-        }
         stop.request_stop();
+        if speaks {
+            say!("stopping when the work at hand is safe; once more to stop at once");
+        }
     })
     .context(Kind::Other, WHAT)
 }

@@ -236,7 +236,7 @@ impl Walk<'_> {
                            `--fresh`";
             return Err(Failure::new(Kind::Recipe, message));
         }
-        eprintln!("trial {} of {}: {}", trial.dir, self.held.trials.len(), trial.shown());
+        say!("trial {} of {}: {}", trial.dir, self.held.trials.len(), trial.shown());
         self.note(number, TrialState::Running, None)?;
         let mut process = Process::start(&self.arguments(&trial), &place.with_extension("log"))?;
         let others: Vec<Course> = self.ended(number);
@@ -264,7 +264,7 @@ impl Walk<'_> {
         };
         let (state, why) = self.outcome(ending(status), verdict, &process);
         self.note(number, state, why)?;
-        eprintln!("trial {} {}", trial.dir, self.line(number));
+        say!("trial {} {}", trial.dir, self.line(number));
         if self.stop.is_requested() || state == TrialState::Interrupted {
             return Err(self.interrupted());
         }
@@ -298,7 +298,7 @@ impl Walk<'_> {
     /// Waits for a process that an earlier sweep, killed, has left in the trial's directory.
     fn wait_for(&self, place: &Path) -> Result<(), Failure> {
         if is_running(place) {
-            eprintln!("a process of an earlier sweep is still running in {}: waiting for it", place.display());
+            say!("a process of an earlier sweep is still running in {}: waiting for it", place.display());
         }
         while is_running(place) && !self.stop.is_requested() {
             std::thread::sleep(LOOK);

@@ -65,7 +65,7 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
     let pushes = how.push && plan.export.push_to.is_some() && world.leads();
     let permission = pushes.then(|| push::ask(&plan, recipe)).transpose()?;
     if let Some(endpoint) = plan.endpoint.as_ref().filter(|_| world.leads()) {
-        eprintln!("the hub is {endpoint}");
+        say!("the hub is {endpoint}");
     }
     if together(world.by_machine(|| fetch_weights(recipe)))?? {
         inputs.reopen(recipe)?;
@@ -316,7 +316,7 @@ fn engine_failure(error: temper_engine::Error, world: &World) -> Failure {
         world.fail_elsewhere();
     }
     let kind = match &error {
-        temper_engine::Error::Diverged { .. } => Kind::Diverged,
+        temper_engine::Error::Diverged { .. } | temper_engine::Error::Ruined { .. } => Kind::Diverged,
         temper_engine::Error::NoTargets { .. } | temper_engine::Error::Data { .. } => Kind::Data,
         temper_engine::Error::World(_) | temper_engine::Error::Disagrees { .. } => Kind::World,
         _ => Kind::Other,

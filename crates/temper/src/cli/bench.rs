@@ -43,6 +43,7 @@ pub(super) struct BenchArgs {
 impl BenchArgs {
     /// Runs the first steps of the recipe in a directory of their own, which is gone afterwards.
     pub(super) fn run(mut self, profile: &Profile) -> Result<(), Failure> {
+        self.trace.as_deref().map_or(Ok(()), Profile::check)?;
         let place = tempfile::tempdir().context(Kind::Other, "failed to create a temporary directory")?;
         let steps = self.warmup + self.steps.max(1);
         let every = if self.eval { steps.to_string() } else { "never".into() };

@@ -184,6 +184,6 @@ fn report(answers: &[Answer], began: Instant) {
     let tokens: usize = answers.iter().map(|answer| answer.tokens).sum();
     let seconds = began.elapsed().as_secs_f64();
     if std::io::stderr().is_terminal() {
-        eprintln!("{tokens} tokens, {:.1} tokens/s with the prompt", tokens as f64 / seconds);
+        say!("{tokens} tokens, {:.1} tokens/s with the prompt", tokens as f64 / seconds);
     }
 }

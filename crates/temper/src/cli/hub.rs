@@ -163,7 +163,7 @@ impl HubVerb {
 fn keep_token() -> Result<(), Failure> {
     let input = std::io::stdin();
     if input.is_terminal() {
-        eprintln!("paste a token (it is shown) and press return:");
+        say!("paste a token (it is shown) and press return:");
     }
     let mut line = String::new();
     input.lock().read_line(&mut line).context(Kind::Other, "failed to read the token")?;

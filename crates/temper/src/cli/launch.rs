@@ -48,7 +48,7 @@ impl LaunchArgs {
             left -= 1;
             // What was there before is what the next start goes on from.
             train.fresh = false;
-            eprintln!("starting {nproc} ranks again, {left} more times if need be");
+            say!("starting {nproc} ranks again, {left} more times if need be");
         }
     }
 }

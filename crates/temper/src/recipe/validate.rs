@@ -20,6 +20,9 @@ use super::{FrozenDtype, PushWhat, PushWhen, Recipe, check};
 use crate::diagnostic::Diagnostics;
 use crate::fetch::is_hub_name;
 
+/// A wider adapter is wider than any layer.
+const MAX_RANK: usize = 1 << 16;
+
 /// Keys of which only one can be written.
 pub(super) const RIVALS: [(&str, &str); 5] = [
     ("model.base", "model.config"),
@@ -208,11 +211,11 @@ fn adapter(rules: &mut Rules<'_>, recipe: &Recipe) {
     if adapter.method != Method::Full {
         rules.idle(&["adapter.freeze"], "the whole backbone is frozen unless `method = \"full\"`", "adapter.method");
     }
-    rules.must("adapter.rank", adapter.rank >= 1, "at least 1");
+    rules.must("adapter.rank", (1..=MAX_RANK).contains(&adapter.rank), "in 1 to 65536");
     rules.must("adapter.alpha", adapter.alpha > 0.0 && adapter.alpha.is_finite(), "above 0");
     rules.must("adapter.dropout", (0.0..1.0).contains(&adapter.dropout), "in [0, 1)");
     for (name, rank) in &adapter.rank_pattern {
-        rules.must(&join_key("adapter.rank_pattern", name), *rank >= 1, "at least 1");
+        rules.must(&join_key("adapter.rank_pattern", name), (1..=MAX_RANK).contains(rank), "in 1 to 65536");
     }
     for (name, alpha) in &adapter.alpha_pattern {
         rules.must(&join_key("adapter.alpha_pattern", name), *alpha > 0.0 && alpha.is_finite(), "above 0");

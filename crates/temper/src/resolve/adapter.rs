@@ -24,12 +24,12 @@ pub(super) fn check_weights(
     // A classifier's head may be new. A language model's output layer is a part of the network.
     let causal = matches!(task, TaskPlan::CausalLm { .. });
     let needed = |path: &&String| path.starts_with("backbone.") || causal;
-    let missing: Vec<&String> = report.missing.iter().filter(needed).collect();
-    let optional = |path: &str| path.starts_with("backbone.pooler.");
-    if let Some(path) = missing.iter().find(|path| !optional(path)) {
+    let optional = |path: &String| path.starts_with("backbone.pooler.");
+    let missing: Vec<&String> = report.missing.iter().filter(needed).filter(|path| !optional(path)).collect();
+    if let [path, others @ ..] = &missing[..] {
         let names = checkpoint_names(config.prefix(), path).join("` or `");
-        let message =
-            format!("the weights lack `{names}` (and {} more tensors of {})", missing.len() - 1, config.model_type());
+        let more = if others.is_empty() { String::new() } else { format!(" (and {} more tensors)", others.len()) };
+        let message = format!("the weights lack `{names}`{more}, which {} has", config.model_type());
         return Err(point(recipe, Kind::Data, "model.base", message));
     }
     if let Some(name) = report.wrong_dtype.first() {

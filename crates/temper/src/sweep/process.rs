@@ -36,7 +36,7 @@ impl Process {
     pub fn watch(&mut self, prefix: &str) -> Result<Option<ExitStatus>, Failure> {
         let ended = self.child.try_wait().context(Kind::Other, "failed to watch a trial")?;
         for line in self.log.lines(ended.is_some()) {
-            eprintln!("{prefix}  {line}");
+            say!("{prefix}  {line}");
         }
         Ok(ended)
     }
