@@ -145,8 +145,12 @@ impl Layout {
 
     fn missing(&self, wanted: &str, there: &[String]) -> (String, String) {
         let there = || there.iter().map(String::as_str);
-        let null = if there().any(|name| name == wanted) { "it is null; " } else { "" };
-        (wanted.to_owned(), format!("{null}the columns are {}{}", listed(there()), nearest(wanted, there())))
+        let message = if there().any(|name| name == wanted) {
+            "it is null".into()
+        } else {
+            format!("the columns are {}{}", listed(there()), nearest(wanted, there()))
+        };
+        (wanted.to_owned(), message)
     }
 
     /// No format fits: what is nearest to one.

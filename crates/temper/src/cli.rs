@@ -383,8 +383,9 @@ impl PredictArgs {
     fn run(self) -> Result<(), Failure> {
         let model = Trained::new(Opened::open(&self.model)?, &self.device.open()?)?;
         if !self.texts.is_empty() {
-            if self.columns.text_pair.is_some() {
-                let message = "error: --text-pair names a column, and texts given as arguments have none; use --file";
+            if self.columns.text.is_some() || self.columns.text_pair.is_some() {
+                let message =
+                    "error: --text and --text-pair name columns, and texts given as arguments have none; use --file";
                 return Err(Failure::new(Kind::Recipe, message));
             }
             if model.opened().columns().text_pair.is_none() {

@@ -24,7 +24,7 @@ pub(super) struct BenchArgs {
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Optimizer steps that are measured.
-    #[arg(long, default_value_t = 20, value_name = "N")]
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Steps before them that are not.
     #[arg(long, default_value_t = 3, value_name = "N")]
@@ -45,7 +45,7 @@ impl BenchArgs {
     pub(super) fn run(mut self, profile: &Profile) -> Result<(), Failure> {
         self.trace.as_deref().map_or(Ok(()), Profile::check)?;
         let place = tempfile::tempdir().context(Kind::Other, "failed to create a temporary directory")?;
-        let steps = self.warmup + self.steps.max(1);
+        let steps = self.warmup + self.steps;
         let every = if self.eval { steps.to_string() } else { "never".into() };
         let run = place.path().join("run");
         self.recipe.overrides.extend([

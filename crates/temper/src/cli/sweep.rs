@@ -24,9 +24,9 @@ pub(super) struct SweepArgs {
     /// Draw one of these values.
     #[arg(long, value_name = "KEY=V1,V2,...", requires = "random")]
     choice: Vec<String>,
-    /// The seed of the draws: the same seed draws the same values, and more draws begin with the fewer.
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "random")]
-    seed: u64,
+    /// The seed of the draws: the same seed draws the same values, and more draws begin with the fewer. Default: 0.
+    #[arg(long, value_name = "N", requires = "random")]
+    seed: Option<u64>,
     /// When to stop a trial early. One that is stopped keeps its last checkpoint and has no export.
     #[arg(long, value_name = "RULE", default_value = "never")]
     stop: Rule,
@@ -70,7 +70,7 @@ impl SweepArgs {
             random: self.random.unwrap_or(0) as usize,
             range: self.range,
             choice: self.choice,
-            seed: self.seed,
+            seed: self.seed.unwrap_or(0),
         };
         let summary = sweep(&Sweep {
             recipe: self.recipe.recipe,

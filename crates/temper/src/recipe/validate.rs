@@ -115,6 +115,13 @@ fn model(rules: &mut Rules<'_>, recipe: &Recipe) {
     }
 }
 
+/// Nothing is in the list twice.
+fn once<T: PartialEq>(rules: &mut Rules<'_>, key: &str, items: &[T]) {
+    if let Some(i) = (1..items.len()).find(|&i| items[..i].contains(&items[i])) {
+        rules.wrong(&format!("{key}.{i}"), "this is in the list twice", "remove it");
+    }
+}
+
 fn task(rules: &mut Rules<'_>, recipe: &Recipe) {
     if !matches!(recipe.task, TaskConfig::SequenceClassification(_)) {
         rules.idle(&["data.label", "data.text_pair"], "this task has no labels and takes one text", "task.kind");
@@ -127,6 +134,12 @@ fn task(rules: &mut Rules<'_>, recipe: &Recipe) {
                     "`metrics` in [task] names no metric",
                     "remove it to measure the task's own",
                 );
+            }
+            once(rules, "task.metrics", task.metrics.as_deref().unwrap_or_default());
+            let labels = task.labels.as_deref();
+            once(rules, "task.labels", labels.unwrap_or_default());
+            if labels.is_some_and(|labels| labels.len() < 2) && task.problem == Problem::SingleLabel {
+                rules.wrong("task.labels", "a classifier needs two classes or more", "name them all, in order");
             }
             rules.must("task.label_smoothing", (0.0..1.0).contains(&task.label_smoothing), "in [0, 1)");
             if task.problem == Problem::Regression {

@@ -4,6 +4,7 @@ use regex::Regex;
 use temper_data::Format;
 use temper_tasks::{CausalLmConfig, Metric, TaskConfig};
 
+use super::once;
 use crate::recipe::Recipe;
 use crate::recipe::rules::Rules;
 
@@ -11,6 +12,7 @@ pub(super) fn task(rules: &mut Rules<'_>, task: &CausalLmConfig) {
     rules.must("task.label_smoothing", (0.0..1.0).contains(&task.label_smoothing), "in [0, 1)");
     rules.must("task.z_loss", task.z_loss >= 0.0 && task.z_loss.is_finite(), "at least 0");
     rules.must("task.max_new_tokens", task.max_new_tokens >= 1, "at least 1");
+    once(rules, "task.metrics", &task.metrics);
     for (i, metric) in task.metrics.iter().enumerate() {
         let message = match metric {
             Metric::ChoiceAccuracy | Metric::ExactMatch | Metric::RegexMatch => continue,
