@@ -198,18 +198,24 @@ fn accumulation_is_exact() {
     }
 }
 
+/// Sends SIGTERM after the first step; the exit code.
+#[cfg(unix)]
+fn terminated(mut run: Child, dir: &Path) -> Option<i32> {
+    while !dir.join("events.jsonl").is_file() || losses(dir).is_empty() {
+        assert!(run.try_wait().unwrap().is_none(), "the run ended early");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = run.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    run.wait().unwrap().code()
+}
+
 #[test]
 #[cfg(unix)]
 fn sigterm_saves_and_says_so_with_its_exit_code() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = start(dir.path(), &["train.max_steps=2000"]);
-    while !dir.path().join("events.jsonl").is_file() || losses(dir.path()).is_empty() {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(5));
+    let child = start(dir.path(), &["train.max_steps=2000"]);
+    assert_eq!(terminated(child, dir.path()), Some(5));
     assert!(fs::read_dir(dir.path().join("checkpoints")).unwrap().count() >= 1);
     assert!(!dir.path().join("export").exists());
 }
@@ -223,13 +229,7 @@ fn a_signal_is_heard_where_nobody_reads_what_is_said() {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut child = command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stderr.take());
-    while !dir.path().join("events.jsonl").is_file() || losses(dir.path()).is_empty() {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert_eq!(terminated(child, dir.path()), Some(5));
 }
 
 #[test]
