@@ -51,13 +51,6 @@ fn a_device_that_is_not_there_is_refused_before_anything_else() {
     }
 }
 
-/// The largest relative difference of a loss in the first five steps of an embedded recipe, and of an evaluation after them
-/// (its answers of two rows are held together too), on a GPU and on the processor.
-///
-/// The two sum in another order, and each step builds on the last; in half precision a GPU also rounds each product's sum.
-const FIVE_STEPS: f64 = 1e-4;
-const IN_HALF: f64 = 2e-3;
-
 #[test]
 fn nccl_is_for_gpus() {
     let settings = ["--set", "device.use=cpu", "--set", "distributed.backend=nccl"];
@@ -68,6 +61,13 @@ fn nccl_is_for_gpus() {
     assert!(said.starts_with("error: NCCL joins GPUs by CUDA, and the device is cpu; write `mpi`\n"), "{said}");
     assert!(said.contains("--set distributed.backend"), "{said}");
 }
+
+/// The largest relative difference of a loss in the first five steps of an embedded recipe, and of an evaluation after them
+/// (its answers of two rows are held together too), on a GPU and on the processor.
+///
+/// The two sum in another order, and each step builds on the last; in half precision a GPU also rounds each product's sum.
+const FIVE_STEPS: f64 = 1e-4;
+const IN_HALF: f64 = 2e-3;
 
 #[test]
 fn another_device_learns_the_same() {

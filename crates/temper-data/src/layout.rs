@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::Value;
 
 use crate::{
-    config::{DataConfig, Format},
+    config::{ChatColumns, DataConfig, Format},
     error::{listed, nearest},
     message::{self, Message},
 };
@@ -25,7 +25,7 @@ pub(crate) enum Sample {
 #[derive(Debug)]
 pub(crate) struct Layout {
     format: Option<Format>,
-    columns: crate::config::ChatColumns,
+    columns: ChatColumns,
     /// By [`Slot`].
     names: Vec<String>,
     /// The bits of slots that a row had something in.
@@ -47,6 +47,22 @@ enum Slot {
     Choices,
 }
 
+/// Each column of its own in `[data.columns]`: its key, which ends in its usual name, and what the recipe says.
+fn written(columns: &ChatColumns) -> [(Slot, &'static str, &Option<String>); 10] {
+    [
+        (Slot::Messages, "columns.messages", &columns.messages),
+        (Slot::Conversations, "columns.conversations", &columns.conversations),
+        (Slot::Instruction, "columns.instruction", &columns.instruction),
+        (Slot::Output, "columns.output", &columns.output),
+        (Slot::Prompt, "columns.prompt", &columns.prompt),
+        (Slot::Completion, "columns.completion", &columns.completion),
+        (Slot::Tools, "columns.tools", &columns.tools),
+        (Slot::System, "columns.system", &columns.system),
+        (Slot::Input, "columns.input", &columns.input),
+        (Slot::Choices, "columns.choices", &columns.choices),
+    ]
+}
+
 /// What each format cannot do without.
 const NEEDED: [(Format, &str, &[Slot]); 5] = [
     (Format::Chat, "chat", &[Slot::Messages]),
@@ -66,22 +82,11 @@ pub(crate) type Cells = Vec<Option<Value>>;
 
 impl Layout {
     pub(crate) fn new(config: &DataConfig) -> Self {
-        let columns = &config.columns;
-        let name = |own: &Option<String>, usual: &str| own.clone().unwrap_or_else(|| usual.to_owned());
-        let names = vec![
-            name(&columns.messages, "messages"),
-            name(&columns.conversations, "conversations"),
-            name(&columns.instruction, "instruction"),
-            name(&columns.output, "output"),
-            name(&columns.prompt, "prompt"),
-            name(&columns.completion, "completion"),
-            config.text.clone(),
-            name(&columns.tools, "tools"),
-            name(&columns.system, "system"),
-            name(&columns.input, "input"),
-            name(&columns.choices, "choices"),
-        ];
-        Self { format: config.format, columns: columns.clone(), names, seen: AtomicU32::new(0) }
+        let mut names = vec![config.text.clone(); Slot::Choices as usize + 1];
+        for (slot, key, written) in written(&config.columns) {
+            names[slot as usize] = written.clone().unwrap_or_else(|| key.trim_start_matches("columns.").to_owned());
+        }
+        Self { format: config.format, columns: config.columns.clone(), names, seen: AtomicU32::new(0) }
     }
 
     /// Takes note of what a row has.
@@ -92,21 +97,8 @@ impl Layout {
 
     /// A column that the recipe names and that no row had, by its key in `[data.columns]`.
     pub(crate) fn unseen(&self) -> Option<(&'static str, &str)> {
-        let columns = &self.columns;
-        let written = [
-            (Slot::Messages, "columns.messages", &columns.messages),
-            (Slot::Conversations, "columns.conversations", &columns.conversations),
-            (Slot::Instruction, "columns.instruction", &columns.instruction),
-            (Slot::Output, "columns.output", &columns.output),
-            (Slot::Prompt, "columns.prompt", &columns.prompt),
-            (Slot::Completion, "columns.completion", &columns.completion),
-            (Slot::Tools, "columns.tools", &columns.tools),
-            (Slot::System, "columns.system", &columns.system),
-            (Slot::Input, "columns.input", &columns.input),
-            (Slot::Choices, "columns.choices", &columns.choices),
-        ];
         let seen = self.seen.load(Ordering::Relaxed);
-        let absent = written.into_iter().filter(|(slot, ..)| seen & (1 << *slot as u32) == 0);
+        let absent = written(&self.columns).into_iter().filter(|(slot, ..)| seen & (1 << *slot as u32) == 0);
         absent.filter_map(|(_, key, name)| Some((key, name.as_deref()?))).next()
     }
 

@@ -6,6 +6,23 @@
 //! device; the first product of a shape alone waits until it is enqueued, to learn whether the library takes it, and the first
 //! attention until it is compiled.
 
+/// The functions of a library of NVIDIA's that is opened at run time, as `struct Library`.
+macro_rules! library {
+    ($($field:ident = $symbol:literal: $kind:ty;)*) => {
+        struct Library {
+            $($field: $kind,)*
+        }
+
+        impl Library {
+            /// The functions, if it has all of them.
+            fn of(library: &'static libloading::Library) -> Option<Self> {
+                // SAFETY: these symbols are functions of these types; the library is never closed.
+                Some(unsafe { Self { $($field: *library.get::<$kind>($symbol).ok()?,)* } })
+            }
+        }
+    };
+}
+
 #[cfg(feature = "flash")]
 mod attention;
 mod cublaslt;

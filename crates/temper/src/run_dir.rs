@@ -40,7 +40,7 @@ impl RunDir {
         dir.refuse_another_plan(plan)?;
         // The plan first: it is what tells a run's directory from others.
         let json = serde_json::to_vec_pretty(plan).context(Kind::Other, "failed to write the plan")?;
-        dir.write("plan.json", &json)?;
+        dir.write(PLAN, &json)?;
         dir.write("recipe.toml", recipe.as_bytes())?;
         Ok(dir)
     }
@@ -66,7 +66,7 @@ impl RunDir {
     }
 
     fn refuse_another_plan(&self, plan: &Plan) -> Result<(), Failure> {
-        let Ok(text) = fs::read_to_string(self.join("plan.json")) else { return Ok(()) };
+        let Ok(text) = fs::read_to_string(self.join(PLAN)) else { return Ok(()) };
         let old: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         let checkpoints = fs::read_dir(self.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some());
         if !checkpoints || old["fingerprint"] == plan.fingerprint.as_str() {

@@ -47,22 +47,6 @@ struct Heuristic {
 type SetAttribute = unsafe extern "C" fn(Pointer, c_int, *const c_void, usize) -> Status;
 type Destroy = unsafe extern "C" fn(Pointer) -> Status;
 
-macro_rules! library {
-    ($($field:ident = $symbol:literal: $kind:ty;)*) => {
-        struct Library {
-            $($field: $kind,)*
-        }
-
-        impl Library {
-            /// The functions, if it has all of them.
-            fn of(library: &'static libloading::Library) -> Option<Self> {
-                // SAFETY: these symbols are functions of these types; the library is never closed.
-                Some(unsafe { Self { $($field: *library.get::<$kind>($symbol).ok()?,)* } })
-            }
-        }
-    };
-}
-
 library! {
     create = "cublasLtCreate": unsafe extern "C" fn(*mut Pointer) -> Status;
     desc_create = "cublasLtMatmulDescCreate": unsafe extern "C" fn(*mut Pointer, c_int, c_int) -> Status;

@@ -18,6 +18,8 @@ use super::{Gpu, Operand, enqueue, failure};
 /// A `ncclResult_t`: 0 for success.
 type Status = c_int;
 
+type Pointer = *mut c_void;
+
 const FLOAT32: c_int = 7;
 const SUM: c_int = 0;
 
@@ -28,62 +30,52 @@ struct UniqueId([u8; 128]);
 
 /// `ncclComm_t`. It lives as long as the process, for its end may wait for ranks that are gone.
 #[derive(Clone, Copy)]
-struct Communicator(*mut c_void);
+struct Communicator(Pointer);
 
 // SAFETY: only cubecl's thread of the device uses it.
 unsafe impl Send for Communicator {}
 
-struct Library {
-    unique_id: unsafe extern "C" fn(*mut UniqueId) -> Status,
-    // Where the communicator is written, ranks, id, rank.
-    init_rank: unsafe extern "C" fn(*mut *mut c_void, c_int, UniqueId, c_int) -> Status,
-    // From, to, elements, dtype, operation, communicator, stream.
-    all_reduce:
-        unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, *mut c_void) -> Status,
-    // From, to, elements, dtype, operation, root, communicator, stream.
-    reduce: unsafe extern "C" fn(
-        *const c_void,
-        *mut c_void,
-        usize,
-        c_int,
-        c_int,
-        c_int,
-        *mut c_void,
-        *mut c_void,
-    ) -> Status,
-    // From, to, elements, dtype, root, communicator, stream.
-    broadcast:
-        unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, *mut c_void) -> Status,
-    group_start: unsafe extern "C" fn() -> Status,
-    group_end: unsafe extern "C" fn() -> Status,
+impl Communicator {
+    /// What NCCL calls it by. A closure that calls this takes all of it along, and may be sent.
+    fn pointer(self) -> Pointer {
+        self.0
+    }
 }
 
-impl Library {
-    /// The library, if this machine has it.
-    fn get() -> Option<&'static Self> {
-        static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
-        let open = || {
-            // SAFETY: a library of NVIDIA's, whose initialisation has no conditions; it is never closed.
-            let library = ["libnccl.so.2", "libnccl.so"]
-                .into_iter()
-                .find_map(|name| unsafe { libloading::Library::new(name) }.ok());
-            let library: &'static libloading::Library = Box::leak(Box::new(library?));
-            // SAFETY: these symbols are functions of these types.
-            unsafe {
-                Some(Library {
-                    unique_id: *library.get("ncclGetUniqueId").ok()?,
-                    init_rank: *library.get("ncclCommInitRank").ok()?,
-                    all_reduce: *library.get("ncclAllReduce").ok()?,
-                    reduce: *library.get("ncclReduce").ok()?,
-                    broadcast: *library.get("ncclBroadcast").ok()?,
-                    group_start: *library.get("ncclGroupStart").ok()?,
-                    group_end: *library.get("ncclGroupEnd").ok()?,
-                })
-            }
-        };
-        LIBRARY.get_or_init(open).as_ref()
-    }
+library! {
+    unique_id = "ncclGetUniqueId": unsafe extern "C" fn(*mut UniqueId) -> Status;
+    // Where the communicator is written, ranks, id, rank.
+    init_rank = "ncclCommInitRank": unsafe extern "C" fn(*mut Pointer, c_int, UniqueId, c_int) -> Status;
+    // From, to, elements, dtype, operation, communicator, stream.
+    all_reduce = "ncclAllReduce": unsafe extern "C" fn(
+        *const c_void, Pointer, usize, c_int, c_int, Pointer, Pointer,
+    ) -> Status;
+    // From, to, elements, dtype, operation, root, communicator, stream.
+    reduce = "ncclReduce": unsafe extern "C" fn(
+        *const c_void, Pointer, usize, c_int, c_int, c_int, Pointer, Pointer,
+    ) -> Status;
+    // From, to, elements, dtype, root, communicator, stream.
+    broadcast = "ncclBroadcast": unsafe extern "C" fn(
+        *const c_void, Pointer, usize, c_int, c_int, Pointer, Pointer,
+    ) -> Status;
+    group_start = "ncclGroupStart": unsafe extern "C" fn() -> Status;
+    group_end = "ncclGroupEnd": unsafe extern "C" fn() -> Status;
+}
 
+/// The library, if this machine has it.
+fn library() -> Option<&'static Library> {
+    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    let open = |name| {
+        // SAFETY: a library of NVIDIA's, whose initialisation has no conditions.
+        let library = unsafe { libloading::Library::new(name) }.ok()?;
+        Library::of(Box::leak(Box::new(library)))
+    };
+    LIBRARY.get_or_init(|| ["libnccl.so.2", "libnccl.so"].into_iter().find_map(open)).as_ref()
+}
+
+const MISSING: &str = "libnccl.so.2 is missing";
+
+impl Library {
     /// Several operations as one.
     ///
     /// # Safety
@@ -119,7 +111,7 @@ pub struct Nccl {
 impl Nccl {
     /// Whether this machine has the library.
     pub fn is_present() -> bool {
-        Library::get().is_some()
+        library().is_some()
     }
 
     /// What one rank draws, and all join with.
@@ -129,7 +121,7 @@ impl Nccl {
     pub fn invitation() -> Result<Vec<u8>, String> {
         let mut id = UniqueId([0; 128]);
         // SAFETY: the function writes one id.
-        succeeded("ncclGetUniqueId", unsafe { (library()?.unique_id)(&raw mut id) })?;
+        succeeded("ncclGetUniqueId", unsafe { (library().ok_or(MISSING)?.unique_id)(&raw mut id) })?;
         Ok(id.0.to_vec())
     }
 
@@ -138,7 +130,7 @@ impl Nccl {
     /// # Errors
     /// What NCCL says, when it is missing, and when the device is not CUDA's.
     pub fn join(device: &Device, rank: usize, size: usize, invitation: &[u8]) -> Result<Self, String> {
-        let library = library()?;
+        let library = library().ok_or(MISSING)?;
         let id = UniqueId(invitation.try_into().map_err(|_| "the invitation to NCCL has not 128 bytes".to_owned())?);
         let place = primitive(Tensor::zeros([1], device))?;
         let gpu = Gpu::of(&place.client).ok_or("NCCL joins GPUs of NVIDIA's, by CUDA")?;
@@ -217,10 +209,9 @@ impl Nccl {
         let (read, written) = ([Operand::all(&from)], [Operand::all(&to)]);
         let (library, communicator) = (self.library, self.communicator);
         self.gpu.queue.submit(move |server| {
-            let communicator = communicator;
-            let launch = |read: &[*mut c_void], written: &[*mut c_void], stream| {
+            let launch = |read: &[Pointer], written: &[Pointer], stream| {
                 let (from, to) = (read[0].cast_const().cast(), written[0].cast());
-                let status = operation(Call { library, communicator: communicator.0, from, to, stream });
+                let status = operation(Call { library, communicator: communicator.pointer(), from, to, stream });
                 if status == 0 { Ok(()) } else { Err(failure(what, status)) }
             };
             // What goes wrong is told to whoever reads the result.
@@ -236,14 +227,10 @@ impl Nccl {
 /// What an operation is called with.
 struct Call {
     library: &'static Library,
-    communicator: *mut c_void,
+    communicator: Pointer,
     from: *const f32,
     to: *mut f32,
-    stream: *mut c_void,
-}
-
-fn library() -> Result<&'static Library, String> {
-    Library::get().ok_or_else(|| "libnccl.so.2 is missing".into())
+    stream: Pointer,
 }
 
 /// Contiguous values of a GPU.
