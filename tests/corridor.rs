@@ -205,9 +205,33 @@ fn terminated(mut run: Child, dir: &Path) -> Option<i32> {
         assert!(run.try_wait().unwrap().is_none(), "the run ended early");
         std::thread::sleep(Duration::from_millis(20));
     }
+    terminate(&run);
+    run.wait().unwrap().code()
+}
+
+#[cfg(unix)]
+fn terminate(run: &Child) {
     let pid = run.id().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    run.wait().unwrap().code()
+}
+
+/// As where a job is preempted while it fetches its model.
+#[test]
+#[cfg(unix)]
+fn sigterm_before_there_is_anything_to_save_has_the_same_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let arguments = arguments(&dir.path().join("run"), &["model.base=lab/model"]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut child = command(&arguments);
+    child.env("HF_ENDPOINT", format!("http://{}", silent.local_addr().unwrap())).env("HF_HOME", dir.path());
+    let child = child.stderr(Stdio::piped()).spawn().unwrap();
+    let _asked = silent.accept().unwrap();
+    terminate(&child);
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(5), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("before there was anything to save"), "{}", text(&out.stderr));
+    assert!(!dir.path().join("run").exists());
 }
 
 #[test]

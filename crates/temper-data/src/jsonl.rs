@@ -109,7 +109,7 @@ impl<'de> Visitor<'de> for Row<'_> {
     }
 }
 
-/// A JSON value as a label or text; an object becomes text no label has.
+/// A JSON value as a label or text.
 pub(crate) fn raw(value: Value) -> Raw {
     match value {
         Value::Null => Raw::Null,
@@ -120,6 +120,6 @@ pub(crate) fn raw(value: Value) -> Raw {
         },
         Value::String(s) => Raw::Text(s),
         Value::Array(items) => Raw::List(items.into_iter().map(raw).collect()),
-        Value::Object(_) => Raw::Text(value.to_string()),
+        Value::Object(_) => Raw::Object,
     }
 }

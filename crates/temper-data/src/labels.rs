@@ -202,6 +202,7 @@ impl Labels {
             Raw::Float(f) if f.fract() == 0.0 && f.abs() < 9e15 => format!("{f:.0}"),
             Raw::Float(f) => return Err(format!("the label is {f}; a class is a name or an integer")),
             Raw::List(_) => return Err("the label is a list; this task has one class a row".into()),
+            Raw::Object => return Err("the label is an object; a class is a name or an integer".into()),
             Raw::None | Raw::Null => return Err("the label is null".into()),
         };
         if let Some(&id) = self.index.get(&name) {
@@ -267,11 +268,7 @@ fn score(raw: &Raw) -> Result<f32, String> {
         }
         other => return Err(format!("the score is {}, a number is needed", other.kind())),
     };
-    if (value as f32).is_finite() {
-        Ok(value as f32)
-    } else {
-        Err(format!("the score is {value}, not a finite number"))
-    }
+    if (value as f32).is_finite() { Ok(value as f32) } else { Err(format!("the score is {value}, not a finite f32")) }
 }
 
 fn flag(raw: &Raw) -> Result<bool, String> {
@@ -339,7 +336,9 @@ mod tests {
         assert_eq!(labels, [Label::Class(1), Label::Class(0), Label::Class(0)]);
         let error = read(names(), vec![text("postive")]).unwrap_err();
         assert!(error.contains("did you mean \"positive\"?"), "{error}");
-        for bad in [Raw::Integer(2), Raw::Integer(-1), Raw::Null, Raw::Float(0.5), text(""), Raw::List(vec![])] {
+        for bad in
+            [Raw::Integer(2), Raw::Integer(-1), Raw::Null, Raw::Float(0.5), text(""), Raw::List(vec![]), Raw::Object]
+        {
             assert!(read(names(), vec![bad.clone()]).is_err(), "{bad:?}");
         }
     }

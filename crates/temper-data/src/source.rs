@@ -66,6 +66,8 @@ pub(crate) enum Raw {
     Float(f64),
     Bool(bool),
     List(Vec<Raw>),
+    /// Neither a label nor a text.
+    Object,
 }
 
 /// The columns to read.
@@ -187,6 +189,7 @@ impl Raw {
             Self::Float(f) => format!("the number {f}"),
             Self::Bool(b) => format!("{b}"),
             Self::List(_) => "a list".into(),
+            Self::Object => "an object".into(),
         }
     }
 }

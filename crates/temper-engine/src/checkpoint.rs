@@ -298,6 +298,8 @@ impl Store {
     fn steps(&self) -> Result<Vec<u64>, Error> {
         let names = names(&self.root)?;
         let mut steps: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
+        // Others may write here, too.
+        steps.retain(|step| self.path(*step).is_dir());
         steps.sort_unstable();
         Ok(steps)
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    Card, Commit, Pipeline, Relation,
+    Card, Commit, Head, Pipeline, Relation,
     card::{Confusion, Evaluation, hub_id},
     names::wrong_with_path,
 };
@@ -101,9 +101,10 @@ fn python(card: &Card) -> String {
         (Relation::Finetune, _) => format!("model = {class}.from_pretrained(here{dtype}).eval()"),
         (Relation::Adapter, pipeline) => {
             let base = literal(hub_id(&card.base_model).unwrap_or("path/to/the/base"));
-            let classes = match pipeline {
-                Pipeline::TextClassification => ", num_labels=len(labels)",
-                Pipeline::TextGeneration | Pipeline::FillMask | Pipeline::FeatureExtraction => "",
+            let classes = match (pipeline, card.head) {
+                (Pipeline::TextClassification, Head::Score) => ", num_labels=1",
+                (Pipeline::TextClassification, Head::Class | Head::Labels) => ", num_labels=len(labels)",
+                (Pipeline::TextGeneration | Pipeline::FillMask | Pipeline::FeatureExtraction, _) => "",
             };
             let revision = card.base_revision.as_deref().and_then(Commit::new);
             let revision =
@@ -114,12 +115,21 @@ fn python(card: &Card) -> String {
         }
     };
     let (before, after) = match card.pipeline {
-        Pipeline::TextClassification => (
-            format!("labels = [{}]\n", names.join(", ")),
-            "inputs = tokenizer(\"Your text here\", return_tensors=\"pt\")\n\
-             with torch.no_grad():\n    logits = model(**inputs).logits\n\
-             print(labels[logits.argmax(-1).item()])",
-        ),
+        Pipeline::TextClassification => {
+            let labels = format!("labels = [{}]\n", names.join(", "));
+            let (labels, said) = match card.head {
+                Head::Class => (labels, "labels[logits.argmax().item()]"),
+                Head::Labels => (labels, "[label for label, logit in zip(labels, logits) if logit > 0]"),
+                Head::Score => (String::new(), "logits.item()"),
+            };
+            let second = if card.pairs { "\"Your second text here\", " } else { "" };
+            let run = format!(
+                "inputs = tokenizer(\"Your text here\", {second}return_tensors=\"pt\")\n\
+                 with torch.no_grad():\n    logits = model(**inputs).logits[0]\n\
+                 print({said})"
+            );
+            (labels, run)
+        }
         Pipeline::TextGeneration => (
             String::new(),
             "prompt, chats = \"Your text here\", tokenizer.chat_template is not None\n\
@@ -127,19 +137,22 @@ fn python(card: &Card) -> String {
              prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)\n\
              inputs = tokenizer(prompt, return_tensors=\"pt\", add_special_tokens=not chats)\n\
              with torch.no_grad():\n    output = model.generate(**inputs, max_new_tokens=64)\n\
-             print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))",
+             print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))"
+                .into(),
         ),
         Pipeline::FillMask => (
             String::new(),
             "inputs = tokenizer(f\"Your {tokenizer.mask_token} here\", return_tensors=\"pt\")\n\
              with torch.no_grad():\n    logits = model(**inputs).logits\n\
              masked = inputs.input_ids == tokenizer.mask_token_id\n\
-             print(tokenizer.convert_ids_to_tokens(logits[masked].argmax(-1)))",
+             print(tokenizer.convert_ids_to_tokens(logits[masked].argmax(-1)))"
+                .into(),
         ),
         Pipeline::FeatureExtraction => (
             String::new(),
             "inputs = tokenizer(\"Your text here\", return_tensors=\"pt\")\n\
-             with torch.no_grad():\n    print(model(**inputs).last_hidden_state.shape)",
+             with torch.no_grad():\n    print(model(**inputs).last_hidden_state.shape)"
+                .into(),
         ),
     };
     format!(

@@ -49,6 +49,10 @@ pub struct Card {
     pub evaluations: Vec<Evaluation>,
     /// The classes by index; empty for a task without classes.
     pub labels: Vec<String>,
+    /// What the logits of a classifier say.
+    pub head: Head,
+    /// Whether it reads two texts at a time.
+    pub pairs: bool,
     /// Predictions on the evaluation data.
     pub confusion: Option<Confusion>,
     /// What was measured along the way: a table's header and rows.
@@ -93,6 +97,19 @@ pub enum Pipeline {
     FillMask,
     /// Hidden states.
     FeatureExtraction,
+}
+
+/// What the logits of a classifier say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// One class of several.
+    #[default]
+    Class,
+    /// Each label by itself.
+    Labels,
+    /// One number.
+    Score,
 }
 
 /// A data set of the Hub, as it was read.
@@ -224,6 +241,8 @@ impl Card {
             files: Vec::new(),
             evaluations: Vec::new(),
             labels: Vec::new(),
+            head: Head::default(),
+            pairs: false,
             confusion: None,
             history: None,
             curves: None,

@@ -176,6 +176,24 @@ fn the_licence_of_a_base() {
 }
 
 #[test]
+fn the_code_asks_the_head_that_there_is() {
+    let mut card = reviews();
+    let code = |card: &Card| render(card).split("```python").nth(1).unwrap_or_default().to_owned();
+    let one = code(&card);
+    assert!(one.contains("num_labels=len(labels)") && one.contains("argmax") && !one.contains("second"), "{one}");
+    (card.head, card.pairs) = (Head::Labels, true);
+    let several = code(&card);
+    assert!(several.contains("num_labels=len(labels)") && several.contains("if logit > 0"), "{several}");
+    assert!(several.contains("tokenizer(\"Your text here\", \"Your second text here\", "), "{several}");
+    card.head = Head::Score;
+    let score = code(&card);
+    assert!(
+        score.contains("num_labels=1") && score.contains("logits.item()") && !score.contains("labels ="),
+        "{score}"
+    );
+}
+
+#[test]
 fn a_data_file_is_its_name_and_its_hash() {
     let path = std::env::temp_dir().join(format!("temper-hub-{}.jsonl", std::process::id()));
     fs::write(&path, "abc").unwrap();

@@ -70,7 +70,7 @@ pub mod yaml;
 
 pub use browse::{Facts, Found, Search};
 pub use card::{
-    Card, Confusion, DataFile, DataSource, Dataset, Evaluation, History, Metric, Pipeline, Relation, hub_id,
+    Card, Confusion, DataFile, DataSource, Dataset, Evaluation, Head, History, Metric, Pipeline, Relation, hub_id,
     license_of, render, sha256_of,
 };
 pub use data_card::{DataCard, DataSplit, render_data};

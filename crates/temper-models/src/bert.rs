@@ -84,7 +84,7 @@ impl BertConfig {
             positions: self.max_position_embeddings,
             types: self.type_vocab_size,
             activation: &self.hidden_act,
-            norm_eps: self.layer_norm_eps,
+            norm_eps: ("layer_norm_eps", self.layer_norm_eps),
             initializer_range: self.initializer_range,
             head_dropout: self.classifier_dropout.unwrap_or(self.hidden_dropout_prob),
             dropouts: vec![

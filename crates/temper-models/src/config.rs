@@ -248,7 +248,7 @@ impl Config {
 
     /// What norms add to the variance.
     pub fn layer_norm_eps(&self) -> f64 {
-        self.sizes().norm_eps
+        self.sizes().norm_eps.1
     }
 
     /// The standard deviation of new weights.
@@ -320,6 +320,10 @@ impl Config {
             names.sort_unstable();
             return fail("hidden_act", format!("`{}`", sizes.activation), format!("known are: {}", names.join(", ")));
         }
+        let (field, eps) = sizes.norm_eps;
+        if !(eps > 0.0 && eps < 1.0) {
+            return fail(field, eps.to_string(), "what a norm adds to a variance is above 0 and below 1".into());
+        }
         match sizes.dropouts.into_iter().find(|(_, p)| !(0.0..1.0).contains(p)) {
             Some((field, p)) => fail(field, p.to_string(), "a probability is at least 0 and below 1".into()),
             None => Ok(()),
@@ -342,7 +346,7 @@ pub(crate) struct Sizes<'a> {
     pub types: usize,
     pub pad: usize,
     pub activation: &'a str,
-    pub norm_eps: f64,
+    pub norm_eps: (&'static str, f64),
     pub initializer_range: f64,
     pub head_dropout: f64,
     pub dropouts: Vec<(&'static str, f64)>,
@@ -487,6 +491,7 @@ mod tests {
             ("llama", "quantization_config", json!({"bits": 4}), "16 and 32 bits"),
             ("llama", "num_key_value_heads", json!(3), "divide"),
             ("llama", "hidden_act", json!("mish"), "silu"),
+            ("llama", "rms_norm_eps", json!(0), "variance"),
             ("mistral", "layer_types", json!(["sliding_attention", "full_attention"]), "`full_attention`"),
             ("phi3", "resid_pdrop", json!(1.0), "probability"),
             ("qwen2", "layer_types", json!(["sliding_attention", "full_attention"]), "`sliding_attention`"),
@@ -506,6 +511,7 @@ mod tests {
             ("position_embedding_type", json!("relative_key"), "absolute"),
             ("is_decoder", json!(true), "encoder"),
             ("hidden_dropout_prob", json!(1.5), "probability"),
+            ("layer_norm_eps", json!(-1.0), "variance"),
             ("vocab_size", json!("ten"), "config.json"),
         ] {
             let message = with(field, value).unwrap_err().to_string();

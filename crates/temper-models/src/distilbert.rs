@@ -70,7 +70,7 @@ impl DistilBertConfig {
             feed_forward: self.hidden_dim,
             positions: self.max_position_embeddings,
             activation: &self.activation,
-            norm_eps: LAYER_NORM_EPS,
+            norm_eps: ("layer_norm_eps", LAYER_NORM_EPS),
             initializer_range: self.initializer_range,
             head_dropout: self.seq_classif_dropout,
             dropouts: vec![("dropout", self.dropout), ("attention_dropout", self.attention_dropout)],

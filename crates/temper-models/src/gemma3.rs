@@ -139,7 +139,7 @@ impl Gemma3Config {
             feed_forward: self.intermediate_size,
             positions: self.max_position_embeddings,
             activation: &self.hidden_activation,
-            norm_eps: self.rms_norm_eps,
+            norm_eps: ("rms_norm_eps", self.rms_norm_eps),
             initializer_range: self.initializer_range,
             dropouts: vec![("attention_dropout", self.attention_dropout)],
             targets: &["q_proj", "v_proj"],

@@ -79,7 +79,7 @@ impl Gpt2Config {
             feed_forward: self.inner(),
             positions: self.n_positions,
             activation: &self.activation_function,
-            norm_eps: self.layer_norm_epsilon,
+            norm_eps: ("layer_norm_epsilon", self.layer_norm_epsilon),
             initializer_range: self.initializer_range,
             dropouts: vec![
                 ("resid_pdrop", self.resid_pdrop),

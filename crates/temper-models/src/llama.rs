@@ -153,7 +153,7 @@ impl LlamaConfig {
             feed_forward: self.intermediate_size,
             positions: self.max_position_embeddings,
             activation: &self.hidden_act,
-            norm_eps: self.rms_norm_eps,
+            norm_eps: ("rms_norm_eps", self.rms_norm_eps),
             initializer_range: self.initializer_range,
             dropouts: vec![("attention_dropout", self.attention_dropout)],
             targets: &["q_proj", "v_proj"],

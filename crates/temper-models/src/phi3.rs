@@ -97,7 +97,7 @@ impl Phi3Config {
             feed_forward: self.intermediate_size,
             positions: self.max_position_embeddings,
             activation: &self.hidden_act,
-            norm_eps: self.rms_norm_eps,
+            norm_eps: ("rms_norm_eps", self.rms_norm_eps),
             initializer_range: self.initializer_range,
             dropouts: vec![("attention_dropout", self.attention_dropout), ("resid_pdrop", self.resid_pdrop)],
             targets: &["qkv_proj"],

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use temper_data::{Examples, Label, Severity};
 use temper_hub::{
-    Card, Confusion, DataFile, DataSource, Dataset, Decision, History, Metric, Pinned, Pipeline, Relation, license_of,
-    render,
+    Card, Confusion, DataFile, DataSource, Dataset, Decision, Head, History, Metric, Pinned, Pipeline, Relation,
+    license_of, render,
 };
 use temper_peft::Method;
 use temper_tasks::{Evaluation, Problem, metrics};
@@ -208,7 +208,16 @@ impl Pages<'_> {
         }
         card.files = files.to_vec();
         card.labels = plan.task.labels().to_vec();
+        if let TaskPlan::SequenceClassification { problem, .. } = plan.task {
+            card.head = match problem {
+                Problem::SingleLabel => Head::Class,
+                Problem::MultiLabel => Head::Labels,
+                Problem::Regression => Head::Score,
+            };
+        }
+        card.pairs = plan.data.config.text_pair.is_some();
         card.command = match pipeline {
+            Pipeline::TextClassification if card.pairs => "temper predict DIR \"a text\" \"its second\"".into(),
             Pipeline::TextClassification => "temper predict DIR \"a text\"".into(),
             Pipeline::TextGeneration => "temper chat DIR".into(),
             Pipeline::FillMask | Pipeline::FeatureExtraction => {

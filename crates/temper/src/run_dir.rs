@@ -67,16 +67,19 @@ impl RunDir {
 
     fn refuse_another_plan(&self, plan: &Plan) -> Result<(), Failure> {
         let Ok(text) = fs::read_to_string(self.join(PLAN)) else { return Ok(()) };
-        let old: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let old = serde_json::from_str::<serde_json::Value>(&text);
         let checkpoints = fs::read_dir(self.join("checkpoints")).is_ok_and(|mut entries| entries.next().is_some());
-        if !checkpoints || old["fingerprint"] == plan.fingerprint.as_str() {
+        if !checkpoints || old.as_ref().is_ok_and(|old| old["fingerprint"] == plan.fingerprint.as_str()) {
             return Ok(());
         }
-        let changed = plan.differences_from(old)?.join(", ");
+        let what = match old {
+            Ok(old) => format!("of another plan (different: {})", plan.differences_from(old)?.join(", ")),
+            Err(error) => format!("whose {PLAN} is damaged ({error})"),
+        };
         Err(Failure::new(
             Kind::Recipe,
             format!(
-                "error: {} holds a run of another plan (different: {changed})\n  = help: start over with `--fresh`, or \
+                "error: {} holds a run {what}\n  = help: start over with `--fresh`, or \
                  give this run its own directory with `--set run.dir=...`",
                 self.path.display()
             ),

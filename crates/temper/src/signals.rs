@@ -1,27 +1,49 @@
-//! SIGINT, SIGTERM and SIGHUP ask the loop to stop after the step at hand; a second one ends the process at once. SIGUSR1, which
-//! schedulers send ahead of a time limit, asks too, however often. Before the handler is installed, while the plan is made and
-//! weights are fetched, the first one ends the process.
+//! SIGINT, SIGTERM and SIGHUP ask the loop to stop after the step at hand; a second one ends the process at once, and so does the
+//! first while there is nothing to save: while the plan is made and weights are fetched. SIGUSR1, which schedulers send ahead
+//! of a time limit, only asks, however often.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use temper_engine::Stop;
 
 use crate::failure::{Context, Failure, Kind};
 
-/// Installs the handler. Called once in a process. Of several ranks one `speaks`.
-pub fn install(stop: &Stop, speaks: bool) -> Result<(), Failure> {
-    const WHAT: &str = "failed to install the signal handler";
-    #[cfg(unix)]
-    signal_hook::flag::register(signal_hook::consts::SIGUSR1, stop.flag()).context(Kind::Other, WHAT)?;
-    let (stop, asked) = (stop.clone(), AtomicBool::new(false));
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(Kind::Interrupted as i32);
-        }
-        stop.request_stop();
-        if speaks {
-            say!("stopping when the work at hand is safe; once more to stop at once");
-        }
-    })
-    .context(Kind::Other, WHAT)
+/// The handler of this process.
+pub struct Signals {
+    patient: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// Installs the handler. Called once in a process. Of several ranks one `speaks`.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn install(stop: &Stop, speaks: bool) -> Result<Self, Failure> {
+        const WHAT: &str = "failed to install the signal handler";
+        #[cfg(unix)]
+        signal_hook::flag::register(signal_hook::consts::SIGUSR1, stop.flag()).context(Kind::Other, WHAT)?;
+        let patient = Arc::new(AtomicBool::new(false));
+        let (stop, asked, waits) = (stop.clone(), AtomicBool::new(false), patient.clone());
+        ctrlc::set_handler(move || {
+            let waits = waits.load(Ordering::Relaxed);
+            if asked.swap(true, Ordering::Relaxed) || !waits {
+                if speaks && !waits {
+                    say!("stopped before there was anything to save");
+                }
+                std::process::exit(Kind::Interrupted as i32);
+            }
+            stop.request_stop();
+            if speaks {
+                say!("stopping when the work at hand is safe; once more to stop at once");
+            }
+        })
+        .context(Kind::Other, WHAT)?;
+        Ok(Self { patient })
+    }
+
+    /// From now on there is something to save.
+    pub fn wait(&self) {
+        self.patient.store(true, Ordering::Relaxed);
+    }
 }

@@ -24,7 +24,8 @@ use crate::recipe::Recipe;
 use crate::report::Table;
 use crate::resolve::resolve;
 use crate::runs::{Run, is_running};
-use crate::{signals, units};
+use crate::signals::Signals;
+use crate::units;
 use process::{Ending, Process, ending};
 
 pub use median::{Course, MedianRule, Verdict};
@@ -94,7 +95,7 @@ pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
         held.go_on_from(before, &dir)?;
     }
     let stop = Stop::default();
-    signals::install(&stop, true)?;
+    Signals::install(&stop, true)?.wait();
     let _lock = lock(&dir)?;
     match Held::read(&dir) {
         Ok(Some(old)) if sweep.fresh => clear(&old, &dir)?,

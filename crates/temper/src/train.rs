@@ -25,7 +25,8 @@ use crate::recipe::{Precision, Recipe, parse_duration};
 use crate::reporters::Reporters;
 use crate::resolve::{Inputs, point, resolve};
 use crate::run_dir::RunDir;
-use crate::{build, device, logs, memory, push, ranks, signals, units};
+use crate::signals::Signals;
+use crate::{build, device, logs, memory, push, ranks, units};
 
 /// Batches that wait for the loop.
 const PREFETCH: usize = 4;
@@ -58,6 +59,7 @@ pub struct How {
 /// Whatever is wrong with the recipe, the data, the weights, the disk, or the numbers.
 pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Result<Finished, Failure> {
     let started = Instant::now();
+    let signals = Signals::install(stop, world.leads())?;
     together(world.by_machine(|| fetch(recipe, how.fresh)))??;
     let (plan, mut inputs) = resolve(recipe, world.place())?;
     refuse_what_cannot_fit(&plan)?;
@@ -71,7 +73,7 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
         inputs.reopen(recipe)?;
     }
     let recipe = &*recipe;
-    signals::install(stop, world.leads())?;
+    signals.wait();
     let open = || {
         let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
         logs::to_file(&run.join("train.log"))?;

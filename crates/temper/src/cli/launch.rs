@@ -11,7 +11,8 @@ use temper_engine::Stop;
 
 use super::{LogArgs, TrainArgs};
 use crate::failure::{Context, Failure, Kind};
-use crate::{ranks, signals};
+use crate::ranks;
+use crate::signals::Signals;
 
 #[derive(Debug, Args)]
 pub(super) struct LaunchArgs {
@@ -38,7 +39,7 @@ impl LaunchArgs {
         // What is wrong with the recipe is said once, not by every rank.
         train.recipe.load()?;
         let stop = Stop::default();
-        signals::install(&stop, true)?;
+        Signals::install(&stop, true)?.wait();
         let mut left = restarts;
         loop {
             let kind = wait(start(nproc, &train, logs)?, &stop)?;
