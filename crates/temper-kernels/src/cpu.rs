@@ -4,6 +4,7 @@ pub(crate) mod bf16;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod panels;
+mod turn;
 
 use std::mem::MaybeUninit;
 use std::ops::Range;

@@ -66,7 +66,7 @@ pub fn open(found: &Found) -> Result<Device, Error> {
 }
 
 /// Sets how this process computes: how many threads compute and tokenise, and in which precision. Once, before any of them
-/// works.
+/// works. The thread that calls it is one of them, so that none waits for another to begin; nobody else may give them work.
 pub fn set_up(config: &DeviceConfig, place: &Place) -> Result<(), Failure> {
     temper_kernels::set_precision(match config.precision {
         Precision::F32 => temper_kernels::Precision::F32,
@@ -76,6 +76,7 @@ pub fn set_up(config: &DeviceConfig, place: &Place) -> Result<(), Failure> {
     let threads = config.threads.unwrap_or_else(|| cores(place));
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
+        .use_current_thread()
         .build_global()
         .context(Kind::Other, format!("failed to start {threads} threads"))
 }

@@ -103,14 +103,16 @@ impl AttentionOps for Flex {
         let shape = query.layout().shape().clone();
         let [query, key, value] = [&query, &key, &value].map(slice);
         let Sizes { batch, queries, heads: count, features, .. } = sizes;
-        let (mut result, mut lse) = (vec![0.0; query.len()], vec![0.0; batch * count * queries]);
+        let (mut result, mut lse) = (Vec::with_capacity(query.len()), vec![0.0; batch * count * queries]);
         let out = Target::new(result.as_mut_ptr(), count * features);
         let sums = Target::new(lse.as_mut_ptr(), 1);
         heads(sizes, |[scores], head| {
             let (k, v) = (head.right(head.keys(key).transposed()), head.right(head.keys(value)));
             for (block, ranges, keys) in head.blocks(&form.sight) {
                 if keys.is_empty() {
-                    continue; // nothing is seen: zeros
+                    // SAFETY: results of this head.
+                    unsafe { clear(out.at(head.query(block.start)), block.len(), features) };
+                    continue; // nothing is seen
                 }
                 let width = keys.len();
                 let scores = &mut scores[..block.len() * width];
@@ -134,6 +136,8 @@ impl AttentionOps for Flex {
                 }
             }
         });
+        // SAFETY: every head has written its part.
+        unsafe { result.set_len(query.len()) };
         (tensor(result, shape), tensor(lse, Shape::from(vec![batch, count, queries])))
     }
 
@@ -155,23 +159,30 @@ impl AttentionOps for Flex {
         let shapes = [0, 1].map(|i| inputs[i].layout().shape().clone());
         let [query, key, value, result, lse, grad] = inputs.each_ref().map(slice);
         let Sizes { batch, heads: count, features, keys: all, shared, .. } = sizes;
-        let mut of_query = vec![0.0; query.len()];
+        let mut of_query = Vec::with_capacity(query.len());
         // Every head has keys and values of its own here; those of a group are added below.
         let own = batch * all * count * features;
-        let (mut of_key, mut of_value) = (vec![0.0; own], vec![0.0; own]);
+        let (mut of_key, mut of_value) = (Vec::with_capacity(own), Vec::with_capacity(own));
         let to = |x: &mut Vec<f32>| Target::new(x.as_mut_ptr(), count * features);
         let (to_query, to_key, to_value) = (to(&mut of_query), to(&mut of_key), to(&mut of_value));
         heads(sizes, |[weights, slopes], head| {
             let [k, v] = [key, value].map(|x| head.keys(x));
             let (across, down) = ([k, v].map(|x| head.right(x.transposed())), head.right(k));
+            let first = (head.row * all * count + head.head) * features;
+            for to in [to_key, to_value] {
+                // SAFETY: gradients of this head.
+                unsafe { clear(to.at(first), all, features) };
+            }
             for (block, ranges, keys) in head.blocks(&form.sight) {
                 if keys.is_empty() {
+                    // SAFETY: as above.
+                    unsafe { clear(to_query.at(head.query(block.start)), block.len(), features) };
                     continue;
                 }
                 let width = keys.len();
                 let (weights, slopes) = (&mut weights[..block.len() * width], &mut slopes[..block.len() * width]);
                 let [q, g] = [query, grad].map(|x| head.queries(x, &block));
-                let place = ((head.row * all + keys.start) * count + head.head) * features;
+                let place = first + keys.start * count * features;
                 // SAFETY: scratch of this thread; gradients of this head, which no other thread has.
                 unsafe {
                     let scores = Target::new(weights.as_mut_ptr(), width);
@@ -202,9 +213,27 @@ impl AttentionOps for Flex {
                 }
             }
         });
+        // SAFETY: every head has written its part.
+        unsafe {
+            of_query.set_len(query.len());
+            of_key.set_len(own);
+            of_value.set_len(own);
+        }
         let together =
             |own: Vec<f32>| tensor(if shared == count { own } else { gathered(&own, sizes) }, shapes[1].clone());
         (tensor(of_query, shapes[0].clone()), together(of_key), together(of_value))
+    }
+}
+
+/// Writes zeros into so many rows.
+///
+/// # Safety
+///
+/// There is room for them, and nobody else uses it.
+unsafe fn clear(to: Target, rows: usize, features: usize) {
+    for row in 0..rows {
+        // SAFETY: the caller's.
+        unsafe { to.row(row).first().write_bytes(0, features) };
     }
 }
 

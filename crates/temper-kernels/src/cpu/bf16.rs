@@ -16,13 +16,10 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use rayon::slice::ParallelSliceMut;
 
 use super::gemm::{self, Matrix, Target};
+use super::turn::turn;
 
 /// Columns of a panel of B.
 const PANEL: usize = 32;
-/// The most rows of A that a thread takes at a time; they stay in its second cache while panels of B pass.
-const BLOCK: usize = 256;
-/// How deep a panel is worked through at a time, at most: 48 KiB of B, which stay in the first cache.
-const DEPTH: usize = 768;
 /// Depths are filled up with zeros to a multiple of this: one AMX tile.
 const STEP: usize = 32;
 /// Rows of a tile of A.
@@ -42,6 +39,12 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
+    /// The most rows of A that a thread takes at a time, which stay in its second cache while panels of B pass, and how deep a
+    /// panel is worked through at a time, at most, so that it stays in the first cache beside some of them. As measured.
+    fn block(self) -> (usize, usize) {
+        if self == Self::Amx { (256, 768) } else { (64, 288) }
+    }
+
     /// The fastest that this machine has.
     pub fn best() -> Self {
         static BEST: OnceLock<Engine> = OnceLock::new();
@@ -106,12 +109,12 @@ pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32,
         // SAFETY: the caller's.
         return unsafe { gemm::rounded(out, add, alpha, a, b, round) };
     }
-    let mut packed = PANELS.take();
-    packed.resize(panels_size(depth, columns), 0);
-    pack_panels(b, &mut packed);
+    let mut room = PANELS.take();
+    let packed = at_least(&mut room, panels_size(depth, columns));
+    pack_panels(b, packed);
     // SAFETY: the caller's.
-    unsafe { product_with(engine, out, add, alpha, a, &packed, columns) };
-    PANELS.set(packed);
+    unsafe { product_with(engine, out, add, alpha, a, packed, columns) };
+    PANELS.set(room);
 }
 
 /// How many words the panels of a matrix take.
@@ -137,45 +140,48 @@ pub(crate) unsafe fn product_with(
     let (rows, depth) = (a.rows(), a.columns());
     assert_eq!(packed_b.len(), panels_size(depth, columns));
     let padded = depth.next_multiple_of(STEP);
-    let mut packed_a = ROWS_OF_A.take();
-    pack_rows(a, alpha, padded, &mut packed_a);
-
-    let threads = rayon::current_num_threads();
-    let height = rows.div_ceil(threads).next_multiple_of(32).min(BLOCK);
+    let ((most, deepest), threads) = (engine.block(), rayon::current_num_threads());
+    let height = rows.div_ceil(threads).next_multiple_of(32).min(most);
     let (blocks, panels) = (rows.div_ceil(height), columns.div_ceil(PANEL));
     let groups = (4 * threads).div_ceil(blocks).clamp(1, panels);
     let size = panels.div_ceil(groups);
-    let deep = padded.div_ceil(padded.div_ceil(DEPTH)).next_multiple_of(STEP);
-    (0..blocks * groups).into_par_iter().for_each(|task| {
-        let (block, group) = (task / groups, task % groups);
-        let packed_a = &packed_a;
+    let deep = padded.div_ceil(padded.div_ceil(deepest)).next_multiple_of(STEP);
+    // A tile of AMX is always whole.
+    let end = if engine == Engine::Amx { padded } else { depth.next_multiple_of(2) };
+    (0..blocks).into_par_iter().for_each(|block| {
         let own = block * height..rows.min((block + 1) * height);
-        let pieces = (0..padded).step_by(deep).flat_map(|start| {
-            let own = own.clone();
-            (group * size..panels.min((group + 1) * size)).map(move |panel| Piece {
-                a: packed_a[own.start * padded + start * ROWS..].as_ptr(),
-                stride: padded * ROWS,
-                b: packed_b[(panel * padded + start) / 2 * PANEL..].as_ptr(),
-                depth: deep.min(padded - start),
-                // SAFETY: rows and columns of this task, which no other has.
-                out: unsafe { out.row(own.start).at(panel * PANEL) },
-                rows: own.len(),
-                columns: PANEL.min(columns - panel * PANEL),
-                add: add || start > 0,
-            })
-        });
-        // SAFETY: pieces lie within what was packed and what the caller gave; the engine is one that the machine has.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            match engine {
-                Engine::Amx => amx::run(pieces),
-                _ => avx512::run(pieces),
+        let mut room = ROWS_OF_A.take();
+        let packed_a = at_least(&mut room, own.len().next_multiple_of(ROWS) * padded + SLACK);
+        pack_rows(a.part(own.clone(), 0..depth), alpha, padded, packed_a);
+        (0..groups).into_par_iter().for_each(|group| {
+            let pieces = (group * size..panels.min((group + 1) * size)).flat_map(|panel| {
+                let own = own.clone();
+                let packed_a = &*packed_a;
+                (0..end).step_by(deep).map(move |start| Piece {
+                    a: packed_a[start * ROWS..].as_ptr(),
+                    stride: padded * ROWS,
+                    b: packed_b[(panel * padded + start) / 2 * PANEL..].as_ptr(),
+                    depth: deep.min(end - start),
+                    // SAFETY: rows and columns of this task, which no other has.
+                    out: unsafe { out.row(own.start).at(panel * PANEL) },
+                    rows: own.len(),
+                    columns: PANEL.min(columns - panel * PANEL),
+                    add: add || start > 0,
+                })
+            });
+            // SAFETY: pieces lie within what was packed and what the caller gave; the engine is one that the machine has.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                match engine {
+                    Engine::Amx => amx::run(pieces),
+                    _ => avx512::run(pieces),
+                }
             }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        drop(pieces);
+            #[cfg(not(target_arch = "x86_64"))]
+            drop(pieces);
+        });
+        ROWS_OF_A.set(room);
     });
-    ROWS_OF_A.set(packed_a);
 }
 
 // Packed operands: their memory is used again, which saves finding and clearing it.
@@ -184,30 +190,38 @@ thread_local! {
     static PANELS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
+/// So many of its values, whatever they are.
+fn at_least<T: Clone + Default>(room: &mut Vec<T>, count: usize) -> &mut [T] {
+    if room.len() < count {
+        room.resize(count, T::default());
+    }
+    &mut room[..count]
+}
+
 /// A as tiles of bfloat16, those of the same 16 rows one behind the other, zeros at the edges.
-fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut Vec<u16>) {
+fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut [u16]) {
     let (rows, depth) = (x.rows(), x.columns());
-    let size = rows.next_multiple_of(ROWS) * padded;
-    out.resize(size + SLACK, 0);
     let (by_row, by_column) = (x.row_is_contiguous(), x.transposed().row_is_contiguous());
-    out[..size].par_chunks_mut(ROWS * padded).enumerate().for_each(|(group, out)| {
+    for (group, out) in out.chunks_exact_mut(ROWS * padded).take(rows.div_ceil(ROWS)).enumerate() {
         let (first, count) = (group * ROWS, ROWS.min(rows - group * ROWS));
+        if count < ROWS || depth < padded {
+            out.fill(0);
+        }
+        if by_row {
+            for i in 0..count {
+                narrow(x.row(first + i), alpha, &mut out[i * STEP..], ROWS * STEP);
+            }
+            continue;
+        }
         for (number, tile) in out.chunks_exact_mut(ROWS * STEP).enumerate() {
             let start = number * STEP;
             let deep = STEP.min(depth - start);
-            if count < ROWS || deep < STEP {
-                tile.fill(0);
-            }
-            if by_row {
-                for (i, tile) in tile.chunks_exact_mut(STEP).take(count).enumerate() {
-                    narrow(&x.row(first + i)[start..start + deep], alpha, &mut tile[..deep]);
-                }
-            } else if by_column {
+            if by_column {
                 // Turned in a buffer that stays in the first cache.
                 let columns = x.transposed();
                 let mut buffer = [[0_u16; ROWS]; STEP];
                 for (k, buffer) in buffer.iter_mut().take(deep).enumerate() {
-                    narrow(&columns.row(start + k)[first..first + count], alpha, &mut buffer[..count]);
+                    narrow(&columns.row(start + k)[first..first + count], alpha, &mut buffer[..count], STEP);
                 }
                 for (i, tile) in tile.chunks_exact_mut(STEP).take(count).enumerate() {
                     for (tile, buffer) in tile.iter_mut().zip(&buffer) {
@@ -222,7 +236,7 @@ fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut Vec<u16>) {
                 }
             }
         }
-    });
+    }
 }
 
 /// B as panels of 32 columns; in each, pairs of depths side by side, zeros at the edges. `out` has [`panels_size`] words.
@@ -250,7 +264,7 @@ pub(crate) fn pack_panels(x: Matrix, out: &mut [u32]) {
                 for (j, buffer) in buffer.iter_mut().take(count).enumerate() {
                     // SAFETY: sixteen pairs are thirty-two halves.
                     let halves = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u16>(), 32) };
-                    narrow(&columns.row(first + j)[start..start + deep], 1.0, &mut halves[..deep]);
+                    narrow(&columns.row(first + j)[start..start + deep], 1.0, &mut halves[..deep], STEP);
                     halves[deep..].fill(0);
                 }
                 turn(&buffer, &mut out[start / 2 * PANEL..][..deep.div_ceil(2) * PANEL]);
@@ -273,15 +287,18 @@ pub(crate) fn packed_value(panels: &[u32], total_depth: usize, depth: usize, col
     f32::from_bits(if depth.is_multiple_of(2) { pair << 16 } else { pair & 0xffff_0000 })
 }
 
-/// Rounds `alpha · x`.
-fn narrow(x: &[f32], alpha: f32, out: &mut [u16]) {
+/// Rounds `alpha · x`: [`STEP`] values side by side, the next ones `stride` values behind them.
+fn narrow(x: &[f32], alpha: f32, out: &mut [u16], stride: usize) {
+    assert!(x.is_empty() || (x.len() - 1) / STEP * stride + (x.len() - 1) % STEP < out.len());
     #[cfg(target_arch = "x86_64")]
     if Engine::best() != Engine::Rounded {
-        // SAFETY: both of the other engines come with AVX-512 BF16.
-        return unsafe { avx512::narrow(x, alpha, out) };
+        // SAFETY: both of the other engines come with AVX-512 BF16; there is room for all values.
+        return unsafe { avx512::narrow(x, alpha, out.as_mut_ptr(), stride) };
     }
-    for (out, x) in out.iter_mut().zip(x) {
-        *out = bits(alpha * x) as u16;
+    for (x, out) in x.chunks(STEP).zip(out.chunks_mut(stride)) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = bits(alpha * x) as u16;
+        }
     }
 }
 
@@ -294,20 +311,6 @@ fn interleave(upper: &[f32], lower: &[f32], out: &mut [u32]) {
     }
     for (j, (out, a)) in out.iter_mut().zip(upper).enumerate() {
         *out = bits(*a) | lower.get(j).map_or(0, |b| bits(*b) << 16);
-    }
-}
-
-/// `out[i][j] = buffer[j][i]`, for as many i as there is room.
-fn turn(buffer: &[[u32; 16]; PANEL], out: &mut [u32]) {
-    #[cfg(target_arch = "x86_64")]
-    if Engine::best() != Engine::Rounded && out.len() == 16 * PANEL {
-        // SAFETY: as above; all sixteen rows are there.
-        return unsafe { avx512::turn(buffer, out) };
-    }
-    for (i, out) in out.chunks_exact_mut(PANEL).enumerate() {
-        for (out, column) in out.iter_mut().zip(buffer) {
-            *out = column[i];
-        }
     }
 }
 

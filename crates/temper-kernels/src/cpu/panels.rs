@@ -5,6 +5,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::gemm::{self, Matrix, Target};
+use super::turn::turn;
 
 /// How many columns lie side by side: a multiple of what any processor multiplies at once.
 const WIDTH: usize = 32;
@@ -25,7 +26,7 @@ pub(crate) enum Right {
 }
 
 impl Right {
-    /// A matrix that is going to be multiplied by others of so many rows.
+    /// A matrix, whose rows or columns lie in one piece each, that is going to be multiplied by others of so many rows.
     pub fn new(x: Matrix, rows_of_left: usize) -> Self {
         if rows_of_left < FEW {
             return Self::Plain(x);
@@ -39,10 +40,14 @@ impl Right {
                     values[..columns.len()].copy_from_slice(&x.row(row)[columns.clone()]);
                 }
             } else {
-                for (place, column) in columns.enumerate() {
-                    for (row, values) in values.chunks_exact_mut(WIDTH).enumerate() {
-                        values[place] = x.at(row, column);
+                // Sixteen values of each column at a time, turned in a buffer that stays in the first cache.
+                let (across, mut buffer) = (x.transposed(), [[0.0; 16]; WIDTH]);
+                for (number, values) in values.chunks_mut(16 * WIDTH).enumerate() {
+                    let rows = 16 * number..x.rows().min(16 * (number + 1));
+                    for (column, buffer) in columns.clone().zip(&mut buffer) {
+                        buffer[..rows.len()].copy_from_slice(&across.row(column)[rows.clone()]);
                     }
+                    turn(&buffer, values);
                 }
             }
         }

@@ -4,8 +4,7 @@ use std::arch::x86_64::{
     __m256bh, __m256i, __m512, __m512bh, __m512i, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtne2ps_pbh,
     _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps,
     _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_si512,
 };
 
 use super::{PANEL, Piece, STEP};
@@ -20,6 +19,7 @@ const ROWS: usize = 8;
 /// The processor has AVX-512 BF16; the pieces lie within memory that nobody else writes.
 pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
     for piece in pieces {
+        let tile = if piece.columns > 16 { tile::<2> } else { tile::<1> };
         for row in (0..piece.rows).step_by(ROWS) {
             // SAFETY: the caller's. Rows beyond the last are packed too, as zeros, and not written.
             unsafe { tile(&piece, row) };
@@ -27,28 +27,29 @@ pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
     }
 }
 
+/// The first `HALVES` halves of a panel: those that hold columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile(piece: &Piece, row: usize) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+unsafe fn tile<const HALVES: usize>(piece: &Piece, row: usize) {
+    let mut sums = [[_mm512_setzero_ps(); HALVES]; ROWS];
     // SAFETY: within the packed operands.
     unsafe {
         let a = piece.a.add(row / 16 * piece.stride + row % 16 * STEP);
         for pair in 0..piece.depth / 2 {
             let b = piece.b.add(pair * PANEL);
-            let b = [bh(b), bh(b.add(16))];
+            let b: [__m512bh; HALVES] = std::array::from_fn(|half| bh(b.add(16 * half)));
             let a = a.add(pair / 16 * (16 * STEP) + pair % 16 * 2);
             for (i, sums) in sums.iter_mut().enumerate() {
                 let a = a.add(i * STEP).cast::<i32>().read_unaligned();
                 let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(a));
-                sums[0] = _mm512_dpbf16_ps(sums[0], a, b[0]);
-                sums[1] = _mm512_dpbf16_ps(sums[1], a, b[1]);
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = _mm512_dpbf16_ps(*sum, a, b);
+                }
             }
         }
         for (i, sums) in sums.iter().enumerate().take(piece.rows - row) {
             let out = piece.out.row(row + i);
-            store(out.first(), sums[0], mask(piece.columns), piece.add);
-            if piece.columns > 16 {
-                store(out.at(16).first(), sums[1], mask(piece.columns - 16), piece.add);
+            for (half, sum) in sums.iter().enumerate() {
+                store(out.at(16 * half).first(), *sum, mask(piece.columns - 16 * half), piece.add);
             }
         }
     }
@@ -74,27 +75,29 @@ unsafe fn store(out: *mut f32, sum: __m512, mask: __mmask16, add: bool) {
     }
 }
 
-/// Rounds `alpha · x`.
+/// Rounds `alpha · x`: [`STEP`] values side by side, the next ones `stride` values behind them.
+///
+/// # Safety
+///
+/// The processor has AVX-512 BF16; there is room for all values.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn narrow(x: &[f32], alpha: f32, out: &mut [u16]) {
-    let (count, alpha) = (x.len().min(out.len()), _mm512_set1_ps(alpha));
-    let mut start = 0;
+pub(super) unsafe fn narrow(x: &[f32], alpha: f32, mut out: *mut u16, stride: usize) {
+    let alpha = _mm512_set1_ps(alpha);
+    let (whole, rest) = x.as_chunks::<STEP>();
     // SAFETY: lanes beyond the end are neither read nor written.
     unsafe {
-        while start + 32 <= count {
-            let x = x.as_ptr().add(start);
-            let low = _mm512_mul_ps(_mm512_loadu_ps(x), alpha);
-            let high = _mm512_mul_ps(_mm512_loadu_ps(x.add(16)), alpha);
+        for x in whole {
+            let low = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), alpha);
+            let high = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr().add(16)), alpha);
             let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(out.as_mut_ptr().add(start).cast(), both);
-            start += 32;
+            _mm512_storeu_si512(out.cast(), both);
+            out = out.wrapping_add(stride);
         }
-        while start < count {
-            let mask = mask(count - start);
-            let values = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x.as_ptr().add(start)), alpha);
+        for (part, x) in rest.chunks(16).enumerate() {
+            let mask = mask(x.len());
+            let values = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x.as_ptr()), alpha);
             let narrowed = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
-            _mm256_mask_storeu_epi16(out.as_mut_ptr().add(start).cast(), mask, narrowed);
-            start += 16;
+            _mm256_mask_storeu_epi16(out.add(16 * part).cast(), mask, narrowed);
         }
     }
 }
@@ -123,51 +126,4 @@ pub(super) unsafe fn interleave(upper: &[f32], lower: &[f32], out: &mut [u32]) {
             _mm512_storeu_si512(out.as_mut_ptr().add(half).cast(), pairs);
         }
     }
-}
-
-/// 32 rows of 16 as 16 rows of 32.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn turn(buffer: &[[u32; 16]; PANEL], out: &mut [u32]) {
-    for half in [0, 16] {
-        // SAFETY: sixteen rows of sixteen on both sides.
-        unsafe {
-            let mut rows = [_mm512_set1_epi32(0); 16];
-            for (row, values) in rows.iter_mut().zip(&buffer[half..half + 16]) {
-                *row = _mm512_loadu_si512(values.as_ptr().cast());
-            }
-            for (i, row) in transposed(rows).iter().enumerate() {
-                _mm512_storeu_si512(out.as_mut_ptr().add(i * PANEL + half).cast(), *row);
-            }
-        }
-    }
-}
-
-/// The transpose of 16 x 16 values, by pairs, quadruples, and quarters of registers.
-#[target_feature(enable = "avx512f")]
-fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
-    let mut t = r;
-    for i in (0..16).step_by(2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    // u[4g + c] holds in its quarter q the values (rows 4g..4g+4, column 4q + c).
-    let mut u = t;
-    for g in (0..16).step_by(4) {
-        u[g] = _mm512_unpacklo_epi64(t[g], t[g + 2]);
-        u[g + 1] = _mm512_unpackhi_epi64(t[g], t[g + 2]);
-        u[g + 2] = _mm512_unpacklo_epi64(t[g + 1], t[g + 3]);
-        u[g + 3] = _mm512_unpackhi_epi64(t[g + 1], t[g + 3]);
-    }
-    let mut out = u;
-    for c in 0..4 {
-        let (a, b, d, e) = (u[c], u[4 + c], u[8 + c], u[12 + c]);
-        // Quarters 0 and 2, then 1 and 3, of two groups each.
-        let (ab02, ab13) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
-        let (de02, de13) = (_mm512_shuffle_i32x4::<0x88>(d, e), _mm512_shuffle_i32x4::<0xdd>(d, e));
-        out[c] = _mm512_shuffle_i32x4::<0x88>(ab02, de02);
-        out[8 + c] = _mm512_shuffle_i32x4::<0xdd>(ab02, de02);
-        out[4 + c] = _mm512_shuffle_i32x4::<0x88>(ab13, de13);
-        out[12 + c] = _mm512_shuffle_i32x4::<0xdd>(ab13, de13);
-    }
-    out
 }
