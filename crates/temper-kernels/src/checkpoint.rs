@@ -96,7 +96,9 @@ impl Checkpoints {
                 Input::OnHost(data, device) => Tensor::from_data(data, &device),
             };
             let input = Tensor::from_inner(input).require_grad();
-            let mut gradients = begin(layer(input.clone()), arrived);
+            // Not the leaf itself: as in an uncut pass the layer's input comes from an operation, and its gradients are added up
+            // in the same order, to the bit.
+            let mut gradients = begin(layer(input.clone().reshape(input.dims())), arrived);
             let passed = input.grad_remove(&mut gradients);
             take(gradients);
             let Some(passed) = passed else { return };

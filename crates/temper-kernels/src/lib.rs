@@ -27,6 +27,7 @@ mod quantized;
 mod rotation;
 mod scratch;
 mod squares;
+mod sum;
 #[cfg(test)]
 mod testing;
 
@@ -48,3 +49,4 @@ pub use quantized::{Format, Quantized};
 pub use rotation::rotate;
 pub use scratch::{DEFAULT_SCRATCH, scratch, set_scratch};
 pub use squares::squares;
+pub use sum::residual;

@@ -8,6 +8,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 
 use crate::portable::Float;
+use crate::sum::{Place, SumOps};
 
 /// `y = x / √(mean(x²) + eps) · (offset + weight)` (Zhang & Sennrich 2019, arXiv:1910.07467). Keeps `x` for the backward
 /// pass.
@@ -47,7 +48,7 @@ pub struct Form {
 
 /// The extension behind [`rms_norm`] and [`layer_norm`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
-pub trait NormOps: Backend {
+pub trait NormOps: SumOps {
     /// Without a mean to take off, and without a bias.
     fn norm_by_scale(x: FloatTensor<Self>, weight: FloatTensor<Self>, form: Form) -> FloatTensor<Self> {
         portable::<Self>(Float(x), Float(weight), None, form).0
@@ -321,11 +322,10 @@ impl<B: NormOps, const N: usize> Backward<B, N> for Step {
     /// x, weight.
     type State = ([B::FloatTensorPrimitive; 2], Form);
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let ([x, weight], form) = ops.state;
         let grad = grads.consume::<B>(&ops.node);
-        let mut parents = ops.parents.into_iter();
-        let of_x = parents.next().flatten();
-        let affine: Vec<_> = parents.collect();
+        let of_x = Place::<B>::of(&ops, 0, grads);
+        let ([x, weight], form) = ops.state;
+        let affine: Vec<_> = ops.parents.into_iter().skip(1).collect();
         if affine.iter().any(Option::is_some) {
             let (of_weight, of_bias) = B::norm_backward_weight(x.clone(), grad.clone(), form);
             for (node, grad) in affine.into_iter().zip([of_weight, of_bias]) {
@@ -334,8 +334,8 @@ impl<B: NormOps, const N: usize> Backward<B, N> for Step {
                 }
             }
         }
-        if let Some(node) = of_x {
-            grads.register::<B>(node.id, B::norm_backward(x, weight, grad, form));
+        if let Some(place) = of_x {
+            place.fill(B::norm_backward(x, weight, grad, form), grads);
         }
     }
 }

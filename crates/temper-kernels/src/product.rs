@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::{FloatDType, Tensor};
 
 use crate::portable::Float;
 use crate::quantized::{Matrix, Quantized, QuantizedOps};
+use crate::sum::{Place, SumOps};
 
 /// How f32 matrices are multiplied: those of layers, and on GPUs those within [`attention`](crate::attention()), which stay
 /// f32 on the processor.
@@ -136,7 +137,7 @@ pub fn add_rows(x: Tensor<2>, row: Tensor<1>) -> Tensor<2> {
 
 /// The extension behind this file.
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
-pub trait ProductOps: QuantizedOps {
+pub trait ProductOps: QuantizedOps + SumOps {
     /// `alpha · lhs · rhs` of matrices.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, alpha: f64) -> FloatTensor<Self> {
         portable::<Self>(None, Float(lhs), Float(rhs), alpha).0
@@ -170,6 +171,15 @@ pub trait ProductOps: QuantizedOps {
     /// `g W`, the gradient of x in `x Wᵀ`.
     fn through(grad: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
         Self::product(grad, weight.dense(), 1.0)
+    }
+
+    /// `sum + g W`. Not differentiable.
+    fn add_through(
+        sum: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        #[extension_type] weight: Matrix<Self>,
+    ) -> FloatTensor<Self> {
+        Self::add_product(sum, grad, weight.dense())
     }
 
     /// `x Wᵀ + s·(x Aᵀ) Bᵀ`.
@@ -220,6 +230,14 @@ fn adapted<B: ProductOps>(
     (B::add_product(base, thin.clone(), transposed::<B>(b)), thin)
 }
 
+/// `g W`, added to what there is.
+fn through<B: ProductOps>(sum: Option<FloatTensor<B>>, grad: FloatTensor<B>, weight: Matrix<B>) -> FloatTensor<B> {
+    match sum {
+        Some(sum) => B::add_through(sum, grad, weight),
+        None => B::through(grad, weight),
+    }
+}
+
 /// The sum of all rows.
 fn portable_sum_rows<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let x = Float::<B>(x);
@@ -239,11 +257,17 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
             /// The left operand if the right one is tracked, the right one if the left is, alpha.
             type State = ([Option<B::FloatTensorPrimitive>; 2], f64);
             fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let ([lhs, rhs], alpha) = ops.state;
-                let [of_lhs, of_rhs] = ops.parents;
                 let grad = B::rounded(grads.consume::<B>(&ops.node));
-                if let (Some(node), Some(rhs)) = (of_lhs, rhs) {
-                    grads.register::<B>(node.id, B::product(grad.clone(), transposed::<B>(rhs), alpha));
+                let of_lhs = Place::<B>::of(&ops, 0, grads);
+                let ([lhs, rhs], alpha) = ops.state;
+                let [_, of_rhs] = ops.parents;
+                if let (Some(place), Some(rhs)) = (of_lhs, rhs) {
+                    let (grad, rhs) = (grad.clone(), transposed::<B>(rhs));
+                    place.fill_from(grads, |before| match before {
+                        Some(before) if alpha == 1.0 => B::add_product(before, grad, rhs),
+                        Some(before) => B::plus(before, B::product(grad, rhs, alpha)),
+                        None => B::product(grad, rhs, alpha),
+                    });
                 }
                 if let (Some(node), Some(lhs)) = (of_rhs, lhs) {
                     grads.register::<B>(node.id, B::product(transposed::<B>(lhs), grad, alpha));
@@ -268,7 +292,10 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         impl<B: ProductOps> Backward<B, 1> for Step {
             type State = Matrix<B>;
             fn backward(self, ops: Ops<Matrix<B>, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::through(grad, ops.state));
+                let grad = grads.consume::<B>(&ops.node);
+                if let Some(place) = Place::<B>::of(&ops, 0, grads) {
+                    place.fill_from(grads, |before| through::<B>(before, grad, ops.state));
+                }
             }
         }
         let ((x, of_x), weight) = (x.into_parts(), untracked(weight));
@@ -292,9 +319,10 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
             /// W, x, A, B, s·x Aᵀ, s.
             type State = (Matrix<B>, [B::FloatTensorPrimitive; 4], f64);
             fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let (weight, [x, a, b, thin], scaling) = ops.state;
-                let [of_x, of_weight, of_a, of_b] = ops.parents;
                 let grad = B::rounded(grads.consume::<B>(&ops.node));
+                let of_x = Place::<B>::of(&ops, 0, grads);
+                let (weight, [x, a, b, thin], scaling) = ops.state;
+                let [_, of_weight, of_a, of_b] = ops.parents;
                 let of_thin = B::operand(grad.clone(), b, scaling);
                 if let Some(node) = of_b {
                     grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), thin, 1.0));
@@ -306,9 +334,8 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
                 if let Some(node) = of_weight {
                     grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
                 }
-                if let Some(node) = of_x {
-                    let base = B::through(grad, weight);
-                    grads.register::<B>(node.id, B::add_product(base, of_thin, a));
+                if let Some(place) = of_x {
+                    place.fill_from(grads, |before| B::add_product(through::<B>(before, grad, weight), of_thin, a));
                 }
             }
         }
@@ -374,26 +401,30 @@ mod lane {
             return portable::<Flex>(sum.map(Float), Float(lhs), Float(rhs), alpha).0;
         }
         let (a, b, alpha) = (Slices::tensor(&lhs), Slices::tensor(&rhs), alpha as f32);
+        // SAFETY: room for m·n values, which are there if they are added to.
+        placed(sum, m, n, |out, add| unsafe { into(Target::new(out, n), add, alpha, a, b) })
+    }
+
+    /// A matrix that `write` adds to `sum` or, where there is none, writes.
+    fn placed(sum: Option<FlexTensor>, rows: usize, columns: usize, write: impl FnOnce(*mut f32, bool)) -> FlexTensor {
         let Some(sum) = sum else {
-            let mut out = Vec::with_capacity(m * n);
-            // SAFETY: room for m·n values, all of which the product writes.
-            unsafe {
-                into(Target::new(out.as_mut_ptr(), n), false, alpha, a, b);
-                out.set_len(m * n);
-            }
-            return tensor(out, Shape::from(vec![m, n]));
+            let mut out = Vec::with_capacity(rows * columns);
+            write(out.as_mut_ptr(), false);
+            // SAFETY: all of them were written.
+            unsafe { out.set_len(rows * columns) };
+            return tensor(out, Shape::from(vec![rows, columns]));
         };
         let mut sum = own(sum);
         let values = sum.storage_mut::<f32>();
-        assert_eq!(values.len(), m * n);
-        // SAFETY: m·n values that are this function's.
-        unsafe { into(Target::new(values.as_mut_ptr(), n), true, alpha, a, b) };
+        assert_eq!(values.len(), rows * columns);
+        write(values.as_mut_ptr(), true);
         sum
     }
 
     /// The product of rounded values with panels that are packed already: those of Wᵀ (0) or of W (1). Of other weights, and
-    /// where values are not rounded to bfloat16 or the processor has no products of them, nothing.
-    fn packed(x: &FlexTensor, weight: &Matrix<Flex>, side: usize) -> Option<FlexTensor> {
+    /// where values are not rounded to bfloat16 or the processor has no products of them, nothing. Takes the sum to add to, if it
+    /// does anything.
+    fn packed(sum: &mut Option<FlexTensor>, x: &FlexTensor, weight: &Matrix<Flex>, side: usize) -> Option<FlexTensor> {
         let Matrix::Quantized { words, layout, .. } = weight else { return None };
         let engine = bf16::Engine::best();
         let fits = layout.is_packed() && precision() == Precision::Bf16 && engine != bf16::Engine::Rounded;
@@ -403,14 +434,12 @@ mod lane {
         }
         let columns = layout.shape()[side];
         let words: &[i32] = words.as_slice().expect("contiguous words");
-        let mut out = Vec::with_capacity(rows * columns);
-        // SAFETY: room for all values, all of which the product writes.
-        unsafe {
-            let target = Target::new(out.as_mut_ptr(), columns);
-            bf16::product_with(engine, target, false, 1.0, Slices::tensor(x), panels(words, *layout)[side], columns);
-            out.set_len(rows * columns);
-        }
-        Some(tensor(out, Shape::from(vec![rows, columns])))
+        let run = |out: *mut f32, add: bool| {
+            let (out, panels) = (Target::new(out, columns), panels(words, *layout)[side]);
+            // SAFETY: room for all values, which are there if they are added to.
+            unsafe { bf16::product_with(engine, out, add, 1.0, Slices::tensor(x), panels, columns) };
+        };
+        Some(placed(sum.take(), rows, columns, run))
     }
 
     /// The product in the precision that was set.
@@ -435,16 +464,24 @@ mod lane {
         }
 
         fn frozen(x: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
-            match packed(&x, &weight, 0) {
+            match packed(&mut None, &x, &weight, 0) {
                 Some(product) => product,
                 None => multiply(None, x, transposed::<Flex>(weight.dense()), 1.0),
             }
         }
 
         fn through(grad: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
-            match packed(&grad, &weight, 1) {
+            match packed(&mut None, &grad, &weight, 1) {
                 Some(product) => product,
                 None => multiply(None, grad, weight.dense(), 1.0),
+            }
+        }
+
+        fn add_through(sum: FlexTensor, grad: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
+            let mut sum = Some(sum);
+            match packed(&mut sum, &grad, &weight, 1) {
+                Some(product) => product,
+                None => multiply(sum, grad, weight.dense(), 1.0),
             }
         }
 
@@ -638,6 +675,10 @@ pub(crate) mod gpu {
 
         fn through(grad: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
             multiply(None, grad, operand(weight), 1.0)
+        }
+
+        fn add_through(sum: CubeTensor, grad: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
+            multiply(Some(sum), grad, operand(weight), 1.0)
         }
     }
 

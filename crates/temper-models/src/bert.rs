@@ -5,7 +5,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
-use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, Pass, Sight, dropout};
+use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, Pass, Sight, dropout, residual};
 
 use crate::Input;
 use crate::config::Sizes;
@@ -311,8 +311,8 @@ impl Output {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, residual: Tensor<2>, pass: &Pass) -> Tensor<2> {
-        self.LayerNorm.forward(dropout(self.dense.forward(x, pass), self.dropout, pass) + residual)
+    fn forward(&self, x: Tensor<2>, before: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        self.LayerNorm.forward(residual(dropout(self.dense.forward(x, pass), self.dropout, pass), before))
     }
 }
 

@@ -6,7 +6,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
-use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, Pass, Sight, dropout};
+use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, Pass, Sight, dropout, residual};
 
 use crate::Input;
 use crate::config::Sizes;
@@ -231,11 +231,11 @@ impl Layer {
         let inputs = [q_lin, k_lin, v_lin].map(|linear| split(linear.forward(x.clone(), pass)));
         let attention = Attention { scale: (size as f64).powf(-0.5), dropout: *rate };
         let attended = out_lin.forward(attention.forward(inputs, sight, pass), pass);
-        let x = self.sa_layer_norm.forward(attended + x);
+        let x = self.sa_layer_norm.forward(residual(attended, x));
 
         let inner = self.ffn.activation.forward(self.ffn.lin1.forward(x.clone(), pass));
         let inner = dropout(self.ffn.lin2.forward(inner, pass), self.ffn.dropout, pass);
-        self.output_layer_norm.forward(inner + x)
+        self.output_layer_norm.forward(residual(inner, x))
     }
 
     fn linears(&mut self) -> [(&'static str, &mut Linear); 6] {

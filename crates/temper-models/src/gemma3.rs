@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
-use temper_nn::{Embedding, Linear, RmsNorm, Rotary};
+use temper_nn::{Embedding, Linear, RmsNorm, Rotary, residual};
 
 use crate::Error;
 use crate::config::{Sizes, fields, unsupported};
@@ -243,8 +243,8 @@ impl Block for Layer {
         // The first rotations are those of full attention, the second those of windows.
         let kind = usize::from(self.self_attn.window.is_some());
         let attended = self.self_attn.forward(normed, place, kind, context);
-        let x = x + self.post_attention_layernorm.forward(attended);
+        let x = residual(x, self.post_attention_layernorm.forward(attended));
         let inner = self.mlp.forward(self.pre_feedforward_layernorm.forward(x.clone()), context.pass);
-        x + self.post_feedforward_layernorm.forward(inner)
+        residual(x, self.post_feedforward_layernorm.forward(inner))
     }
 }

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Deserialize;
-use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, dropout};
+use temper_nn::{Activation, Attention, Embedding, LayerNorm, Linear, dropout, residual};
 
 use crate::config::Sizes;
 use crate::decoder::{Block, Context, Place, numbered};
@@ -220,8 +220,8 @@ impl Block for Layer {
         let joint = joint.reshape([batch, sequence, 3 * heads, model / heads]);
         let inputs = [0, 1, 2].map(|i| joint.clone().narrow(2, i * heads, *heads));
         let attended = c_proj.forward(context.attend(layer, attention, None, inputs), context.pass);
-        let x = x + dropout(attended, self.dropout, context.pass);
+        let x = residual(x, dropout(attended, self.dropout, context.pass));
         let inner = self.mlp.activation.forward(self.mlp.c_fc.forward(self.ln_2.forward(x.clone()), context.pass));
-        x + dropout(self.mlp.c_proj.forward(inner, context.pass), self.dropout, context.pass)
+        residual(x, dropout(self.mlp.c_proj.forward(inner, context.pass), self.dropout, context.pass))
     }
 }

@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
-use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary};
+use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, residual};
 
 use crate::Error;
 use crate::config::{Sizes, fields};
@@ -246,9 +246,9 @@ impl Layer {
 impl Block for Layer {
     fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
         let normed = self.input_layernorm.forward(x.clone());
-        let x = x + self.self_attn.forward(normed, place, 0, context);
+        let x = residual(x, self.self_attn.forward(normed, place, 0, context));
         let normed = self.post_attention_layernorm.forward(x.clone());
-        x + self.mlp.forward(normed, context.pass)
+        residual(x, self.mlp.forward(normed, context.pass))
     }
 }
 

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
-use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, dropout};
+use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, dropout, residual};
 
 use crate::Error;
 use crate::config::{Sizes, fields};
@@ -227,9 +227,9 @@ impl Block for Layer {
     fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
         let normed = self.input_layernorm.forward(x.clone());
         let attended = self.self_attn.forward(normed, place, context);
-        let x = x + dropout(attended, self.dropout, context.pass);
+        let x = residual(x, dropout(attended, self.dropout, context.pass));
         let inner = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()), context.pass);
-        x + dropout(inner, self.dropout, context.pass)
+        residual(x, dropout(inner, self.dropout, context.pass))
     }
 }
 

@@ -67,7 +67,7 @@ impl Linear {
     /// - result: `[..., out]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>, pass: &Pass) -> Tensor<D> {
         let mut shape = x.dims();
-        let x = x.reshape([shape[..D - 1].iter().product(), shape[D - 1]]);
+        let x = shaped(x, [shape[..D - 1].iter().product(), shape[D - 1]]);
         let [outputs, _] = self.weight.widths(self.fan_in_fan_out);
         let y = match &self.adapter {
             None => linear(x, self.matrix()),
@@ -81,7 +81,7 @@ impl Linear {
             Some(bias) => add_rows(y, bias.val()),
         };
         shape[D - 1] = outputs;
-        y.reshape(shape)
+        shaped(y, shape)
     }
 
     /// Puts the adapter's update into the weight and drops the adapter. The weight becomes a frozen constant.
@@ -92,6 +92,11 @@ impl Linear {
             self.weight = Held::Dense(Param::from_tensor(merged).set_require_grad(false));
         }
     }
+}
+
+/// `x` in another shape; in its own it is the tensor itself, so that what several layers send back to it meets there.
+fn shaped<const D: usize, const E: usize>(x: Tensor<D>, shape: [usize; E]) -> Tensor<E> {
+    if x.dims().as_slice() == shape { Tensor::from_dispatch(x.into_dispatch()) } else { x.reshape(shape) }
 }
 
 #[cfg(test)]

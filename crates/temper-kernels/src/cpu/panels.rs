@@ -37,7 +37,11 @@ impl Right {
             let columns = panel * WIDTH..columns.min((panel + 1) * WIDTH);
             if x.row_is_contiguous() {
                 for (row, values) in values.chunks_exact_mut(WIDTH).enumerate() {
-                    values[..columns.len()].copy_from_slice(&x.row(row)[columns.clone()]);
+                    let row = &x.row(row)[columns.clone()];
+                    match row.first_chunk::<WIDTH>() {
+                        Some(all) => values.copy_from_slice(all),
+                        None => values[..row.len()].copy_from_slice(row),
+                    }
                 }
             } else {
                 // Sixteen values of each column at a time, turned in a buffer that stays in the first cache.
@@ -45,7 +49,11 @@ impl Right {
                 for (number, values) in values.chunks_mut(16 * WIDTH).enumerate() {
                     let rows = 16 * number..x.rows().min(16 * (number + 1));
                     for (column, buffer) in columns.clone().zip(&mut buffer) {
-                        buffer[..rows.len()].copy_from_slice(&across.row(column)[rows.clone()]);
+                        let values = &across.row(column)[rows.clone()];
+                        match values.first_chunk() {
+                            Some(all) => *buffer = *all,
+                            None => buffer[..values.len()].copy_from_slice(values),
+                        }
                     }
                     turn(&buffer, values);
                 }
