@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import threading
@@ -201,6 +202,38 @@ def table(results):
     return "\n".join(lines)
 
 
+def by_turns(args, base, seed, out):
+    """Every setting of both programs for speed alone, one after the other, round by round: each machine has its moods."""
+    # Without instructions for it PyTorch takes tens of seconds for a step in bf16.
+    fast = not {"avx512_bf16", "amx_bf16"}.isdisjoint(pathlib.Path("/proc/cpuinfo").read_text().split())
+    bf16, packed = "device.precision=bf16", "model.frozen_dtype=bf16-packed"
+    ours = {"temper-f32": [], "temper-bf16": [bf16]}
+    theirs = {"peft-f32-eager": [], "peft-f32-compile": ["--compile"]}
+    if fast:
+        ours |= {"temper-bf16-packed": [bf16, packed]} if args.method == "lora" else {}
+        theirs |= {"peft-bf16": ["--precision", "bf16"], "peft-bf16-compile": ["--precision", "bf16", "--compile"]}
+    short = ["--steps", str(args.speed_steps), "--no-eval"]
+    rounds = {name: [] for name in [*ours, *theirs]}
+    for _ in range(args.rounds):
+        for name, settings in ours.items():
+            rounds[name].append(run_temper(args, out, name, *settings))
+        for name, flags in theirs.items():
+            rounds[name].append(run_peer(args, base, seed, out, name, *short, *flags))
+    return rounds
+
+
+def speeds(rounds):
+    """Median and extremes of each setting, and the fastest of temper's by the fastest of the peer's, round by round."""
+    lines = ["", "| setting | tokens/s: median | least | most |", "|---|---|---|---|"]
+    told = {name: [run["tokens_per_s"] for run in runs] for name, runs in rounds.items()}
+    for name, all in told.items():
+        lines.append(f"| {name} | {statistics.median(all):.0f} | {min(all):.0f} | {max(all):.0f} |")
+    best = [[max(speeds) for speeds in zip(*(all for name, all in told.items() if name.startswith(who)))]
+            for who in ["temper", "peft"]]
+    lines += ["", "ratio of the fastest: " + ", ".join(f"{ours / theirs:.2f}" for ours, theirs in zip(*best))]
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--temper", default="target/release/temper", help="the binary (default %(default)s)")
@@ -214,6 +247,7 @@ def main():
     parser.add_argument("--full-rows", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--speed-steps", type=int, default=100, help="steps of each speed-only peer; 0: none")
+    parser.add_argument("--rounds", type=int, default=1, help="how often all settings take their turn for speed")
     args = parser.parse_args()
     if "TEMPER_ASSETS" not in os.environ:
         sys.exit(f"set TEMPER_ASSETS to the directory that holds {BASE}")
@@ -231,24 +265,12 @@ def main():
         runs = results["seeds"][seed] = {"temper": ours, "peft-f32": theirs}
         results["loss_difference"][seed] = relative(ours["losses"][:20], theirs["losses"][:20])
         if seed == args.seeds[0] and args.speed_steps:
-            bf16 = "device.precision=bf16"
-            runs["temper-bf16"] = run_temper(args, out, "temper-bf16", bf16)
-            # Without instructions for it PyTorch takes tens of seconds for a step in bf16.
-            processor = pathlib.Path("/proc/cpuinfo").read_text().split()
-            fast = not {"avx512_bf16", "amx_bf16"}.isdisjoint(processor)
-            if fast and args.method == "lora":
-                packed = "model.frozen_dtype=bf16-packed"
-                runs["temper-bf16-packed"] = run_temper(args, out, "temper-bf16-packed", bf16, packed)
-            short = ["--steps", str(args.speed_steps), "--no-eval"]
-            for name, flags in {
-                "peft-bf16": ["--precision", "bf16"],
-                "peft-f32-compile": ["--compile"],
-                "peft-bf16-compile": ["--precision", "bf16", "--compile"],
-            }.items():
-                if fast or "bf16" not in flags:
-                    runs[name] = run_peer(args, base, seed, out, name, *short, *flags)
+            results["rounds"] = by_turns(args, base, seed, out)
+            runs |= {name: rounds[-1] for name, rounds in results["rounds"].items()}
         (top / "results.json").write_text(json.dumps(results, indent=1))
     print(table(results))
+    if "rounds" in results:
+        print(speeds(results["rounds"]))
 
 
 if __name__ == "__main__":
