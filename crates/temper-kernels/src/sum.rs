@@ -16,6 +16,10 @@ use burn::tensor::Tensor;
 use crate::portable::Float;
 
 /// `x + y` of one shape, in place where nobody else holds `x`.
+///
+/// # Panics
+///
+/// When they have two shapes.
 pub fn residual<const D: usize>(x: Tensor<D>, y: Tensor<D>) -> Tensor<D> {
     assert_eq!(x.shape(), y.shape(), "a sum of two shapes");
     Tensor::from_dispatch(<Dispatch as SumOps>::plus(x.into_dispatch(), y.into_dispatch()))
