@@ -421,25 +421,30 @@ mod lane {
         sum
     }
 
-    /// The product of rounded values with panels that are packed already: those of Wᵀ (0) or of W (1). Of other weights, and
-    /// where values are not rounded to bfloat16 or the processor has no products of them, nothing. Takes the sum to add to, if it
-    /// does anything.
-    fn packed(sum: &mut Option<FlexTensor>, x: &FlexTensor, weight: &Matrix<Flex>, side: usize) -> Option<FlexTensor> {
-        let Matrix::Quantized { words, layout, .. } = weight else { return None };
+    /// `x` by Wᵀ (side 0) or by W (1), added to `sum`: with panels that are packed already, where there are some, values are
+    /// rounded to bfloat16, and the processor has products of them.
+    fn by_weight(sum: Option<FlexTensor>, x: FlexTensor, weight: Matrix<Flex>, side: usize) -> FlexTensor {
         let engine = bf16::Engine::best();
-        let fits = layout.is_packed() && precision() == Precision::Bf16 && engine != bf16::Engine::Rounded;
         let [rows, _]: [usize; 2] = x.layout().shape().dims();
-        if !fits || rows == 0 || !all_f32([x]) {
-            return None;
+        match &weight {
+            Matrix::Quantized { words, layout, .. }
+                if layout.is_packed()
+                    && precision() == Precision::Bf16
+                    && engine != bf16::Engine::Rounded
+                    && rows > 0
+                    && all_f32([&x]) =>
+            {
+                let columns = layout.shape()[side];
+                let words: &[i32] = words.as_slice().expect("contiguous words");
+                placed(sum, rows, columns, |out, add| {
+                    let (out, panels) = (Target::new(out, columns), panels(words, *layout)[side]);
+                    // SAFETY: room for all values, which are there if they are added to.
+                    unsafe { bf16::product_with(engine, out, add, 1.0, Slices::tensor(&x), panels, columns) };
+                })
+            }
+            _ if side == 0 => multiply(sum, x, transposed::<Flex>(weight.dense()), 1.0),
+            _ => multiply(sum, x, weight.dense(), 1.0),
         }
-        let columns = layout.shape()[side];
-        let words: &[i32] = words.as_slice().expect("contiguous words");
-        let run = |out: *mut f32, add: bool| {
-            let (out, panels) = (Target::new(out, columns), panels(words, *layout)[side]);
-            // SAFETY: room for all values, which are there if they are added to.
-            unsafe { bf16::product_with(engine, out, add, 1.0, Slices::tensor(x), panels, columns) };
-        };
-        Some(placed(sum.take(), rows, columns, run))
     }
 
     /// The product in the precision that was set.
@@ -464,25 +469,15 @@ mod lane {
         }
 
         fn frozen(x: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
-            match packed(&mut None, &x, &weight, 0) {
-                Some(product) => product,
-                None => multiply(None, x, transposed::<Flex>(weight.dense()), 1.0),
-            }
+            by_weight(None, x, weight, 0)
         }
 
         fn through(grad: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
-            match packed(&mut None, &grad, &weight, 1) {
-                Some(product) => product,
-                None => multiply(None, grad, weight.dense(), 1.0),
-            }
+            by_weight(None, grad, weight, 1)
         }
 
         fn add_through(sum: FlexTensor, grad: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
-            let mut sum = Some(sum);
-            match packed(&mut sum, &grad, &weight, 1) {
-                Some(product) => product,
-                None => multiply(sum, grad, weight.dense(), 1.0),
-            }
+            by_weight(Some(sum), grad, weight, 1)
         }
 
         fn add_product(sum: FlexTensor, lhs: FlexTensor, rhs: FlexTensor) -> FlexTensor {

@@ -38,7 +38,7 @@ pub trait SumOps: Backend {
 pub(crate) struct Place<B: Backend> {
     node: NodeId,
     /// `None` if there is none, or nobody knows.
-    pub before: Option<FloatTensor<B>>,
+    before: Option<FloatTensor<B>>,
 }
 
 thread_local! {
@@ -59,23 +59,21 @@ impl<B: Backend> Place<B> {
 impl<B: SumOps> Place<B> {
     /// Sends a gradient there, added to what was there before.
     pub fn fill(self, gradient: FloatTensor<B>, grads: &mut Gradients) {
-        let sum = match self.before {
+        self.fill_from(grads, |before| match before {
             Some(before) => B::plus(before, gradient),
             None => gradient,
-        };
-        grads.register::<B>(self.node, sum);
+        });
+    }
+
+    /// Sends there what `from` makes of what was there before, which it includes.
+    pub fn fill_from(self, grads: &mut Gradients, from: impl FnOnce(Option<FloatTensor<B>>) -> FloatTensor<B>) {
+        grads.register::<B>(self.node, from(self.before));
         let mut sent = SENT.get();
         if !sent.contains(&self.node.value) {
             sent.rotate_right(1);
             sent[0] = self.node.value;
             SENT.set(sent);
         }
-    }
-
-    /// The same of a gradient that `from` makes of what was there before, which it includes.
-    pub fn fill_from(self, grads: &mut Gradients, from: impl FnOnce(Option<FloatTensor<B>>) -> FloatTensor<B>) {
-        let Self { node, before } = self;
-        Self { node, before: None }.fill(from(before), grads);
     }
 }
 
