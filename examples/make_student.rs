@@ -65,6 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let student = temper_models::initialise(
         Backbone::new(&config, &Device::flex()).without_pooler(),
         &Init { seed: 1, range: config.initializer_range() },
+        |_| true,
     );
     let mut values = parameters::read(&student, |_| true)?;
     let table = values.get_mut(name).ok_or("the student has no word embeddings")?;

@@ -5,16 +5,17 @@
 //! place, flushed to the disk and then renamed: whatever happens, a directory of that name is whole, or damaged by
 //! something else, which the checksums show. It resumes training; it is not what one ships.
 
-use std::collections::{BTreeMap, HashMap};
+mod tensors;
+
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use burn::tensor::{DType, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 use temper_world::World;
 
@@ -25,6 +26,8 @@ use crate::plan::{Scores, Site};
 use crate::scale::LossScale;
 use crate::shared::Shared;
 use crate::weights::{self, Held};
+pub(crate) use tensors::{Outline, Outlines, checksum};
+use tensors::{Reader, Sum, Writer, sum};
 
 /// How long a rank waits to see what rank 0 has written.
 const VISIBLE: Duration = Duration::from_secs(30);
@@ -87,15 +90,6 @@ struct State {
     files: BTreeMap<String, Sum>,
 }
 
-/// Length and checksum of a file, against accidents and not against attackers.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Sum {
-    bytes: u64,
-    checksum: String,
-}
-
-pub(crate) type Values = BTreeMap<String, TensorData>;
-
 /// The checkpoints of one run.
 pub(crate) struct Store {
     root: PathBuf,
@@ -136,8 +130,8 @@ impl Store {
         Ok(())
     }
 
-    /// Restores the newest usable checkpoint into the model and the optimizer. Damaged newer ones are set aside, with
-    /// an event.
+    /// Restores the newest usable checkpoint into the model and the optimizer, of which each rank has its part. Damaged newer
+    /// ones are set aside, with an event.
     pub fn resume<M: Module>(
         &self,
         model: M,
@@ -145,12 +139,12 @@ impl Store {
         shared: &Shared,
         observe: &mut dyn FnMut(&Event),
     ) -> Result<(M, Progress), Error> {
-        let held = weights::held(&model)?;
+        let held = &shared.parameters;
         let steps = self.steps()?;
         let mut damaged = Vec::new();
         for &step in steps.iter().rev() {
             let path = self.path(step);
-            let (state, trainable, mut slots) = match self.read(&path) {
+            let (state, mut trainable, mut slots) = match self.read(&path) {
                 Err(Error::Damaged { reason, .. }) => {
                     damaged.push((path, reason));
                     continue;
@@ -158,9 +152,16 @@ impl Store {
                 read => read?,
             };
             let mismatch = |reason| Error::Mismatch { path: path.clone(), reason };
-            fits(&trainable, &held).map_err(mismatch)?;
-            shared.keep_own(&mut slots);
-            optimizer.write(slots, &held).map_err(mismatch)?;
+            fits(&trainable, held).map_err(mismatch)?;
+            let known = |name: &str| held.contains_key(parameter_of(name));
+            if let Some((name, _)) = slots.outlines().find(|(name, _)| !known(name)) {
+                return Err(mismatch(format!("optimizer state `{name}` is of no trainable parameter")));
+            }
+            let slots =
+                slots.read(|name| shared.owns(parameter_of(name))).map_err(Error::io("read", &path.join(OPTIMIZER)))?;
+            optimizer.write(slots, held).map_err(mismatch)?;
+            let trainable = trainable.read(|path| shared.keeps(path));
+            let trainable = trainable.map_err(Error::io("read", &path.join(TRAINABLE)))?;
             self.world.barrier()?;
             // Whoever else reads has read.
             for (path, reason) in damaged.into_iter().filter(|_| self.world.leads()) {
@@ -176,18 +177,19 @@ impl Store {
         }
     }
 
-    /// Puts the trainable parameters of the checkpoint after `step` into `model`.
-    pub fn weights_of<M: Module>(&self, step: u64, model: M) -> Result<M, Error> {
+    /// Puts the trainable parameters of the checkpoint after `step` into `model`, of which each rank has its part.
+    pub fn weights_of<M: Module>(&self, step: u64, model: M, shared: &Shared) -> Result<M, Error> {
         let path = self.path(step);
-        let state = self.read_state(&path)?;
-        let trainable = read_tensors(&path, TRAINABLE, &state)?;
-        fits(&trainable, &weights::held(&model)?).map_err(|reason| Error::Mismatch { path, reason })?;
-        Ok(weights::write(model, trainable))
+        let mut trainable = open(&path, TRAINABLE, &self.read_state(&path)?)?;
+        let mismatch = |reason| Error::Mismatch { path: path.clone(), reason };
+        fits(&trainable, &shared.parameters).map_err(mismatch)?;
+        let trainable = trainable.read(|path| shared.keeps(path));
+        Ok(weights::write(model, trainable.map_err(Error::io("read", &path.join(TRAINABLE)))?))
     }
 
     /// Writes a checkpoint, then removes those that need not be kept. On failure the older ones are as they were.
     ///
-    /// Rank 0 writes, the others look whether they see it.
+    /// Rank 0 writes what all hand it, the others look whether they see it.
     pub fn save<M: Module>(
         &self,
         progress: &Progress,
@@ -195,9 +197,16 @@ impl Store {
         optimizer: &Optimizer,
         shared: &Shared,
     ) -> Result<PathBuf, Error> {
-        let state = shared.collect(optimizer, progress.step)?;
-        self.world.lead_alone(|| self.save_alone(progress, model, state))?.transpose()?;
         let path = self.path(progress.step);
+        let temporary = self.root.join(format!(".tmp-step-{:06}", progress.step));
+        let written = self.write(&temporary, progress.step, model, optimizer, shared);
+        let published = written
+            .and_then(|files| self.world.lead_alone(|| self.publish(&temporary, &path, progress, files))?.transpose());
+        if let Err(error) = published {
+            // The error says more than one of cleaning up would.
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(error);
+        }
         self.see(&path)?;
         if !self.world.leads() {
             self.read_state(&path)?;
@@ -205,25 +214,75 @@ impl Store {
         Ok(path)
     }
 
-    fn save_alone<M: Module>(
+    /// Writes the tensors of a checkpoint into `dir`; what became of the files, on rank 0.
+    fn write<M: Module>(
         &self,
-        progress: &Progress,
+        dir: &Path,
+        step: u64,
         model: &M,
-        optimizer: Vec<(String, TensorData)>,
-    ) -> Result<(), Error> {
-        let path = self.path(progress.step);
-        let temporary = self.root.join(format!(".tmp-step-{:06}", progress.step));
-        let written = self.write(&temporary, progress, model, optimizer).and_then(|()| {
-            if path.exists() {
-                self.remove(&path)?;
-            }
-            fs::rename(&temporary, &path).map_err(Error::io("write", &path))
-        });
-        if let Err(error) = written {
-            // The error above says more than one of cleaning up would.
-            let _ = fs::remove_dir_all(&temporary);
-            return Err(error);
+        optimizer: &Optimizer,
+        shared: &Shared,
+    ) -> Result<BTreeMap<String, Sum>, Error> {
+        let device = |reason| Error::Device { step, reason };
+        if self.world.leads() {
+            fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
+        let here = weights::tensors(model);
+        let outline = |held: &Held| Outline { dtype: held.dtype, shape: held.shape.clone() };
+        let parameters = shared.parameters.iter().map(|(path, held)| (path.clone(), outline(held))).collect();
+        let keeper = |path: &str| if shared.lent(path) { shared.owner(path) } else { 0 };
+        let read = |path: &str| {
+            let data = weights::read(here[path].clone()).map_err(device)?;
+            let (dtype, shape) = (data.dtype(), shared.parameters[path].shape.clone());
+            let values = data.as_slice::<f32>();
+            if values.is_ok_and(|values| values.iter().any(|value| !value.is_finite())) {
+                return Err(Error::Ruined { step, what: format!("`{path}`") });
+            }
+            Ok(TensorData::from_bytes(data.into_bytes(), shape, dtype))
+        };
+        let trainable = self.write_file(&dir.join(TRAINABLE), shared, parameters, keeper, read)?;
+        let keeper = |name: &str| shared.owner(parameter_of(name));
+        let read = |name: &str| optimizer.read(name).map_err(device);
+        let optimizer = self.write_file(&dir.join(OPTIMIZER), shared, shared.outlines(optimizer)?, keeper, read)?;
+        let files = [(TRAINABLE, trainable), (OPTIMIZER, optimizer)].into_iter();
+        Ok(files.filter_map(|(name, sum)| Some((name.to_owned(), sum?))).collect())
+    }
+
+    /// Writes a file on rank 0 of tensors that all ranks hand it, see [`Shared::each`].
+    fn write_file(
+        &self,
+        path: &Path,
+        shared: &Shared,
+        tensors: Outlines,
+        keeper: impl Fn(&str) -> usize,
+        read: impl Fn(&str) -> Result<TensorData, Error>,
+    ) -> Result<Option<Sum>, Error> {
+        let failed = |error| Error::io("write", path)(error);
+        let mut writer = if self.world.leads() { Some(Writer::create(path, &tensors)) } else { None };
+        shared.each(&tensors, keeper, read, |name, data| match &mut writer {
+            Some(Ok(writer)) => writer.put(name, &data).map_err(failed),
+            _ => Ok(()),
+        })?;
+        let finish = || writer.map(|writer| writer.and_then(Writer::finish).map_err(failed));
+        self.world.lead_alone(finish)?.flatten().transpose()
+    }
+
+    /// Gives a checkpoint whose tensors are in `dir` its state and its place.
+    fn publish(&self, dir: &Path, path: &Path, progress: &Progress, files: BTreeMap<String, Sum>) -> Result<(), Error> {
+        let state = State { format: FORMAT, fingerprint: self.fingerprint.clone(), progress: progress.clone(), files };
+        let file = dir.join(STATE);
+        let json = serde_json::to_vec_pretty(&state).map_err(|error| Error::io("write", &file)(error.into()))?;
+        let write = || {
+            let mut file = File::create(&file)?;
+            file.write_all(&json)?;
+            file.sync_all()
+        };
+        write().map_err(Error::io("write", &file))?;
+        flush_dir(dir)?;
+        if path.exists() {
+            self.remove(path)?;
+        }
+        fs::rename(dir, path).map_err(Error::io("write", path))?;
         flush_dir(&self.root)?;
 
         let best = progress.best.as_ref().map(|(step, _)| *step);
@@ -235,39 +294,9 @@ impl Store {
         Ok(())
     }
 
-    fn write<M: Module>(
-        &self,
-        dir: &Path,
-        progress: &Progress,
-        model: &M,
-        optimizer: Vec<(String, TensorData)>,
-    ) -> Result<(), Error> {
-        let device = |reason| Error::Device { step: progress.step, reason };
-        let weights = weights::read(model).map_err(device)?;
-        let bad = |values: &TensorData| values.as_slice::<f32>().is_ok_and(|x| x.iter().any(|x| !x.is_finite()));
-        if let Some((name, _)) = weights.iter().find(|(_, values)| bad(values)) {
-            return Err(Error::Ruined { step: progress.step, what: format!("`{name}`") });
-        }
-        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        let files = BTreeMap::from([
-            (TRAINABLE.into(), write_tensors(&dir.join(TRAINABLE), weights)?),
-            (OPTIMIZER.into(), write_tensors(&dir.join(OPTIMIZER), optimizer)?),
-        ]);
-        let state = State { format: FORMAT, fingerprint: self.fingerprint.clone(), progress: progress.clone(), files };
-        let path = dir.join(STATE);
-        let json = serde_json::to_vec_pretty(&state).map_err(|error| Error::io("write", &path)(error.into()))?;
-        let write = || {
-            let mut file = File::create(&path)?;
-            file.write_all(&json)?;
-            file.sync_all()
-        };
-        write().map_err(Error::io("write", &path))?;
-        flush_dir(dir)
-    }
-
-    fn read(&self, path: &Path) -> Result<(State, Values, Values), Error> {
+    fn read(&self, path: &Path) -> Result<(State, Reader, Reader), Error> {
         let state = self.read_state(path)?;
-        let (trainable, slots) = (read_tensors(path, TRAINABLE, &state)?, read_tensors(path, OPTIMIZER, &state)?);
+        let (trainable, slots) = (open(path, TRAINABLE, &state)?, open(path, OPTIMIZER, &state)?);
         Ok((state, trainable, slots))
     }
 
@@ -290,7 +319,8 @@ impl Store {
         Ok(state)
     }
 
-    fn path(&self, step: u64) -> PathBuf {
+    /// Where the checkpoint after `step` is.
+    pub fn path(&self, step: u64) -> PathBuf {
         self.root.join(format!("step-{step:06}"))
     }
 
@@ -330,7 +360,12 @@ impl Store {
 pub fn read_trained(dir: &Path) -> Result<BTreeMap<String, TensorData>, Error> {
     let bytes = read_file(dir, STATE)?;
     let state: State = serde_json::from_slice(&bytes).map_err(|error| damaged(dir, format!("{STATE}: {error}")))?;
-    read_tensors(dir, TRAINABLE, &state)
+    open(dir, TRAINABLE, &state)?.read(|_| true).map_err(Error::io("read", &dir.join(TRAINABLE)))
+}
+
+/// The parameter that a slot of the optimizer is of.
+fn parameter_of(slot: &str) -> &str {
+    slot.rsplit_once('.').map_or("", |(path, _)| path)
 }
 
 fn name_of(path: &Path) -> String {
@@ -347,64 +382,41 @@ fn damaged(dir: &Path, reason: String) -> Error {
     Error::Damaged { path: dir.into(), reason }
 }
 
-/// Whether the values are those of the trainable parameters, all of them and no others.
-fn fits(values: &Values, held: &BTreeMap<String, Held>) -> Result<(), String> {
-    if let Some(path) = held.keys().find(|path| !values.contains_key(*path)) {
+/// Whether a file holds the trainable parameters, all of them and no others.
+fn fits(file: &Reader, held: &BTreeMap<String, Held>) -> Result<(), String> {
+    let found: BTreeMap<&str, &Outline> = file.outlines().collect();
+    if let Some(path) = held.keys().find(|path| !found.contains_key(path.as_str())) {
         return Err(format!("it lacks the trainable parameter `{path}`"));
     }
-    for (path, data) in values {
-        let text = |shape: &[usize], dtype| format!("{dtype:?} of shape {shape:?}");
-        let found = text(data.shape().as_slice(), data.dtype());
-        match held.get(path).map(|held| text(&held.shape, held.dtype)) {
+    for (path, found) in found {
+        let wanted = held.get(path).map(|held| Outline { dtype: held.dtype, shape: held.shape.clone() });
+        match wanted {
             None => return Err(format!("it has `{path}`, which is no trainable parameter of the model")),
-            Some(wanted) if wanted != found => return Err(format!("`{path}` is {found}, and the model's is {wanted}")),
+            Some(wanted) if wanted != *found => {
+                return Err(format!("`{path}` is {found}, and the model's is {wanted}"));
+            }
             Some(_) => {}
         }
     }
     Ok(())
 }
 
-const DTYPES: [(DType, Dtype); 5] = [
-    (DType::F32, Dtype::F32),
-    (DType::F16, Dtype::F16),
-    (DType::BF16, Dtype::BF16),
-    (DType::I32, Dtype::I32),
-    (DType::I64, Dtype::I64),
-];
-
-fn write_tensors(path: &Path, tensors: Vec<(String, TensorData)>) -> Result<Sum, Error> {
-    let write = || -> io::Result<Sum> {
-        let views = tensors.iter().map(|(name, data)| Ok((name, view(name, data)?))).collect::<io::Result<Vec<_>>>()?;
-        serialize_to_file(views, None::<HashMap<String, String>>, path).map_err(io::Error::other)?;
-        File::open(path)?.sync_all()?;
-        sum(&mut File::open(path)?)
+/// Opens a file of tensors that is as it was written.
+fn open(dir: &Path, name: &str, state: &State) -> Result<Reader, Error> {
+    let path = dir.join(name);
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => damaged(dir, format!("{name} is missing")),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => damaged(dir, format!("{name}: {error}")),
+        _ => Error::io("read", &path)(error),
     };
-    write().map_err(Error::io("write", path))
-}
-
-fn view<'a>(name: &str, data: &'a TensorData) -> io::Result<TensorView<'a>> {
-    let dtype = DTYPES.iter().find(|(burn, _)| *burn == data.dtype()).map(|(_, dtype)| *dtype);
-    let dtype = dtype.ok_or_else(|| io::Error::other(format!("`{name}` is {:?}", data.dtype())))?;
-    TensorView::new(dtype, data.shape().to_vec(), data.as_bytes()).map_err(io::Error::other)
-}
-
-fn read_tensors(dir: &Path, name: &str, state: &State) -> Result<Values, Error> {
-    let bytes = read_file(dir, name)?;
-    let found = sum(&mut bytes.as_slice()).map_err(Error::io("read", dir))?;
+    let found = File::open(&path).and_then(|mut file| sum(&mut file)).map_err(failed)?;
     match state.files.get(name) {
         Some(wanted) if wanted.bytes != found.bytes => {
-            return Err(damaged(dir, format!("{name} has {} bytes of {}", found.bytes, wanted.bytes)));
+            Err(damaged(dir, format!("{name} has {} bytes of {}", found.bytes, wanted.bytes)))
         }
-        Some(wanted) if *wanted == found => {}
-        _ => return Err(damaged(dir, format!("{name} is not what was written: its checksum differs"))),
+        Some(wanted) if *wanted == found => Reader::open(&path).map_err(failed),
+        _ => Err(damaged(dir, format!("{name} is not what was written: its checksum differs"))),
     }
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(dir, format!("{name}: {error}")))?;
-    let value = |(path, view): (&str, TensorView)| {
-        let dtype = DTYPES.iter().find(|(_, dtype)| *dtype == view.dtype()).map(|(burn, _)| *burn);
-        let dtype = dtype.ok_or_else(|| damaged(dir, format!("{name}: `{path}` is {:?}", view.dtype())))?;
-        Ok((path.to_owned(), TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype)))
-    };
-    file.iter().map(value).collect()
 }
 
 fn read_file(dir: &Path, name: &str) -> Result<Vec<u8>, Error> {
@@ -413,45 +425,6 @@ fn read_file(dir: &Path, name: &str) -> Result<Vec<u8>, Error> {
         io::ErrorKind::NotFound => damaged(dir, format!("{name} is missing")),
         _ => Error::io("read", &path)(error),
     })
-}
-
-/// The checksum of tensors, of their names and every bit.
-pub(crate) fn checksum(tensors: &[(String, TensorData)]) -> String {
-    let mut state = START;
-    for (name, data) in tensors {
-        state = [name.as_bytes(), data.as_bytes()].into_iter().fold(state, mix);
-    }
-    format!("{state:016x}")
-}
-
-const START: u64 = 0xcbf2_9ce4_8422_2325;
-
-fn mix(state: u64, bytes: &[u8]) -> u64 {
-    bytes.chunks(8).fold(state, |state, word| {
-        let mut padded = [0; 8];
-        padded[..word.len()].copy_from_slice(word);
-        (state ^ u64::from_le_bytes(padded)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-    })
-}
-
-/// Length and checksum of what can be read: words of 8 bytes, each xored into the state, which is then multiplied and
-/// rotated.
-fn sum(reader: &mut impl Read) -> io::Result<Sum> {
-    let (mut bytes, mut state, mut buffer) = (0, START, vec![0; 1 << 20]);
-    loop {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match reader.read(&mut buffer[filled..])? {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        state = mix(state, &buffer[..filled]);
-        bytes += filled as u64;
-        if filled < buffer.len() {
-            return Ok(Sum { bytes, checksum: format!("{state:016x}") });
-        }
-    }
 }
 
 /// Makes names in a directory durable. Windows neither needs nor allows it.

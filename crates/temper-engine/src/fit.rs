@@ -1,10 +1,12 @@
 //! The training loop.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
+use temper_peft::Lender;
 use temper_world::{Traffic, World};
 use tracing::trace_span;
 
@@ -24,6 +26,10 @@ use crate::weights;
 pub struct Outcome<M> {
     /// The model with the weights of the best evaluation, or the last ones if there was none.
     pub model: M,
+    /// Who brings its layers their parameters, where each rank has its part of them.
+    pub lender: Option<Lender>,
+    /// The checkpoint that has its weights.
+    pub checkpoint: PathBuf,
     /// Why it ended.
     pub reason: StopReason,
     /// Steps done.
@@ -45,11 +51,12 @@ pub struct Outcome<M> {
 ///
 /// `data` is asked once for the optimizer steps from a step on, counted from 0; each is its micro-batches. Which rows a
 /// step has must depend on nothing but the step, or a resumed run is another run. `evaluate` gets the model without
-/// autodiff. `observe` hears of everything in order. A request to stop is honoured after the current step: a checkpoint
-/// is written first.
+/// autodiff, and who brings its layers their parameters, where each rank has its part of them. `observe` hears of everything
+/// in order. A request to stop is honoured after the current step: a checkpoint is written first.
 ///
 /// Of N ranks each calls this with the same model and plan, and with every N-th micro-batch of each step, rank 0 with the
-/// first. Rank 0 writes; all decide alike, for they decide from the same numbers.
+/// first. Rank 0 writes; all decide alike, for they decide from the same numbers. Parameters of `model` that are
+/// [`elsewhere`](crate::elsewhere) may be lazy.
 ///
 /// # Errors
 /// Of the data, the evaluation, the device or the disk; divergence, found before the weights move (gradients that a loss
@@ -60,7 +67,7 @@ pub fn fit<M: Objective, I>(
     plan: &FitPlan,
     site: &Site<'_>,
     data: impl FnOnce(u64) -> I,
-    evaluate: &mut dyn FnMut(&M) -> Result<Scores, BoxError>,
+    evaluate: &mut dyn FnMut(&M, Option<Lender>) -> Result<Scores, BoxError>,
     observe: &mut dyn FnMut(&Event),
 ) -> Result<Outcome<M>, Error>
 where
@@ -74,8 +81,8 @@ where
     let mut progress;
     (model, progress) = store.resume(model, &mut optimizer, &shared, observe)?;
     shared.agree("the checkpoints that it sees", progress.step, &progress.step.to_string())?;
-    shared.agree_on(&model, progress.step)?;
     model = shared.divide(model);
+    shared.agree_on(&model, progress.step)?;
     progress.scale = plan.loss_scaling.then(|| progress.scale.unwrap_or_default());
     let clock = Clock { before: progress.seconds, started: Instant::now() };
     let resumed = progress.step;
@@ -111,9 +118,10 @@ where
         if plan.eval_every.is_some_and(|every| last || at.is_multiple_of(every.max(1))) {
             evaluated = true;
             let started = Instant::now();
-            let scores =
-                trace_span!(target: "profile", "evaluation").in_scope(|| evaluate(&shared.whole(&model)?.valid()));
+            let lender = lending.as_ref().map(|lending| lending.measure(&model));
+            let scores = trace_span!(target: "profile", "evaluation").in_scope(|| evaluate(&model.valid(), lender));
             let scores = scores.map_err(|source| Error::Evaluation { step: at, source })?;
+            lending.iter().try_for_each(|lending| lending.end().map(drop))?;
             if scores.get("loss").is_some_and(|loss| !loss.is_finite()) {
                 return Err(Error::Ruined { step: at, what: "the loss of the evaluation".into() });
             }
@@ -128,22 +136,21 @@ where
         if !saves && !shared.checks(at) {
             continue;
         }
-        let whole = shared.whole(&model)?;
-        shared.agree_on(&whole, at)?;
+        shared.agree_on(&model, at)?;
         if saves {
             let started = Instant::now();
-            let save = || store.save(&progress, &whole, &optimizer, &shared);
+            let save = || store.save(&progress, &model, &optimizer, &shared);
             let path = trace_span!(target: "profile", "checkpoint").in_scope(save)?;
             observe(&Event::Saved { step: at, path, ms: ms(started.elapsed()) });
         }
     }
 
-    model = shared.whole(&model)?;
     let reason = ending.unwrap_or(StopReason::Finished);
     let Progress { step, mut best, last, tokens, .. } = progress;
+    let mut checkpoint = store.path(step);
     if let Some((at, _)) = best.as_ref().filter(|(at, _)| *at != step) {
-        match store.weights_of(*at, model.clone()) {
-            Ok(weights) => model = weights,
+        match store.weights_of(*at, model.clone(), &shared) {
+            Ok(weights) => (model, checkpoint) = (weights, store.path(*at)),
             Err(Error::Damaged { path, reason }) => {
                 // The last weights are whole, and better than none.
                 observe(&Event::Refused { path, reason });
@@ -154,7 +161,8 @@ where
     }
     let seconds = clock.seconds();
     observe(&Event::Stopped { step, reason, seconds });
-    Ok(Outcome { model, reason, step, resumed, best, last, seconds, tokens })
+    let lender = lending.map(|lending| lending.measure(&model));
+    Ok(Outcome { model, lender, checkpoint, reason, step, resumed, best, last, seconds, tokens })
 }
 
 /// What one step measured on the host.
@@ -186,14 +194,10 @@ fn step<M: Objective>(
     for micro in 0..rounds {
         let mut fresh = Gradients::default();
         let summed = if shared.each { &mut fresh } else { &mut gradients };
-        lending.iter().for_each(|lending| lending.begin());
+        let lender = lending.map(|lending| lending.learn(&model));
         if let Some(batch) = batches.get(micro) {
             let number = (micro * shared.world.size() + shared.world.rank()) as u64;
-            let mode = Mode {
-                seed: seed(plan.seed, index, number),
-                activations: plan.activations,
-                lender: lending.map(Lending::lender),
-            };
+            let mode = Mode { seed: seed(plan.seed, index, number), activations: plan.activations, lender };
             let loss = trace_span!(target: "profile", "forward").in_scope(|| model.loss(batch, mode));
             losses.push(loss.sum.clone().inner().cast(FloatDType::F32));
             targets += loss.targets;
@@ -213,7 +217,7 @@ fn step<M: Objective>(
             }
         }
         if let Some(lending) = lending {
-            gradients.merge(lending.end(&model)?);
+            gradients.merge(lending.end()?);
         }
         if shared.each {
             gradients.merge(shared.reduce(fresh)?);

@@ -7,11 +7,11 @@ use std::rc::Rc;
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{FloatDType, Gradients as Tape, Shape, Tensor};
-use temper_peft::parameters::{Mapper, map, replace};
+use temper_peft::parameters::{Mapper, emptied, map};
 use temper_peft::{Lend, Lender, OnTape};
 
 use crate::gradients::Gradients;
-use crate::shared::Shared;
+use crate::shared::{Bucket, Shared};
 use crate::weights;
 
 /// Who brings layers their parameters.
@@ -21,9 +21,11 @@ pub(crate) struct Lending {
     state: RefCell<State>,
 }
 
-/// Where a micro-batch stands.
+/// Where a pass stands.
 #[derive(Default)]
 struct State {
+    /// What this rank has of the parameters. Nothing between steps, for an optimizer writes in place what nobody else holds.
+    here: BTreeMap<String, Tensor<1>>,
     /// What all ranks have yet to do together.
     ahead: VecDeque<Together>,
     /// The gradients of the layer that computes.
@@ -49,21 +51,23 @@ impl Lending {
         (!shared.layers.is_empty()).then(|| Rc::new(lending))
     }
 
-    /// For a pass of a model.
-    pub fn lender(self: &Rc<Self>) -> Lender {
-        Lender(self.clone())
-    }
-
-    /// Before a micro-batch: every layer will come forward, and then back.
-    pub fn begin(&self) {
+    /// For a micro-batch of `model`, until [`end`](Self::end): every layer will come forward, and then back.
+    pub fn learn<M: Module>(self: &Rc<Self>, model: &M) -> Lender {
         let layers = 0..self.shared.layers.len();
         let back = layers.clone().rev().flat_map(|layer| [Together::Bring(layer), Together::Reduce(layer)]);
         self.state.borrow_mut().ahead = layers.map(Together::Bring).chain(back).collect();
+        self.measure(model)
+    }
+
+    /// For passes that measure `model`, until [`end`](Self::end).
+    pub fn measure<M: Module>(self: &Rc<Self>, model: &M) -> Lender {
+        self.state.borrow_mut().here = weights::tensors(model);
+        Lender(self.clone())
     }
 
     /// Sends the gradients of the layer that has just computed to their owners, if one has.
     pub fn reduce(&self, tape: &mut Tape) {
-        let State { ahead, notes, sums, failed } = &mut *self.state.borrow_mut();
+        let State { ahead, notes, sums, failed, .. } = &mut *self.state.borrow_mut();
         let Some(Together::Reduce(layer)) = ahead.front().copied().filter(|_| !notes.is_empty()) else { return };
         ahead.pop_front();
         let mut notes = std::mem::take(notes);
@@ -73,24 +77,38 @@ impl Lending {
         }
     }
 
-    /// After a micro-batch, or in place of one: does what other ranks still wait for, and returns the sums of gradients.
-    pub fn end<M: Module>(&self, model: &M) -> Result<Gradients, temper_world::Error> {
-        let State { ahead, sums, failed, .. } = &mut *self.state.borrow_mut();
-        if let Some(error) = failed.take() {
+    /// Does what other ranks still wait for of a micro-batch, and returns the sums of gradients.
+    pub fn end(&self) -> Result<Gradients, temper_world::Error> {
+        let mut state = std::mem::take(&mut *self.state.borrow_mut());
+        if let Some(error) = state.failed {
             return Err(error);
         }
-        let values = if ahead.is_empty() { BTreeMap::new() } else { weights::values(model) };
-        for next in ahead.drain(..) {
+        for next in state.ahead {
             match next {
-                Together::Bring(layer) => {
-                    let parts = &self.shared.layers[layer];
-                    let own = self.shared.own(parts).iter().map(|path| values[path].clone());
-                    self.shared.gather_bucket(parts, own.collect())?;
+                Together::Bring(layer) => drop(self.gather(&state.here, &self.shared.layers[layer])?),
+                Together::Reduce(layer) => {
+                    self.shared.reduce_bucket(&self.shared.layers[layer], |_| None, &mut state.sums)?;
                 }
-                Together::Reduce(layer) => self.shared.reduce_bucket(&self.shared.layers[layer], |_| None, sums)?,
             }
         }
-        Ok(std::mem::take(sums))
+        Ok(state.sums)
+    }
+
+    fn gather(
+        &self,
+        here: &BTreeMap<String, Tensor<1>>,
+        layer: &Bucket,
+    ) -> Result<Vec<(String, Tensor<1>)>, temper_world::Error> {
+        let own = self.shared.own(layer).iter().map(|path| here[path].clone().cast(FloatDType::F32));
+        self.shared.gather_bucket(layer, own.collect())
+    }
+
+    /// Whether any rank makes another pass that measures; if so every layer will come.
+    fn any(&self, own: bool) -> Result<bool, temper_world::Error> {
+        let any = self.shared.world.exchange(own)?.contains(&true);
+        let layers = if any { 0..self.shared.layers.len() } else { 0..0 };
+        self.state.borrow_mut().ahead = layers.map(Together::Bring).collect();
+        Ok(any)
     }
 }
 
@@ -100,42 +118,32 @@ impl Shared {
         struct Forget<'a>(&'a Shared);
         impl Mapper for Forget<'_> {
             fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let lent = self.0.layers.iter().flatten().flatten().any(|lent| lent == path);
-                if !lent || self.0.owns(path) {
-                    return param;
-                }
-                replace(param, |old| Tensor::zeros([0; D], (&old.device(), old.dtype())))
+                if self.0.keeps(path) { param } else { emptied(param) }
             }
         }
         if self.layers.is_empty() { model } else { map(model, &mut Forget(self)) }
     }
-
-    /// The model with the values of all parameters.
-    pub fn whole<M: Module>(&self, model: &M) -> Result<M, temper_world::Error> {
-        if self.layers.is_empty() { Ok(model.clone()) } else { self.gather(model.clone(), &self.layers) }
-    }
 }
 
 impl Lend for Lending {
-    fn bring(&self, here: BTreeMap<ParamId, Tensor<1>>) -> BTreeMap<ParamId, (Shape, Tensor<1>)> {
-        let State { ahead, failed, .. } = &mut *self.state.borrow_mut();
-        let ids: BTreeMap<&str, ParamId> = here.keys().map(|id| (self.paths[id].as_str(), *id)).collect();
+    fn lends(&self, id: ParamId) -> bool {
+        self.paths.contains_key(&id)
+    }
+
+    fn bring(&self, layer: BTreeSet<ParamId>) -> BTreeMap<ParamId, (Shape, Tensor<1>)> {
+        let State { here, ahead, failed, .. } = &mut *self.state.borrow_mut();
+        let ids: BTreeMap<&str, ParamId> = layer.into_iter().map(|id| (self.paths[&id].as_str(), id)).collect();
         let Some(Together::Bring(layer)) = ahead.pop_front() else { panic!("layers come forward once, and back once") };
         let parts = &self.shared.layers[layer];
         let expected: BTreeSet<&str> = parts.iter().flatten().map(String::as_str).collect();
         assert!(ids.keys().copied().eq(expected), "layer {layer} comes in its turn, not {:?}", ids.keys());
-        let own = self.shared.own(parts).iter().map(|path| here[&ids[path.as_str()]].clone().cast(FloatDType::F32));
-        let brought = match failed {
-            None => self.shared.gather_bucket(parts, own.collect()),
-            Some(_) => Ok(Vec::new()),
-        };
-        let brought: BTreeMap<String, Tensor<1>> = brought
-            .unwrap_or_else(|error| {
-                *failed = Some(error);
-                Vec::new()
-            })
-            .into_iter()
-            .collect();
+        let mut brought = BTreeMap::new();
+        if failed.is_none() {
+            match self.gather(here, parts) {
+                Ok(values) => brought.extend(values),
+                Err(error) => *failed = Some(error),
+            }
+        }
         let value = |(path, id): (&str, ParamId)| {
             let held = &self.shared.parameters[path];
             // After a failure nothing is computed that anybody reads.
@@ -147,5 +155,27 @@ impl Lend for Lending {
 
     fn note(&self, id: ParamId, gradient: OnTape) {
         self.state.borrow_mut().notes.insert(self.paths[&id].clone(), gradient);
+    }
+
+    fn begin(&self) {
+        let any = self.any(true);
+        let State { ahead, failed, .. } = &mut *self.state.borrow_mut();
+        if let Err(error) = any {
+            *ahead = (0..self.shared.layers.len()).map(Together::Bring).collect();
+            failed.get_or_insert(error);
+        }
+    }
+
+    fn rest(&self) -> Result<(), String> {
+        let said = |error: temper_world::Error| error.to_string();
+        if let Some(error) = self.state.borrow_mut().failed.take() {
+            return Err(said(error));
+        }
+        while self.any(false).map_err(said)? {
+            let State { here, ahead, .. } = &mut *self.state.borrow_mut();
+            ahead.clear();
+            self.shared.layers.iter().try_for_each(|layer| self.gather(here, layer).map(drop)).map_err(said)?;
+        }
+        Ok(())
     }
 }

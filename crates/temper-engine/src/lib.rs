@@ -29,3 +29,4 @@ pub use event::{Event, StopReason};
 pub use fit::{Outcome, fit};
 pub use plan::{FitPlan, Loss, Metric, Mode, Objective, Scores, Sharing, Site, Stop};
 pub use schedule::Schedule;
+pub use shared::elsewhere;

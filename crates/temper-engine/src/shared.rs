@@ -6,14 +6,14 @@
 //! layers the others may keep nothing (ZeRO-3): see `lending`.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Shape, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Shape, Tensor, TensorData};
 use temper_peft::parameters::{Mapper, layer_of, map, replace};
-use temper_world::{Shard, World};
+use temper_world::{Place, Shard, World};
 
-use crate::checkpoint::Values;
+use crate::checkpoint::{Outline, Outlines, checksum};
 use crate::error::Error;
 use crate::gradients::Gradients;
 use crate::optim::Optimizer;
@@ -43,7 +43,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Divides `parameters`.
     pub fn new(world: &World, parameters: BTreeMap<String, Held>, sharing: &Sharing) -> Self {
-        let counts = parameters.iter().map(|(path, held)| (path.clone(), held.count())).collect();
+        let counts = counts(&parameters);
         let owned = sharing.shard.has_owners() && !world.is_single();
         let mut parts = if owned { owners(&counts, world.size()) } else { vec![counts.keys().cloned().collect()] };
         let lent = owned && sharing.shard == Shard::Parameters;
@@ -62,8 +62,25 @@ impl Shared {
 
     /// Whether this rank keeps the optimizer's state of a parameter.
     pub fn owns(&self, path: &str) -> bool {
-        let own = |bucket: &Bucket| bucket[self.world.rank()].iter().any(|name| name == path);
-        !self.owned || self.buckets.iter().chain(&self.layers).any(own)
+        !self.owned || self.owner(path) == self.world.rank()
+    }
+
+    /// The rank that owns a parameter; 0 where there are no owners.
+    pub fn owner(&self, path: &str) -> usize {
+        let all = self.buckets.iter().chain(&self.layers);
+        all.flat_map(|bucket| bucket.iter().enumerate())
+            .find_map(|(rank, part)| part.iter().any(|name| name == path).then_some(rank))
+            .unwrap_or(0)
+    }
+
+    /// Whether an owner alone has the values of a parameter.
+    pub fn lent(&self, path: &str) -> bool {
+        self.layers.iter().flatten().flatten().any(|lent| lent == path)
+    }
+
+    /// Whether this rank has the values of a parameter.
+    pub fn keeps(&self, path: &str) -> bool {
+        !self.lent(path) || self.owns(path)
     }
 
     /// The sums of the gradients of all ranks; where parameters have owners, of those that this rank owns.
@@ -151,15 +168,13 @@ impl Shared {
 
     /// The model with the parameters that each owner has updated, but for those that their owner alone has.
     pub fn spread<M: Module>(&self, model: M) -> Result<M, temper_world::Error> {
-        if self.owned { self.gather(model, &self.buckets) } else { Ok(model) }
-    }
-
-    /// The model with parameters as their owners have them.
-    pub fn gather<M: Module>(&self, model: M, buckets: &[Bucket]) -> Result<M, temper_world::Error> {
-        let (mut here, mut values) = (weights::values(&model), BTreeMap::new());
-        for parts in buckets {
-            let own = self.own(parts).iter().filter_map(|path| here.remove(path)).collect();
-            values.extend(self.gather_bucket(parts, own)?);
+        if !self.owned {
+            return Ok(model);
+        }
+        let (mut here, mut values) = (weights::tensors(&model), BTreeMap::new());
+        for parts in &self.buckets {
+            let own = self.own(parts).iter().filter_map(|path| Some(here.remove(path)?.cast(FloatDType::F32)));
+            values.extend(self.gather_bucket(parts, own.collect())?);
         }
         struct Put<'a>(BTreeMap<String, Tensor<1>>, &'a BTreeMap<String, Held>);
         impl Mapper for Put<'_> {
@@ -194,27 +209,40 @@ impl Shared {
         Ok(paths.collect())
     }
 
-    /// The optimizer's state of all parameters, on rank 0. It comes parameter by parameter, for all of it at once would be in
-    /// memory several times over.
-    pub fn collect(&self, optimizer: &Optimizer, step: u64) -> Result<Vec<(String, TensorData)>, Error> {
-        let mut all = Vec::new();
-        for path in self.parameters.keys() {
-            let wanted = if self.owned { self.owns(path) } else { self.world.leads() };
-            let own = if wanted { optimizer.read(path) } else { Ok(Vec::new()) };
-            let own = own.map_err(|reason| Error::Device { step, reason })?;
-            if !self.owned {
-                all.extend(own);
-                continue;
+    /// Hands `put` on rank 0 each of some tensors, which `read` gives on the rank that `keeper` names. They come one by one, for
+    /// all at once would be in memory several times over.
+    pub fn each(
+        &self,
+        tensors: &Outlines,
+        keeper: impl Fn(&str) -> usize,
+        read: impl Fn(&str) -> Result<TensorData, Error>,
+        mut put: impl FnMut(&str, TensorData) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut result = Ok(());
+        for (name, Outline { dtype, shape }) in tensors {
+            let from = keeper(name);
+            let own = if from == self.world.rank() { Some(read(name)?) } else { None };
+            let data = match from {
+                0 => own,
+                _ => {
+                    let own = own.map_or_else(Vec::new, |data| data.as_bytes().to_vec());
+                    let mut all = self.world.collect(&own)?;
+                    let bytes = self.world.leads().then(|| all.swap_remove(from));
+                    bytes.map(|bytes| TensorData::from_bytes_vec(bytes, shape.clone(), *dtype))
+                }
+            };
+            // Whatever went wrong, the others are not left to wait.
+            if let (Some(data), true) = (data, result.is_ok()) {
+                result = put(name, data);
             }
-            let own: Vec<Piece> = own.into_iter().map(Piece::of).collect();
-            all.extend(self.world.collect(own)?.into_iter().flatten().map(Piece::into_named));
         }
-        Ok(all)
+        result
     }
 
-    /// Of the optimizer's state of all parameters, that of those that this rank owns.
-    pub fn keep_own(&self, state: &mut Values) {
-        state.retain(|name, _| self.owns(name.rsplit_once('.').map_or("", |(path, _)| path)));
+    /// What the optimizer's state of all parameters is.
+    pub fn outlines(&self, optimizer: &Optimizer) -> Result<Outlines, Error> {
+        let own: Outlines = self.parameters.keys().flat_map(|path| optimizer.outlines(path)).collect();
+        Ok(self.world.exchange(own)?.into_iter().flatten().collect())
     }
 
     /// Compares something of all ranks that must be the same.
@@ -236,33 +264,34 @@ impl Shared {
         !self.world.is_single() && step.is_multiple_of(self.check_every)
     }
 
-    /// Compares the parameters of all ranks, bit by bit.
+    /// Compares the parameters that all ranks have, bit by bit.
     pub fn agree_on<M: Module>(&self, model: &M, step: u64) -> Result<(), Error> {
         if self.world.is_single() {
             return Ok(());
         }
-        let values = weights::read(model).map_err(|reason| Error::Device { step, reason })?;
-        self.agree("its parameters", step, &crate::checkpoint::checksum(&values))
+        let here = weights::tensors(model).into_iter().filter(|(path, _)| !self.lent(path));
+        let values = here.map(|(path, tensor)| Ok((path, weights::read(tensor)?))).collect::<Result<Vec<_>, _>>();
+        let values = values.map_err(|reason| Error::Device { step, reason })?;
+        self.agree("its parameters", step, &checksum(&values))
     }
 }
 
-/// A tensor on its way between ranks.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Piece {
-    name: String,
-    shape: Vec<usize>,
-    dtype: burn::tensor::DType,
-    bytes: Vec<u8>,
+/// Those of the parameters of `model` that train whose values the rank at `place` need not have, for another keeps them: lazy,
+/// they are as good to [`fit`](crate::fit()).
+///
+/// # Errors
+/// When nothing trains.
+pub fn elsewhere<M: Module>(model: &M, sharing: &Sharing, place: &Place) -> Result<BTreeSet<String>, Error> {
+    if sharing.shard != Shard::Parameters {
+        return Ok(BTreeSet::new());
+    }
+    let mut parts = owners(&counts(&weights::held(model)?), place.size);
+    parts.remove(place.rank);
+    Ok(parts.into_iter().flatten().filter(|path| layer_of(path).is_some()).collect())
 }
 
-impl Piece {
-    fn of((name, data): (String, TensorData)) -> Self {
-        Self { name, shape: data.shape().to_vec(), dtype: data.dtype(), bytes: data.as_bytes().to_vec() }
-    }
-
-    fn into_named(self) -> (String, TensorData) {
-        (self.name, TensorData::from_bytes_vec(self.bytes, self.shape, self.dtype))
-    }
+fn counts(parameters: &BTreeMap<String, Held>) -> BTreeMap<String, usize> {
+    parameters.iter().map(|(path, held)| (path.clone(), held.count())).collect()
 }
 
 /// The parameters of each rank: the largest first, each to the rank that has least.
@@ -292,29 +321,25 @@ fn take_layers(parts: &mut [Vec<String>]) -> Vec<Bucket> {
     layers.into_values().collect()
 }
 
-/// Cuts what each rank has into messages of at most `most` values, where no parameter alone has more.
+/// Cuts what all ranks have into messages of at most `most` values, where no parameter alone has more. Ranks take turns, so that
+/// each has about as much of a message.
 fn buckets(parts: &[Vec<String>], parameters: &BTreeMap<String, usize>, most: usize) -> Vec<Bucket> {
-    let most = (most / parts.len()).max(1);
-    let cut = |part: &Vec<String>| {
-        let (mut runs, mut filled) = (vec![Vec::new()], 0);
-        for path in part {
+    let empty = || vec![Vec::new(); parts.len()];
+    let (mut buckets, mut filled) = (vec![empty()], 0);
+    for turn in 0..parts.iter().map(Vec::len).max().unwrap_or(0) {
+        for (rank, path) in parts.iter().enumerate().filter_map(|(rank, part)| Some((rank, part.get(turn)?))) {
             if filled > 0 && filled + parameters[path] > most {
-                (filled, _) = (0, runs.push(Vec::new()));
+                (filled, _) = (0, buckets.push(empty()));
             }
             filled += parameters[path];
-            runs.last_mut().expect("there is a first").push(path.clone());
+            buckets.last_mut().expect("there is a first")[rank].push(path.clone());
         }
-        runs
-    };
-    let runs: Vec<Vec<Vec<String>>> = parts.iter().map(cut).collect();
-    let length = runs.iter().map(Vec::len).max().unwrap_or(0);
-    (0..length).map(|i| runs.iter().map(|runs| runs.get(i).cloned().unwrap_or_default()).collect()).collect()
+    }
+    buckets
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
@@ -323,13 +348,14 @@ mod tests {
             (0..23).map(|i| (format!("layer.{i}"), 1 + (i * 37) % 50)).chain([("big".into(), 400)]).collect();
         for ranks in [1, 2, 3, 7, 40] {
             let parts = owners(&parameters, ranks);
-            let buckets = buckets(&parts, &parameters, 60 * ranks);
+            let buckets = buckets(&parts, &parameters, 120);
             assert!(buckets.iter().all(|bucket| bucket.len() == ranks));
             let all: Vec<&String> = buckets.iter().flatten().flatten().collect();
             assert_eq!(all.len(), parameters.len());
             assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), parameters.len());
             let size = |part: &Vec<String>| part.iter().map(|path| parameters[path]).sum::<usize>();
-            assert!(buckets.iter().flatten().all(|part| size(part) <= 60 || part.len() == 1));
+            let alone = |bucket: &Bucket| bucket.iter().map(Vec::len).sum::<usize>() == 1;
+            assert!(buckets.iter().all(|bucket| bucket.iter().map(size).sum::<usize>() <= 120 || alone(bucket)));
             let loads: Vec<usize> = parts.iter().map(size).collect();
             let total: usize = parameters.values().sum();
             assert!(*loads.iter().max().unwrap_or(&0) <= 400.max(total.div_ceil(ranks) + 50), "{loads:?}");

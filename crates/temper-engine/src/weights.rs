@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 pub(crate) use temper_peft::parameters::flat;
-use temper_peft::parameters::{self, Mapper, Visitor, map, visit};
+use temper_peft::parameters::{self, Mapper, Visitor, map, trains, visit};
 
 use crate::error::Error;
 
@@ -24,14 +24,15 @@ impl Held {
     }
 }
 
-/// Lists the trainable parameters by path.
+/// Lists the trainable parameters by path. Lazy ones stay lazy; they will be f32.
 pub(crate) fn held<M: Module>(model: &M) -> Result<BTreeMap<String, Held>, Error> {
     struct List(BTreeMap<String, Held>);
     impl Visitor for List {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
-                let (shape, device) = (param.shape().to_vec(), param.device().inner());
-                self.0.insert(path.into(), Held { id: param.id, shape, dtype: param.dtype(), device });
+            if trains(param) {
+                let (shape, device) = (param.lazy_shape().to_vec(), param.lazy_device().inner());
+                let dtype = if param.is_initialized() { param.dtype() } else { DType::F32 };
+                self.0.insert(path.into(), Held { id: param.id, shape, dtype, device });
             }
         }
     }
@@ -46,39 +47,24 @@ pub(crate) fn held<M: Module>(model: &M) -> Result<BTreeMap<String, Held>, Error
     }
 }
 
-/// Reads the trainable parameters to the host.
-pub(crate) fn read<M: Module>(model: &M) -> Result<Vec<(String, TensorData)>, String> {
-    struct Read(Result<Vec<(String, TensorData)>, String>);
-    impl Visitor for Read {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            if let Ok(read) = &mut self.0
-                && param.is_require_grad()
-            {
-                match param.val().inner().try_into_data() {
-                    Ok(data) => read.push((path.into(), data)),
-                    Err(error) => self.0 = Err(error.to_string()),
-                }
-            }
-        }
-    }
-    let mut read = Read(Ok(Vec::new()));
-    visit(model, &mut read);
-    read.0
-}
-
-/// The values of the trainable parameters by path, flat, in f32, without a graph.
-pub(crate) fn values<M: Module>(model: &M) -> BTreeMap<String, Tensor<1>> {
-    struct Values(BTreeMap<String, Tensor<1>>);
-    impl Visitor for Values {
+/// The trainable parameters by path, flat, without a graph.
+pub(crate) fn tensors<M: Module>(model: &M) -> BTreeMap<String, Tensor<1>> {
+    struct Tensors(BTreeMap<String, Tensor<1>>);
+    impl Visitor for Tensors {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
             if param.is_require_grad() {
-                self.0.insert(path.into(), flat(param.val().inner()).cast(FloatDType::F32));
+                self.0.insert(path.into(), flat(param.val().inner()));
             }
         }
     }
-    let mut values = Values(BTreeMap::new());
-    visit(model, &mut values);
-    values.0
+    let mut tensors = Tensors(BTreeMap::new());
+    visit(model, &mut tensors);
+    tensors.0
+}
+
+/// The values of a tensor, on the host.
+pub(crate) fn read(tensor: Tensor<1>) -> Result<TensorData, String> {
+    tensor.try_into_data().map_err(|error| error.to_string())
 }
 
 /// Writes values, whose shapes and dtypes have been checked, into parameters.

@@ -223,16 +223,11 @@ impl Quantized {
     }
 
     /// Codes and magnitudes, to be kept in a file.
-    ///
-    /// # Errors
-    ///
-    /// When the device fails.
-    pub fn into_parts(self) -> Result<[TensorData; 2], String> {
-        let [words, scales] = [self.words.try_into_data(), self.scales.try_into_data()];
-        Ok([words.map_err(|error| error.to_string())?, scales.map_err(|error| error.to_string())?])
+    pub fn parts(&self) -> (Tensor<1, Int>, Tensor<1>) {
+        (self.words.clone(), self.scales.clone())
     }
 
-    /// What [`into_parts`](Self::into_parts) gave of a vector of `count` values; `None` if these are not such parts.
+    /// What [`parts`](Self::parts) gave of a vector of `count` values; `None` if these are not such parts.
     pub fn from_parts([words, scales]: [TensorData; 2], count: usize, format: Format, device: &Device) -> Option<Self> {
         let blocks = count.div_ceil(DYNAMIC_BLOCK);
         let fits = words.dtype() == DType::I32
@@ -604,7 +599,8 @@ mod tests {
                 let host = vec_of(Quantized::encode(&x, [1, count], format, &device()).decode());
                 let tensor = Tensor::from_data(TensorData::new(x, [count]), &device());
                 let own = Quantized::of(tensor, format);
-                let parts = own.clone().into_parts().unwrap();
+                let (words, scales) = own.parts();
+                let parts = [words.into_data(), scales.into_data()];
                 let read = Quantized::from_parts(parts.clone(), count, format, &device()).unwrap();
                 assert_eq!(vec_of(own.decode()), vec_of(read.decode()));
                 close(&[vec_of(read.decode())], &[host], 1e-6);
@@ -619,8 +615,8 @@ mod tests {
             for shape in [[1, 1], [7, 5], [64, 300]] {
                 let matrix = Quantized::encode(&vec![0.0; shape[0] * shape[1]], shape, format, &device());
                 assert_eq!(vec_of(matrix.clone().decode()), vec![0.0; shape[0] * shape[1]]);
-                let [words, scales] = matrix.into_parts().unwrap();
-                let (words, scales) = (words.as_bytes().len(), scales.as_bytes().len());
+                let (words, scales) = matrix.parts();
+                let (words, scales) = (words.into_data().as_bytes().len(), scales.into_data().as_bytes().len());
                 // One of the two may be a dummy.
                 let bytes = match format {
                     Format::Bf16 => scales,

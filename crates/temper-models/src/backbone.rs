@@ -99,7 +99,7 @@ impl Backbone {
         }
     }
 
-    /// The states of the next tokens of each row of `cache`, which then holds them too. No dropout.
+    /// The states of the next tokens of each row of `cache`, which then holds them too.
     ///
     /// # Shapes
     ///
@@ -110,7 +110,7 @@ impl Backbone {
     ///
     /// When the network is an encoder, `ids` has another number of rows than the cache, or a row becomes longer than the
     /// network's table of positions.
-    pub fn extend(&self, ids: Tensor<2, Int>, cache: &mut Cache) -> Result<Tensor<3>, Error> {
+    pub fn extend(&self, ids: Tensor<2, Int>, cache: &mut Cache, pass: &Pass) -> Result<Tensor<3>, Error> {
         let limit = match self {
             Self::Bert(_) | Self::DistilBert(_) | Self::Roberta(_) => {
                 return Err(Error::Input("an encoder sees whole texts and cannot go on with one".into()));
@@ -118,8 +118,7 @@ impl Backbone {
             Self::Gpt2(model) => Some(model.wpe.weight.lazy_shape()[0]),
             Self::Gemma3(_) | Self::Llama(_) | Self::Phi3(_) => None,
         };
-        let pass = Pass::eval();
-        let mut context = Context::continued(&ids, cache, limit, &pass)?;
+        let mut context = Context::continued(&ids, cache, limit, pass)?;
         Ok(self.decode(ids, &mut context))
     }
 

@@ -177,7 +177,8 @@ impl<'a> Context<'a> {
         let states = embedded.reshape([batch * sequence, model]);
         let place = move |layer| Place { layer, batch, sequence };
         let states = if self.cache.is_some() {
-            layers.iter().enumerate().fold(states, |states, (i, block)| block.forward(states, place(i), self))
+            let pass = self.pass;
+            pass.through(states, layers, |i, block, states| block.forward(states, place(i), self))
         } else {
             let (shared, device) = (self.shared.clone(), self.device.clone());
             self.pass.layers(states, layers, move |i, block, x, pass| {

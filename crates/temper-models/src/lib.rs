@@ -23,6 +23,6 @@ pub use backbone::{Backbone, Input};
 pub use config::{Config, MODEL_TYPES, Model};
 pub use decoder::Cache;
 pub use error::Error;
-pub use load::{Init, LoadReport, WrongShape, candidates, check, initialise, load, quantize};
+pub use load::{Init, LoadReport, WrongShape, candidates, check, initialise, load, load_part, quantize};
 pub use save::{SaveDtype, save};
 pub use weights::Weights;

@@ -104,11 +104,26 @@ pub fn load<M: Module>(
     names: impl Fn(&str) -> Vec<String>,
     init: &Init,
 ) -> Result<(M, LoadReport), Error> {
+    load_part(module, weights, names, init, |_| true)
+}
+
+/// The same of those parameters whose path is `wanted`; the others stay lazy.
+///
+/// # Errors
+///
+/// As of [`load`].
+pub fn load_part<M: Module>(
+    module: M,
+    weights: &Weights,
+    names: impl Fn(&str) -> Vec<String>,
+    init: &Init,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(M, LoadReport), Error> {
     let report = check(&list(&module), weights, names);
     if !report.wrong_shape.is_empty() {
         return Err(Error::Shapes { path: weights.directory().into(), tensors: report.wrong_shape });
     }
-    let mut fill = Fill { weights, report: &report, init, error: None };
+    let mut fill = Fill { weights, report: &report, init, wanted, error: None };
     let module = map(module, &mut fill);
     match fill.error {
         Some(error) => Err(error),
@@ -142,27 +157,28 @@ pub fn quantize(
     Ok(count)
 }
 
-/// Gives every parameter of `module` a value drawn or set by `init`: training from scratch.
-pub fn initialise<M: Module>(module: M, init: &Init) -> M {
-    struct Fresh<'a>(&'a Init);
-    impl Mapper for Fresh<'_> {
+/// Gives every parameter of `module` whose path is `wanted` a value drawn or set by `init`: training from scratch.
+pub fn initialise<M: Module>(module: M, init: &Init, wanted: impl Fn(&str) -> bool) -> M {
+    struct Fresh<'a, F>(&'a Init, F);
+    impl<F: Fn(&str) -> bool> Mapper for Fresh<'_, F> {
         fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            self.0.fill(path, param)
+            if (self.1)(path) { self.0.fill(path, param) } else { param }
         }
     }
-    map(module, &mut Fresh(init))
+    map(module, &mut Fresh(init, wanted))
 }
 
-struct Fill<'a> {
+struct Fill<'a, F> {
     weights: &'a Weights,
     report: &'a LoadReport,
     init: &'a Init,
+    wanted: F,
     error: Option<Error>,
 }
 
-impl Mapper for Fill<'_> {
+impl<F: Fn(&str) -> bool> Mapper for Fill<'_, F> {
     fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if is_adapter(path) || self.error.is_some() {
+        if is_adapter(path) || !(self.wanted)(path) || self.error.is_some() {
             return param;
         }
         let loaded = &self.report.loaded;

@@ -42,7 +42,8 @@ impl Pass {
         Self { checkpoints, ..self }
     }
 
-    /// The same with layers whose parameters `lender` brings. They are computed again, for what is brought is not kept.
+    /// The same with layers whose parameters `lender` brings. In training they are computed again, for what is brought is not
+    /// kept.
     pub fn with_lender(self, lender: Option<Lender>) -> Self {
         Self { lender, ..self }
     }
@@ -64,8 +65,11 @@ impl Pass {
         forward: impl Fn(usize, &M, Tensor<2>, &Pass) -> Tensor<2> + 'static,
     ) -> Tensor<2> {
         let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| x.device().is_autodiff()) else {
-            assert!(self.lender.is_none(), "layers whose parameters are elsewhere are computed again");
-            return layers.iter().enumerate().fold(x, |x, (i, layer)| timed(i, || forward(i, layer, x, self)));
+            assert!(
+                self.lender.is_none() || self.seed.is_none(),
+                "layers whose parameters are elsewhere are computed again"
+            );
+            return self.through(x, layers, |i, layer, x| forward(i, layer, x, self));
         };
         let forward = Rc::new(move |i, layer: &M, x, pass: &Pass| timed(i, || forward(i, layer, x, pass)));
         let steps = layers.iter().enumerate().map(|(i, layer)| {
@@ -85,6 +89,26 @@ impl Pass {
             (plain, move |x| again(i, &filled(true), x, &pass()))
         });
         checkpoints.run(x, steps)
+    }
+
+    /// The layers of a network, one after the other, without a graph; `forward` computes one, by its number.
+    ///
+    /// # Shapes
+    ///
+    /// - x, result: `[T, D]`
+    pub fn through<M: Module>(
+        &self,
+        x: Tensor<2>,
+        layers: &[M],
+        mut forward: impl FnMut(usize, &M, Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        self.lender.iter().for_each(|lender| lender.0.begin());
+        layers.iter().enumerate().fold(x, |x, (i, layer)| {
+            timed(i, || match &self.lender {
+                None => forward(i, layer, x),
+                Some(lender) => forward(i, &lender.fill(layer.clone(), false), x),
+            })
+        })
     }
 
     /// Whether dropout with probability `p` does something in this pass.

@@ -1,6 +1,6 @@
 //! Layers whose parameters are elsewhere but for as long as they compute (ZeRO-3: Rajbhandari et al. 2020, arXiv:1910.02054).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use burn::module::{Module, Param, ParamId};
@@ -13,12 +13,23 @@ pub type OnTape = Box<dyn FnOnce(&mut Gradients) -> Option<Tensor<1>>>;
 
 /// Who brings the values of a layer's parameters.
 pub trait Lend {
-    /// The shape and the values, flat, of the trainable parameters of a layer. Of each there is what is here, which for those
-    /// that are elsewhere is nothing.
-    fn bring(&self, here: BTreeMap<ParamId, Tensor<1>>) -> BTreeMap<ParamId, (Shape, Tensor<1>)>;
+    /// Whether a parameter is one of those that may have to be brought.
+    fn lends(&self, id: ParamId) -> bool;
+
+    /// The shapes and the values, flat, of these parameters of a layer.
+    fn bring(&self, layer: BTreeSet<ParamId>) -> BTreeMap<ParamId, (Shape, Tensor<1>)>;
 
     /// Takes note of how the gradient of a parameter will be found.
     fn note(&self, id: ParamId, gradient: OnTape);
+
+    /// Before a pass that measures, without gradients: every layer will come once.
+    fn begin(&self);
+
+    /// After the last pass that measures on this rank: takes part in those that other ranks still make.
+    ///
+    /// # Errors
+    /// What went wrong since the first of them.
+    fn rest(&self) -> Result<(), String>;
 }
 
 /// Lends layers their parameters. A clone is the same one.
@@ -34,11 +45,11 @@ impl std::fmt::Debug for Lender {
 impl Lender {
     /// The layer with the values of all its parameters. If it `learns`, their gradients will be asked for.
     pub fn fill<M: Module>(&self, layer: M, learns: bool) -> M {
-        struct Here(BTreeMap<ParamId, Tensor<1>>);
-        impl Visitor for Here {
+        struct Lent<'a>(BTreeSet<ParamId>, &'a dyn Lend);
+        impl Visitor for Lent<'_> {
             fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
-                if param.is_require_grad() {
-                    self.0.insert(param.id, flat(param.val().inner()));
+                if self.1.lends(param.id) {
+                    self.0.insert(param.id);
                 }
             }
         }
@@ -57,11 +68,11 @@ impl Lender {
                 param
             }
         }
-        let mut here = Here(BTreeMap::new());
-        visit(&layer, &mut here);
-        if here.0.is_empty() {
+        let mut lent = Lent(BTreeSet::new(), &*self.0);
+        visit(&layer, &mut lent);
+        if lent.0.is_empty() {
             return layer;
         }
-        map(layer, &mut Fill { brought: self.0.bring(here.0), notes: learns.then_some(&*self.0) })
+        map(layer, &mut Fill { brought: self.0.bring(lent.0), notes: learns.then_some(&*self.0) })
     }
 }

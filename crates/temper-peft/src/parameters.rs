@@ -41,7 +41,7 @@ pub struct Entry {
     pub path: String,
     /// The shape.
     pub shape: Vec<usize>,
-    /// Whether it trains; false for a lazy parameter.
+    /// Whether it trains.
     pub trainable: bool,
 }
 
@@ -57,12 +57,7 @@ pub fn list<M: Module>(module: &M) -> Vec<Entry> {
     struct List(Vec<Entry>);
     impl Visitor for List {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            let shape = param.lazy_shape().to_vec();
-            self.0.push(Entry {
-                path: path.into(),
-                shape,
-                trainable: param.is_initialized() && param.is_require_grad(),
-            });
+            self.0.push(Entry { path: path.into(), shape: param.lazy_shape().to_vec(), trainable: trains(param) });
         }
     }
     let mut list = List(Vec::new());
@@ -70,15 +65,33 @@ pub fn list<M: Module>(module: &M) -> Vec<Entry> {
     list.0
 }
 
-/// Gives every lazy parameter its value now.
-pub fn realise<M: Module>(module: &M) {
-    struct Realise;
-    impl Visitor for Realise {
-        fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
-            param.val();
+/// Whether a parameter trains. A lazy one stays lazy.
+pub fn trains<const D: usize>(param: &Param<Tensor<D>>) -> bool {
+    match param.is_initialized() {
+        true => param.is_require_grad(),
+        false => emptied(param.clone()).is_require_grad(),
+    }
+}
+
+/// The parameter without its values, of which there are none any more. It keeps its device and whether it trains; a lazy one
+/// never gets what it would have begun with.
+pub fn emptied<const D: usize>(param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+    let (id, device) = (param.id, param.lazy_device());
+    let dtype = if param.is_initialized() { param.dtype() } else { DType::F32 };
+    param.transform_for_load(Tensor::zeros([0; D], (&device, dtype)), id)
+}
+
+/// Gives every lazy parameter whose path is `wanted` its value now.
+pub fn realise<M: Module>(module: &M, wanted: impl Fn(&str) -> bool) {
+    struct Realise<F>(F);
+    impl<F: Fn(&str) -> bool> Visitor for Realise<F> {
+        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            if (self.0)(path) {
+                param.val();
+            }
         }
     }
-    visit(module, &mut Realise);
+    visit(module, &mut Realise(wanted));
 }
 
 /// Sets which parameters train: those for whose path `trains` says so. Lazy parameters stay lazy.

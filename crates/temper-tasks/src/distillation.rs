@@ -16,10 +16,9 @@ use temper_data::{Examples, TokenBatch};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
-use temper_world::World;
 
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Sum, Task, all_by_length, input, training};
+use crate::{Evaluation, Ranks, Sum, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "distillation"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -115,13 +114,13 @@ impl Task for Distillation {
 
     fn evaluate(
         &self,
-        world: &World,
+        ranks: &Ranks,
         pad_id: &u32,
         examples: &Examples,
         rows: usize,
     ) -> Result<Evaluation, temper_world::Error> {
-        let loss = |rows: &[u32]| self.loss_in(&examples.batch(rows, *pad_id), &Pass::eval());
-        let loss = Sum::of(world, &all_by_length(examples, rows), loss)?.mean();
+        let loss = |rows: &[u32], pass: &Pass| self.loss_in(&examples.batch(rows, *pad_id), pass);
+        let loss = Sum::of(ranks, &all_by_length(examples, rows), loss)?.mean();
         let scores = Scores::from([(Metric::Loss.name().to_owned(), loss)]);
         Ok(Evaluation { scores, ..Evaluation::default() })
     }

@@ -9,11 +9,13 @@ pub mod sequence_classification;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, TokenBatch};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Input, candidates};
 use temper_nn::Pass;
+use temper_peft::Lender;
 use temper_world::World;
 
 pub use causal_lm::{Causal, CausalLm, CausalLmConfig, Generated, Generation, Judge, Sampling};
@@ -45,14 +47,14 @@ pub trait Task: Objective<Batch: 'static> {
     /// Builds one micro-batch. `seed` is unique to the step; most tasks need no chance.
     fn collate(collator: &Self::Collator, examples: &Examples, rows: &[u32], seed: u64) -> Self::Batch;
 
-    /// Measures the model on `examples`, `rows` at a time, without dropout. The ranks of `world` share the work, and each gets
-    /// what one alone would have found, to the bit.
+    /// Measures the model on `examples`, `rows` at a time, without dropout. `ranks` share the work, and each gets what one alone
+    /// would have found, to the bit.
     ///
     /// # Errors
     /// When ranks cannot exchange what they found.
     fn evaluate(
         &self,
-        world: &World,
+        ranks: &Ranks,
         collator: &Self::Collator,
         examples: &Examples,
         rows: usize,
@@ -60,7 +62,7 @@ pub trait Task: Objective<Batch: 'static> {
 
     /// The same on this rank alone.
     fn evaluate_alone(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Evaluation {
-        self.evaluate(&World::single(), collator, examples, rows).expect("one rank exchanges nothing")
+        self.evaluate(&Ranks::alone(), collator, examples, rows).expect("one rank exchanges nothing")
     }
 
     /// What must stay as it is when an adapter is merged, as many numbers as `examples` give: logits and loss.
@@ -79,6 +81,39 @@ pub trait Task: Objective<Batch: 'static> {
     const CLASS: &'static str;
     /// Whether the head is a part of what ships.
     const SHIPS_HEAD: bool = true;
+}
+
+/// The ranks that measure a model together.
+#[derive(Debug, Clone)]
+pub struct Ranks {
+    /// The ranks.
+    pub world: World,
+    /// Who brings layers their parameters, where these are elsewhere.
+    pub lender: Option<Lender>,
+}
+
+impl Ranks {
+    /// One rank with the whole model.
+    pub fn alone() -> Self {
+        Self { world: World::single(), lender: None }
+    }
+
+    /// `each` of `items`, in their order, on every rank: of N ranks each works out every N-th item, with passes of the kind
+    /// that it is given. What comes out does not depend on how many ranks there are.
+    ///
+    /// # Errors
+    /// As of [`World::exchange`].
+    fn map<T, R: Serialize + DeserializeOwned>(
+        &self,
+        items: &[T],
+        each: impl Fn(&T, &Pass) -> R,
+    ) -> Result<Vec<R>, temper_world::Error> {
+        let pass = Pass::eval().with_lender(self.lender.clone());
+        let own = self.world.own(items).map(|item| each(item, &pass)).collect();
+        let lost = |reason| temper_world::Error::Collective { what: "lend parameters", reason };
+        self.lender.iter().try_for_each(|lender| lender.0.rest()).map_err(lost)?;
+        self.world.interleave(own, items.len())
+    }
 }
 
 /// What an evaluation measured.
@@ -153,12 +188,16 @@ struct Sum {
 
 impl Sum {
     /// The losses of `batches`, of which `loss` knows each, added up in their order.
-    fn of(world: &World, batches: &[Vec<u32>], loss: impl Fn(&[u32]) -> Loss) -> Result<Self, temper_world::Error> {
-        let each = |rows: &Vec<u32>| {
-            let loss = loss(rows);
+    fn of(
+        ranks: &Ranks,
+        batches: &[Vec<u32>],
+        loss: impl Fn(&[u32], &Pass) -> Loss,
+    ) -> Result<Self, temper_world::Error> {
+        let each = |rows: &Vec<u32>, pass: &Pass| {
+            let loss = loss(rows, pass);
             (loss.sum.into_scalar::<f64>(), loss.targets)
         };
-        let sums = world.map(batches, each)?.into_iter();
+        let sums = ranks.map(batches, each)?.into_iter();
         Ok(sums.fold(Self::default(), |all, (loss, targets)| all + Self { loss, targets }))
     }
 

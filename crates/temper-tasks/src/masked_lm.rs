@@ -17,11 +17,10 @@ use temper_data::{Examples, Random, TokenBatch};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::Pass;
-use temper_world::World;
 
 use crate::heads::MaskedLmHead;
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Sum, Task, all_by_length, input, training};
+use crate::{Evaluation, Ranks, Sum, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "masked-lm"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -182,13 +181,13 @@ impl Task for MaskedLm {
     /// Loss and perplexity on tokens that are the same ones at every evaluation.
     fn evaluate(
         &self,
-        world: &World,
+        ranks: &Ranks,
         masking: &Masking,
         examples: &Examples,
         rows: usize,
     ) -> Result<Evaluation, temper_world::Error> {
-        let loss = |rows: &[u32]| self.loss_in(&Self::collate(masking, examples, rows, 0), &Pass::eval());
-        let loss = Sum::of(world, &all_by_length(examples, rows), loss)?.mean();
+        let loss = |rows: &[u32], pass: &Pass| self.loss_in(&Self::collate(masking, examples, rows, 0), pass);
+        let loss = Sum::of(ranks, &all_by_length(examples, rows), loss)?.mean();
         let scores = [(Metric::Loss, loss), (Metric::Perplexity, loss.exp())];
         let scores: Scores = scores.into_iter().map(|(metric, value)| (metric.name().to_owned(), value)).collect();
         Ok(Evaluation { scores, ..Evaluation::default() })

@@ -16,11 +16,10 @@ use temper_data::{Examples, Label, TokenBatch};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::Pass;
-use temper_world::World;
 
 use crate::heads::ClassificationHead;
 use crate::metrics::{self, Metric, Scores, class_of, score_of, set_of};
-use crate::{Evaluation, Task, all_by_length, input, training};
+use crate::{Evaluation, Ranks, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "sequence-classification"`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -151,13 +150,13 @@ impl SequenceClassifier {
     /// Logits of every row, in the order of `examples`.
     fn predict(
         &self,
-        world: &World,
+        ranks: &Ranks,
         examples: &Examples,
         pad_id: u32,
         rows: usize,
     ) -> Result<Vec<Vec<f32>>, temper_world::Error> {
         let batches = all_by_length(examples, rows);
-        let found = world.map(&batches, |rows| self.predict_batch(&examples.batch(rows, pad_id)))?;
+        let found = ranks.map(&batches, |rows, pass| self.predict_batch(&examples.batch(rows, pad_id), pass))?;
         let mut all = vec![Vec::new(); examples.len()];
         for (&row, logits) in batches.iter().flatten().zip(found.into_iter().flatten()) {
             all[row as usize] = logits;
@@ -165,9 +164,9 @@ impl SequenceClassifier {
         Ok(all)
     }
 
-    /// Logits of each row of a batch, without dropout.
-    pub fn predict_batch(&self, tokens: &TokenBatch) -> Vec<Vec<f32>> {
-        let logits = self.logits(tokens, &Pass::eval());
+    /// Logits of each row of a batch.
+    pub fn predict_batch(&self, tokens: &TokenBatch, pass: &Pass) -> Vec<Vec<f32>> {
+        let logits = self.logits(tokens, pass);
         let [_, outputs] = logits.dims();
         let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
         values.chunks(outputs).map(<[f32]>::to_vec).collect()
@@ -267,12 +266,12 @@ impl Task for SequenceClassifier {
 
     fn evaluate(
         &self,
-        world: &World,
+        ranks: &Ranks,
         pad_id: &u32,
         examples: &Examples,
         rows: usize,
     ) -> Result<Evaluation, temper_world::Error> {
-        let logits = self.predict(world, examples, *pad_id, rows)?;
+        let logits = self.predict(ranks, examples, *pad_id, rows)?;
         let labels: Vec<Label> = (0..examples.len()).map(|row| examples.label(row)).collect();
         let mut scores = self.measure(&logits, &labels);
         scores.insert(Metric::Loss.name().into(), self.mean_loss(&logits, &labels));

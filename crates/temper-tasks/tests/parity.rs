@@ -142,7 +142,7 @@ impl Case {
         let (model, report) = load(model, &weights, names, &Init { seed: 0, range: 0.1 }).unwrap();
         assert_eq!((report.missing, report.unexpected), (vec![], vec![]), "{} {}", self.model, self.name);
         let model = parameters::set_trainable(model, |_| true);
-        parameters::realise(&model);
+        parameters::realise(&model, |_| true);
         model
     }
 
@@ -220,7 +220,7 @@ fn sequence_classification_equals_transformers() {
         let outputs = case.class_weights.len();
         let model = case.load(SequenceClassifier::new(&case.config(), outputs, objective, &device));
         let logits = case.compare_logits(model.logits(&case.batch(), &Pass::train(7)));
-        let predicted = relative(&model.predict_batch(&case.batch()).concat(), &case.logits.concat());
+        let predicted = relative(&model.predict_batch(&case.batch(), &Pass::eval()).concat(), &case.logits.concat());
         assert!(predicted < testing::tolerance(LOGITS).into(), "{predicted}");
         let batch = ClassificationBatch { tokens: case.batch(), labels: case.labels() };
         let (loss, gradient) = case.compare(&model, &batch);
@@ -246,7 +246,7 @@ fn masked_lm_equals_transformers() {
 #[test]
 fn a_batch_with_nothing_hidden_counts_for_nothing() {
     let case = cases(&["masked-lm"]).remove(0);
-    let model = initialise(MaskedLm::new(&case.config(), &testing::device()), &Init { seed: 0, range: 0.1 });
+    let model = initialise(MaskedLm::new(&case.config(), &testing::device()), &Init { seed: 0, range: 0.1 }, |_| true);
     let loss = temper_engine::Objective::loss(
         &model,
         &MaskedBatch { tokens: case.batch(), positions: vec![], targets: vec![] },
@@ -292,7 +292,7 @@ fn causal_lm_equals_transformers_padded_and_packed() {
 fn generation_equals_transformers() {
     for case in cases(&["causal-lm"]) {
         let model = case.causal_lm(&testing::device());
-        let generate = |how: &Generation| model.generate(&case.prompts, how, &mut |_, _| true).unwrap();
+        let generate = |how: &Generation| model.generate(&case.prompts, how, &Pass::eval(), &mut |_, _| true).unwrap();
         let ids = |how: &Generation| generate(how).into_iter().map(|answer| answer.ids).collect::<Vec<_>>();
         let sampling = Sampling::default();
         let greedy = Generation { max_new_tokens: 12, end_ids: vec![], sampling, max_positions: 32 };
@@ -316,7 +316,7 @@ fn generation_equals_transformers() {
             heard[row].push(id);
             heard[row].len() < 2 + 3 * row
         };
-        let found = model.generate(&case.prompts, &greedy, &mut listen).unwrap();
+        let found = model.generate(&case.prompts, &greedy, &Pass::eval(), &mut listen).unwrap();
         assert_eq!(found.iter().map(|answer| answer.ids.len()).collect::<Vec<_>>(), [2, 5, 8]);
         assert!(found.iter().zip(&heard).zip(&case.greedy).all(|((a, b), c)| a.ids == *b && c.starts_with(b)));
     }

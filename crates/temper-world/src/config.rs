@@ -51,7 +51,8 @@ pub enum Shard {
     /// With accumulation, more bytes on the wire.
     Gradients,
     /// The parameters of layers too (ZeRO-3): they come to all ranks while a layer computes, forward and again for its gradients.
-    /// Three times the bytes on the wire of one of these. All of the model is on each rank when it is read, evaluated and saved.
+    /// Three times the bytes on the wire of one of these. No rank ever has all of them; where an evaluation generates answers, every
+    /// layer comes for every token, so that few and large batches (`[eval] batch`) are faster.
     Parameters,
 }
 

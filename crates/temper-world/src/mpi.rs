@@ -17,8 +17,8 @@ use crate::collectives::to_host;
 use crate::watch::{Meeting, OnFailure, Watch};
 use crate::{Collectives, Error, Place};
 
-/// Bytes in one message at most: MPI counts in 32 bits.
-const MOST: usize = 1 << 30;
+/// Bytes at a time of what rank 0 collects, which is in memory twice so long.
+const PIECE: usize = 64 << 20;
 
 /// The communicator of all ranks. Dropped, it waits for the others and finalizes MPI.
 pub(crate) struct Mpi {
@@ -163,8 +163,9 @@ impl Collectives for Mpi {
 
     fn collect(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         let (lengths, root) = (self.lengths(bytes.len()), self.comm.process_at_rank(0));
-        let most = MOST / lengths.len();
-        let mut all = vec![Vec::new(); if self.rank() == 0 { lengths.len() } else { 0 }];
+        let most = PIECE / lengths.len();
+        let counted = if self.rank() == 0 { &lengths[..] } else { &[] };
+        let mut all: Vec<Vec<u8>> = counted.iter().map(|&length| Vec::with_capacity(length)).collect();
         for round in 0..lengths.iter().max().map_or(0, |length| length.div_ceil(most)) {
             let part = |length: usize| (round * most).min(length)..((round + 1) * most).min(length);
             let own = placed(&bytes[part(bytes.len())]);

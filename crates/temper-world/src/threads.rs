@@ -135,9 +135,10 @@ mod tests {
             let part = vec(world.reduce_scatter(tensor(&[r, 1.0, 2.0, 3.0]), &[1, 0, 3]).unwrap());
             let own = vec![r; world.rank()];
             let all = vec(world.all_gather(tensor(&own), &[0, 1, 2]).unwrap());
-            let squares = world.map(&[1, 2, 3, 4, 5, 6, 7], |x| x * x).unwrap();
+            let squares = world.own(&[1, 2, 3, 4, 5, 6, 7]).map(|x| x * x).collect();
+            let squares = world.interleave(squares, 7).unwrap();
             let led = world.from_lead(world.rank() + 7).unwrap();
-            let collected = world.collect(format!("r{r}")).unwrap();
+            let collected = world.collect(format!("r{r}").as_bytes()).unwrap();
             let alone = world.lead_alone(|| r).unwrap();
             (sums, part, all, squares, led, collected, alone)
         });
@@ -147,7 +148,7 @@ mod tests {
             assert_eq!(all, [1.0, 2.0, 2.0]);
             assert_eq!(squares, [1, 4, 9, 16, 25, 36, 49]);
             assert_eq!(led, 7);
-            assert_eq!(collected, if rank == 0 { vec!["r0", "r1", "r2"] } else { vec![] });
+            assert_eq!(collected, if rank == 0 { vec![b"r0", b"r1", b"r2"] } else { vec![] });
             assert_eq!(alone, (rank == 0).then_some(0.0));
         }
     }
@@ -203,7 +204,8 @@ mod tests {
         let world = World::single();
         assert_eq!(vec(world.all_reduce(tensor(&[1.5])).unwrap()), [1.5]);
         assert_eq!(world.exchange(5).unwrap(), [5]);
-        assert_eq!(world.map(&[1, 2, 3], |x| x * 2).unwrap(), [2, 4, 6]);
+        assert_eq!(world.own(&[1, 2, 3]).count(), 3);
+        assert_eq!(world.interleave(vec![2, 4, 6], 3).unwrap(), [2, 4, 6]);
         assert!(world.leads() && world.is_single() && world.traffic().operations == 0);
     }
 }

@@ -155,20 +155,21 @@ impl World {
     /// # Errors
     /// What the engine says, and when what a rank sent is not a `T`.
     pub fn exchange<T: Serialize + DeserializeOwned>(&self, own: T) -> Result<Vec<T>, Error> {
-        match &self.engine {
-            None => Ok(vec![own]),
-            Some(engine) => self.pass("exchange", &own, |bytes| engine.exchange(bytes)),
-        }
+        let Some(engine) = &self.engine else { return Ok(vec![own]) };
+        let failed = |error: postcard::Error| Error::collective("exchange")(error.to_string());
+        let own = postcard::to_stdvec(&own).map_err(failed)?;
+        let all = self.count(own.len(), || engine.exchange(&own))?;
+        all.iter().map(|bytes| postcard::from_bytes(bytes).map_err(failed)).collect()
     }
 
-    /// The same on rank 0 alone; the others get nothing.
+    /// Some bytes of every rank on rank 0; the others get nothing.
     ///
     /// # Errors
-    /// As of [`World::exchange`].
-    pub fn collect<T: Serialize + DeserializeOwned>(&self, own: T) -> Result<Vec<T>, Error> {
+    /// What the engine says.
+    pub fn collect(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         match &self.engine {
-            None => Ok(vec![own]),
-            Some(engine) => self.pass("collect", &own, |bytes| engine.collect(bytes)),
+            None => Ok(vec![own.to_vec()]),
+            Some(engine) => self.count(own.len(), || engine.collect(own)),
         }
     }
 
@@ -189,23 +190,22 @@ impl World {
         all.swap_remove(0).ok_or_else(|| Error::collective("exchange")("rank 0 sent nothing".into()))
     }
 
-    /// `each` of `items`, in their order, on every rank: of N ranks each works out every N-th item. What comes out does not
-    /// depend on how many ranks there are.
+    /// Those of `items` that are this rank's to work out: of N ranks each has every N-th.
+    pub fn own<'a, T>(&self, items: &'a [T]) -> impl Iterator<Item = &'a T> {
+        items.iter().skip(self.rank()).step_by(self.size())
+    }
+
+    /// What came of `count` items, in their order, on every rank, from what came of this rank's [`own`](Self::own).
     ///
     /// # Errors
     /// As of [`World::exchange`].
-    pub fn map<T, R: Serialize + DeserializeOwned>(
-        &self,
-        items: &[T],
-        each: impl FnMut(&T) -> R,
-    ) -> Result<Vec<R>, Error> {
-        let own: Vec<R> = items.iter().skip(self.rank()).step_by(self.size()).map(each).collect();
+    pub fn interleave<R: Serialize + DeserializeOwned>(&self, own: Vec<R>, count: usize) -> Result<Vec<R>, Error> {
         if self.is_single() {
             return Ok(own);
         }
         let mut all: Vec<_> = self.exchange(own)?.into_iter().map(Vec::into_iter).collect();
         let missing = || Error::collective("exchange")("a rank sent fewer results than it had items".into());
-        (0..items.len()).map(|index| all[index % self.size()].next().ok_or_else(missing)).collect()
+        (0..count).map(|index| all[index % self.size()].next().ok_or_else(missing)).collect()
     }
 
     /// Runs something on rank 0 alone, while the others wait for as long as it takes; what came of it, on rank 0.
@@ -257,18 +257,6 @@ impl World {
     /// From now on this rank is done, and nothing that another does is a failure.
     pub fn goodbye(&self) {
         self.watch.iter().for_each(|watch| watch.goodbye());
-    }
-
-    fn pass<T: Serialize + DeserializeOwned>(
-        &self,
-        what: &'static str,
-        own: &T,
-        run: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>, Error>,
-    ) -> Result<Vec<T>, Error> {
-        let failed = |error: postcard::Error| Error::collective(what)(error.to_string());
-        let own = postcard::to_stdvec(own).map_err(failed)?;
-        let all = self.count(own.len(), || run(&own))?;
-        all.iter().map(|bytes| postcard::from_bytes(bytes).map_err(failed)).collect()
     }
 
     /// Runs an operation with the other ranks and keeps account of it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use regex::Regex;
+use temper_engine::Sharing;
 use temper_models::{Backbone, Config, Init, Weights, candidates};
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters;
@@ -15,6 +16,7 @@ use temper_tasks::sequence_classification::Objectives;
 use temper_tasks::{
     CausalLm, Generation, Judge, Sampling, SequenceClassifier, Task, checkpoint_names, hugging_face_name,
 };
+use temper_world::Place;
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::{Plan, TaskPlan};
@@ -74,8 +76,15 @@ pub fn names(config: &Config, task: &TaskPlan, path: &str) -> Vec<String> {
     }
 }
 
-/// Gives a model to be trained its weights and its adapter, and says what trains.
-pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Failure> {
+/// Gives a model to be trained its weights and its adapter, and says what trains. Of a model that trains whole, parameters that
+/// other ranks keep stay lazy.
+pub fn prepare<T: Task>(
+    model: T,
+    plan: &Plan,
+    inputs: &Inputs,
+    sharing: &Sharing,
+    place: &Place,
+) -> Result<T, Failure> {
     let Inputs { config, weights, adapter, .. } = inputs;
     let init = Init { seed: plan.train.config.seed, range: config.initializer_range() };
     let names = |path: &str| names(config, &plan.task, path);
@@ -86,12 +95,16 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
     let paths: Vec<String> = parameters::list(&model).iter().map(|entry| name(&entry.path)).collect();
     let trainable = Trainable::new(chosen, &matches, &paths).context(Kind::Recipe, "failed to choose what trains")?;
 
+    let trains = |path: &str| trainable.trains(&name(path));
+    let model = parameters::set_trainable(model, trains);
+    let elsewhere = temper_engine::elsewhere(&model, sharing, place);
+    let elsewhere = elsewhere.context(Kind::Recipe, "failed to choose what trains")?;
+    let here = |path: &str| !elsewhere.contains(path);
     let mut model = match weights {
-        None => temper_models::initialise(model, &init),
+        None => temper_models::initialise(model, &init, here),
         Some(weights) => {
-            let frozen = |path: &str| !trainable.trains(&name(path));
-            let model = quantize(model, weights, names, frozen, plan.model.frozen_dtype)?;
-            let loaded = temper_models::load(model, weights, names, &init);
+            let model = quantize(model, weights, names, |path| !trains(path), plan.model.frozen_dtype)?;
+            let loaded = temper_models::load_part(model, weights, names, &init, here);
             let (model, report) = loaded.context(Kind::Data, "failed to load the weights")?;
             tracing::info!(loaded = report.loaded.len(), new = report.missing.len(), "weights are loaded");
             model
@@ -100,12 +113,12 @@ pub fn prepare<T: Task>(model: T, plan: &Plan, inputs: &Inputs) -> Result<T, Fai
 
     let adapted = model.backbone_mut().adapt(&matches, chosen, config.prefix(), init.seed);
     adapted.context(Kind::Recipe, "failed to add the adapter")?;
-    let model = parameters::set_trainable(model, |path| trainable.trains(&name(path)));
+    let model = parameters::set_trainable(model, trains);
     let model = match adapter {
         None => model,
         Some(adapter) => fill(model, config, adapter)?,
     };
-    parameters::realise(&model);
+    parameters::realise(&model, here);
     Ok(model)
 }
 

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use burn::tensor::TensorData;
 use serde_json::{Map, Value, json};
 use temper_data::{ChatTemplate, Tokenizer};
+use temper_engine::read_trained;
 use temper_hub::{CHAT_TEMPLATES, Decision};
 use temper_models::Config;
 use temper_peft::AdapterConfig;
@@ -44,25 +46,31 @@ pub struct Shipped<'a> {
     pub trained: Trained,
 }
 
-/// Writes the model into `dir`, which is replaced as a whole. `trained` are the paths of the parameters that trained.
-pub fn export<T: Task>(
+/// The trained parameters that the checkpoint in `dir` holds, by path.
+pub fn of_checkpoint(dir: &Path) -> Result<BTreeMap<String, Values>, Failure> {
+    let values = read_trained(dir).context(Kind::Other, "failed to read the checkpoint")?;
+    let decoded = |data: TensorData| Values { shape: data.shape().to_vec(), data: data.iter().collect() };
+    Ok(values.into_iter().map(|(path, data)| (path, decoded(data))).collect())
+}
+
+/// What ships of a model, by path: of an adapter the parameters that `trained`, else all. Of the trained ones `parts` has those
+/// that the model lacks.
+pub fn values<T: Task>(
     model: &T,
     trained: &[String],
-    shipped: &Shipped<'_>,
-    front: &Front,
-    dir: &Path,
-) -> Result<(), Failure> {
-    if !shipped.plan.adapter.config.method.is_adapter() {
-        return replace(dir, |dir| write_full(model, shipped, front, dir));
-    }
-    let values = parameters::read(model, |path| trained.iter().any(|trained| trained == path))
-        .context(Kind::Other, "failed to read the trained parameters")?;
-    export_trained(values, T::SHIPS_HEAD, shipped, front, dir)
+    parts: BTreeMap<String, Values>,
+    plan: &Plan,
+) -> Result<BTreeMap<String, Values>, Failure> {
+    let ships = |path: &str| !plan.adapter.config.method.is_adapter() || trained.iter().any(|trained| trained == path);
+    let values = parameters::read(model, |path| ships(path) && !parts.contains_key(path));
+    let mut values = values.context(Kind::Other, "failed to read the trained parameters")?;
+    values.extend(parts);
+    Ok(values)
 }
 
 /// Writes an adapter, or a model that trained whole, into `dir`, which is replaced as a whole. `values` are those of the
 /// trained parameters by path.
-pub fn export_trained(
+pub fn export(
     values: BTreeMap<String, Values>,
     ships_head: bool,
     shipped: &Shipped<'_>,

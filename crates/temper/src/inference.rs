@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde_json::{Map, Value, json};
 use temper_data::{DataConfig, Examples, LabelKind, Target, TokenBatch};
+use temper_nn::Pass;
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
 
 use crate::build;
@@ -92,7 +93,9 @@ impl Trained {
             };
             let encoded: Result<Vec<_>, _> = texts.iter().map(encode).collect();
             let encoded = encoded.context(Kind::Data, "failed to read a text")?;
-            all.extend(model.predict_batch(&TokenBatch::from_encoded(&encoded, self.opened.tokenizer.pad_id())));
+            all.extend(
+                model.predict_batch(&TokenBatch::from_encoded(&encoded, self.opened.tokenizer.pad_id()), &Pass::eval()),
+            );
         }
         Ok(all)
     }

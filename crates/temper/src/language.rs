@@ -136,8 +136,9 @@ impl LanguageModel {
         };
         let mut streams: Vec<Stream> =
             prompts.iter().map(|prompt| Stream::new(prompt, &asked.stop, &self.opened.tokenizer)).collect();
-        let generated =
-            self.model.generate(prompts, &how, &mut |row, id| streams[row].push(id, |text| on_text(row, text)));
+        let generated = self
+            .model
+            .generate(prompts, &how, &Pass::eval(), &mut |row, id| streams[row].push(id, |text| on_text(row, text)));
         let generated = generated.context(Kind::Data, "failed to generate")?;
         let finished = streams.into_iter().zip(generated).enumerate().map(|(row, (mut stream, generated))| {
             stream.finish(|text| on_text(row, text));

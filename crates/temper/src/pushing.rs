@@ -7,13 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use temper_data::Tokenizer;
-use temper_engine::{Event, Stop, read_trained};
+use temper_engine::{Event, Stop};
 use temper_hub::{Decision, Hub, Push, Pushed, Pusher};
 use temper_models::Config;
-use temper_peft::parameters::Values;
 
 use crate::export::{self, Shipped};
-use crate::failure::{Context, Failure, Kind};
+use crate::failure::{Failure, Kind};
 use crate::fetch::failure;
 use crate::finish::{Pages, Rows};
 use crate::plan::Plan;
@@ -54,12 +53,8 @@ impl Beside {
         let trained = Trained { step: offered.step, finished: false };
         let made = Shipped { plan, config, tokenizer, recipe, licence: Some(licence), trained };
         let front = Pages::read(&made, None, &self.rows, &self.run)?.front(false);
-        let values =
-            read_trained(&dir.join("last-checkpoint")).context(Kind::Other, "failed to read the checkpoint")?;
-        let decoded =
-            |data: burn::tensor::TensorData| Values { shape: data.shape().to_vec(), data: data.iter().collect() };
-        let values = values.into_iter().map(|(path, data)| (path, decoded(data))).collect();
-        export::export_trained(values, self.ships_head, &made, &front, &dir.join("export"))?;
+        let values = export::of_checkpoint(&dir.join("last-checkpoint"))?;
+        export::export(values, self.ships_head, &made, &front, &dir.join("export"))?;
         let checkpoint = offered.files.into_iter().filter(|_| plan.export.push_checkpoint);
         let mut files = shipped(&dir.join("export"), &dir.join("copies"), &plan.export)?;
         files.extend(checkpoint);

@@ -1,6 +1,7 @@
 //! The corridor: recipe → fetch → plan → run directory → model → loop → export → report → push.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,9 +9,9 @@ use std::time::Instant;
 use burn::tensor::Device;
 use temper_data::{Examples, Order, Severity, prefetch};
 use temper_engine::{BoxError, Event, FitPlan, Metric, Outcome, Schedule, Scores, Site, Stop, StopReason, fit};
-use temper_peft::parameters;
+use temper_peft::{Lender, parameters};
 use temper_tasks::masked_lm::Masking;
-use temper_tasks::{Causal, Distillation, MaskedLm, Task};
+use temper_tasks::{Causal, Distillation, MaskedLm, Ranks, Task};
 use temper_world::World;
 
 use crate::export::{self, Shipped, export};
@@ -142,13 +143,17 @@ impl Corridor<'_> {
         let reporters = world.leads().then(|| Reporters::open(plan, run, self.started));
         let mut reporters = reporters.transpose()?;
         // What stays for the whole run does not lie among what comes and goes, through which a device would look each time.
-        let model = self.device.memory_persistent_allocations(model, |model| build::prepare(model, plan, &inputs))?;
+        let (sharing, place) = (plan.distributed.sharing(&self.recipe.distributed), world.place());
+        let prepare = |model| build::prepare(model, plan, &inputs, &sharing, place);
+        let model = self.device.memory_persistent_allocations(model, prepare)?;
         let entries = parameters::list(&model).into_iter();
         let trained: Vec<String> = entries.filter(|entry| entry.trainable).map(|entry| entry.path).collect();
         let Inputs { config, tokenizer, dataset, weights, adapter, .. } = inputs;
         drop((weights, adapter));
         let (train, eval, collator) = (Arc::new(dataset.train), dataset.eval, Arc::new(collator));
-        let measure = |model: &T, rows: &Examples| model.evaluate(world, &collator, rows, plan.train.eval_batch);
+        let measure = |model: &T, lender: Option<Lender>, rows: &Examples| {
+            model.evaluate(&Ranks { world: world.clone(), lender }, &collator, rows, plan.train.eval_batch)
+        };
 
         let licence = self.permission.map(|permission| &permission.licence);
         let tokenizer = Arc::new(tokenizer);
@@ -166,13 +171,13 @@ impl Corridor<'_> {
             self.permission.map(|given| Pushing::start(given, &shipped, &rows, T::SHIPS_HEAD, run, self.stop));
         let mut pushing = pushing.transpose()?;
         let evaluation = RefCell::new(None);
-        let Outcome { model, reason, step, resumed, best, last, .. } = fit(
+        let Outcome { model, lender, checkpoint, reason, step, resumed, best, last, .. } = fit(
             model,
             &fit_plan(plan, self.recipe),
             &Site { dir: run.path(), world, stop: self.stop },
             |first| batches::<T>(plan, &train, &collator, first, world),
-            &mut |model| {
-                let measured = measure(model, &eval)?;
+            &mut |model, lender| {
+                let measured = measure(model, lender, &eval)?;
                 let mut scores = measured.scores.clone();
                 evaluation.replace(Some(measured));
                 // An undefined metric, the correlation with a constant say, is no reason to lose the run.
@@ -201,10 +206,11 @@ impl Corridor<'_> {
         }
 
         let model = model.valid();
+        let divided = lender.is_some();
         // The last evaluation is of this model if it was the best one too.
         let evaluation = evaluation.into_inner().filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
         let measured = match evaluation {
-            None if !eval.is_empty() => Some(together(measure(&model, &eval))?),
+            None if !eval.is_empty() => Some(together(measure(&model, lender, &eval))?),
             evaluation => evaluation,
         };
         if !world.leads() {
@@ -212,7 +218,10 @@ impl Corridor<'_> {
         }
         let shipped = Shipped { trained: Trained { step, finished: reason != StopReason::WallClock }, ..shipped };
         let pages = Pages::read(&shipped, measured.as_ref().map(|measured| (measured, &eval)), &rows, run.path())?;
-        export(&model, &trained, &shipped, &pages.front(false), &run.join("export"))?;
+        // A model of which each rank has its part is whole in the checkpoint.
+        let parts = if divided { export::of_checkpoint(&checkpoint)? } else { BTreeMap::new() };
+        let values = export::values(&model, &trained, parts, plan)?;
+        export(values, T::SHIPS_HEAD, &shipped, &pages.front(false), &run.join("export"))?;
         if plan.export.merge {
             let probe = if eval.is_empty() { &*train } else { &eval };
             let outputs = |model: &T| model.outputs(&collator, probe, plan.train.eval_batch);

@@ -3,6 +3,7 @@
 use burn::module::Module;
 use temper_kernels::Checkpoints;
 use temper_peft::Lender;
+use temper_peft::parameters::{Mapper, map};
 
 use super::*;
 
@@ -21,7 +22,7 @@ fn together<M: Objective<Batch = Rows>>(
             let every = |step: Result<Vec<Rows>, BoxError>| Ok(deal(step?, &world));
             steps(from, micro).map(every)
         };
-        let mut evaluate = |_: &M| Ok(Scores(BTreeMap::from([("loss".into(), 0.0)])));
+        let mut evaluate = |_: &M, _| Ok(Scores(BTreeMap::from([("loss".into(), 0.0)])));
         let site = Site { dir, world: &world, stop: &stop };
         let outcome = fit(make(), plan, &site, own, &mut evaluate, &mut |event| events.push(event.clone()));
         (outcome.unwrap().model, events)
@@ -36,7 +37,7 @@ fn deal(batches: Vec<Rows>, world: &World) -> Vec<Rows> {
 /// The largest difference of two models' parameters.
 fn difference(a: &Net, b: &Net) -> f32 {
     let values = |net: &Net| -> Vec<f32> {
-        weights::read(net).unwrap().into_iter().flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()).collect()
+        read(net).into_iter().flat_map(|(_, data)| data.iter::<f32>().collect::<Vec<_>>()).collect()
     };
     values(a).into_iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
@@ -110,13 +111,13 @@ fn ranks_that_no_longer_have_one_model_are_found() {
         let site = Site { dir: dir.path(), world: &world, stop: &stop };
         let own = |from| steps(from, 4).map(|step: Result<Vec<Rows>, BoxError>| Ok(deal(step?, &world)));
         // Rank 2 begins elsewhere.
-        let mut values: BTreeMap<_, _> = weights::read(&model).unwrap().into_iter().collect();
+        let mut values: BTreeMap<_, _> = read(&model).into_iter().collect();
         if world.rank() == 2 {
             let bias = TensorData::from([0.5_f32; HIDDEN].as_slice());
             values.insert("bias".into(), bias);
         }
         let model = weights::write(model, values);
-        let mut evaluate = |_: &Net| Ok(Scores::default());
+        let mut evaluate = |_: &Net, _| Ok(Scores::default());
         fit(model, &plan, &site, own, &mut evaluate, &mut |_| {}).unwrap_err().to_string()
     });
     assert!(errors[2].contains("its parameters are not those of the other ranks at step 0"), "{errors:?}");
@@ -139,7 +140,7 @@ fn whoever_is_asked_to_stop_all_stop_after_the_same_step() {
                 Ok(deal(step?, &world))
             })
         };
-        let mut evaluate = |_: &Net| Ok(Scores::default());
+        let mut evaluate = |_: &Net, _| Ok(Scores::default());
         let outcome = fit(Net::new(), &plan(9), &site, own, &mut evaluate, &mut |_| {}).unwrap();
         assert_eq!(outcome.reason, StopReason::Interrupted);
         outcome.step
@@ -162,7 +163,7 @@ fn the_rank_with_the_bad_rows_names_them() {
                 Ok(batches)
             })
         };
-        let mut evaluate = |_: &Net| Ok(Scores::default());
+        let mut evaluate = |_: &Net, _| Ok(Scores::default());
         fit(Net::new(), &plan(9), &site, own, &mut evaluate, &mut |_| {}).unwrap_err().to_string()
     });
     assert!(errors[0].contains("another rank failed at step 1"), "{errors:?}");
@@ -246,29 +247,72 @@ fn parameters_that_are_lent_learn_as_if_they_stayed() {
                 let dir = tempfile::tempdir().unwrap();
                 let mut found = together(Deep::new, ranks, &with(shard), dir.path(), micro);
                 let saved = ["trainable", "optimizer"].map(|name| file(dir.path(), 6, &format!("{name}.safetensors")));
-                let bits = found.iter().map(|(net, _)| checksum(net)).collect::<Vec<_>>();
-                (bits, losses_of(&found.remove(0).1), saved)
+                // Each rank ends with its part of what was best.
+                let whole = crate::read_trained(&dir.path().join("checkpoints/step-000003")).unwrap();
+                for (path, data) in found.iter().flat_map(|(net, _)| read(net)) {
+                    assert!([0, whole[&path].num_elements()].contains(&data.num_elements()));
+                    assert!(data.num_elements() == 0 || data.as_bytes() == whole[&path].as_bytes(), "{path}");
+                }
+                (losses_of(&found.remove(0).1), saved)
             });
             assert_eq!(kept, lent, "{kind:?} on {ranks}");
         }
     }
 }
 
-fn checksum<M: Module>(model: &M) -> String {
-    crate::checkpoint::checksum(&weights::read(model).unwrap())
-}
-
 #[test]
-fn a_rank_keeps_the_layers_that_it_owns() {
+fn a_rank_reads_and_keeps_the_layers_that_it_owns() {
     let sharing = Sharing { shard: Shard::Parameters, ..Sharing::default() };
     let counts = in_threads(3, |world| {
-        let model = Deep::new();
-        let shared = crate::shared::Shared::new(&world, weights::held(&model).unwrap(), &sharing);
-        let divided = shared.divide(model.clone());
-        assert_eq!(checksum(&shared.whole(&divided).unwrap()), checksum(&model));
-        weights::read(&divided).unwrap().iter().map(|(_, data)| data.num_elements()).sum::<usize>()
+        let shared = crate::shared::Shared::new(&world, weights::held(&Deep::new()).unwrap(), &sharing);
+        // What others alone keep never has a value here.
+        struct Later(std::collections::BTreeSet<String>);
+        impl Mapper for Later {
+            fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                if !self.0.contains(path) {
+                    return param;
+                }
+                let (id, shape) = (param.id, param.shape());
+                let never = |_: &Device, _| panic!("it is asked for its value");
+                Param::uninitialized(id, never, param.device(), true, shape)
+            }
+        }
+        let model = map(Deep::new(), &mut Later(crate::elsewhere(&Deep::new(), &sharing, world.place()).unwrap()));
+        let held = weights::held(&model).unwrap();
+        assert!(held.iter().all(|(path, held)| held.shape == shared.parameters[path].shape));
+        read(&shared.divide(model)).iter().map(|(_, data)| data.num_elements()).sum::<usize>()
     });
     // `out` stays, and each of twelve layers has IN² + IN.
     assert_eq!(counts.iter().sum::<usize>(), 3 * IN + 12 * (IN * IN + IN));
     assert!(counts.iter().all(|&count| count < IN + 5 * (IN * IN + IN)), "{counts:?}");
+}
+
+#[test]
+fn ranks_measure_with_layers_that_are_lent() {
+    let plan =
+        FitPlan { sharing: Sharing { shard: Shard::Parameters, ..Sharing::default() }, eval_every: Some(2), ..plan(4) };
+    let dir = tempfile::tempdir().unwrap();
+    let found = in_threads(3, |world| {
+        let (stop, measured) = (Stop::default(), std::cell::RefCell::new(Vec::new()));
+        let own = |from| steps(from, 8).map(|step: Result<Vec<Rows>, BoxError>| Ok(deal(step?, &world)));
+        // Rank 0 makes no pass, rank 1 one, rank 2 two.
+        let mut evaluate = |model: &Deep, lender: Option<Lender>| {
+            let lender = lender.unwrap();
+            for _ in 0..world.rank() {
+                let x = Rows(vec![row(7)]).inputs(&model.out.device());
+                lender.0.begin();
+                let forward = |x, layer: &Layer| lender.fill(layer.clone(), false).forward(x);
+                let x = model.layers.iter().fold(x, forward).matmul(model.out.val());
+                measured.borrow_mut().push(x.sum().into_scalar::<f32>());
+            }
+            lender.0.rest()?;
+            Ok(Scores(BTreeMap::from([("loss".into(), 0.0)])))
+        };
+        let site = Site { dir: dir.path(), world: &world, stop: &stop };
+        fit(Deep::new(), &plan, &site, own, &mut evaluate, &mut |_| {}).unwrap();
+        measured.into_inner()
+    });
+    assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [0, 2, 4]);
+    assert_eq!(found[2], [found[1][0], found[1][0], found[1][1], found[1][1]], "all see one model");
+    assert_ne!(found[1][0], found[1][1], "which learns");
 }

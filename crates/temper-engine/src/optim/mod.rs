@@ -15,6 +15,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use temper_kernels::{Format, Quantized, finish_updates};
 use temper_peft::parameters::{Mapper, map};
 
+use crate::checkpoint::Outline;
 use crate::config::{OptimConfig, OptimKind};
 use crate::gradients::Gradients;
 use crate::weights::{Held, flat, replace, upload};
@@ -173,27 +174,46 @@ impl Optimizer {
         model
     }
 
-    /// The state of one parameter as host tensors, named `<parameter path>.<slot>`.
-    pub fn read(&self, path: &str) -> Result<Vec<(String, TensorData)>, String> {
-        let mut all = Vec::new();
-        let Some(state) = self.state.get(path) else { return Ok(all) };
-        all.push((format!("{path}.{UPDATES}"), TensorData::new(vec![state.updates as i64], [1])));
+    /// What the tensors of a parameter's state are, named `<parameter path>.<slot>`.
+    pub fn outlines(&self, path: &str) -> Vec<(String, Outline)> {
+        let Some(state) = self.state.get(path) else { return Vec::new() };
+        let mut all = vec![(format!("{path}.{UPDATES}"), Outline { dtype: DType::I64, shape: vec![1] })];
         for (slot, value) in &state.slots {
             match value {
                 Slot::Whole(value) => {
-                    let data = value.clone().try_into_data().map_err(|error| error.to_string())?;
-                    all.push((format!("{path}.{slot}"), data));
+                    all.push((format!("{path}.{slot}"), Outline { dtype: value.dtype(), shape: value.dims().into() }));
                 }
                 Slot::Coded(value) => {
-                    let parts = CODED.into_iter().zip(value.clone().into_parts()?);
-                    all.extend(parts.map(|(end, data)| (format!("{path}.{slot}{end}"), data)));
+                    let (codes, magnitudes) = value.parts();
+                    let of_parts = [
+                        Outline { dtype: codes.dtype(), shape: codes.dims().into() },
+                        Outline { dtype: magnitudes.dtype(), shape: magnitudes.dims().into() },
+                    ];
+                    all.extend(CODED.into_iter().zip(of_parts).map(|(end, of)| (format!("{path}.{slot}{end}"), of)));
                 }
             }
         }
-        Ok(all)
+        all
     }
 
-    /// Restores what [`read`](Self::read) gave of all parameters, or says what does not fit the parameters `held`.
+    /// One of these tensors, on the host.
+    pub fn read(&self, name: &str) -> Result<TensorData, String> {
+        let (path, slot) = name.rsplit_once('.').unwrap_or(("", name));
+        let state = self.state.get(path).ok_or_else(|| format!("there is no state of `{path}`"))?;
+        if slot == UPDATES {
+            return Ok(TensorData::new(vec![state.updates as i64], [1]));
+        }
+        let [codes, magnitudes] = CODED.map(|end| slot.strip_suffix(end).and_then(|slot| state.slots.get(slot)));
+        let data = match (state.slots.get(slot), codes, magnitudes) {
+            (Some(Slot::Whole(value)), ..) => value.clone().try_into_data(),
+            (_, Some(Slot::Coded(value)), _) => value.parts().0.try_into_data(),
+            (_, _, Some(Slot::Coded(value))) => value.parts().1.try_into_data(),
+            _ => return Err(format!("there is no state `{name}`")),
+        };
+        data.map_err(|error| error.to_string())
+    }
+
+    /// Restores what [`read`](Self::read) gave, or says what does not fit the parameters `held`.
     pub fn write(&mut self, values: BTreeMap<String, TensorData>, held: &BTreeMap<String, Held>) -> Result<(), String> {
         let mut found: BTreeMap<String, BTreeMap<String, TensorData>> = BTreeMap::new();
         for (name, data) in values {

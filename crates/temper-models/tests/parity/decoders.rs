@@ -85,7 +85,7 @@ fn a_text_token_by_token_equals_the_whole_text() {
         let mut states = vec![Vec::new(), Vec::new()];
         for (from, to) in [(0, 5), (5, 7), (7, 8), (8, 9), (9, 10), (10, 11), (11, 12)] {
             let part = rows.clone().map(|row| row[from..to].to_vec());
-            let hidden = values(backbone.extend(ids(&part, &device), &mut cache).unwrap());
+            let hidden = values(backbone.extend(ids(&part, &device), &mut cache, &Pass::eval()).unwrap());
             let rows = hidden.chunks(hidden.len() / 2).zip(&mut states);
             rows.for_each(|(row, states)| states.extend_from_slice(row));
         }
@@ -107,10 +107,10 @@ fn rows_that_have_ended_can_be_dropped() {
         let (backbone, _) = fixture.backbone(&device, false);
         let rows = [texts[0].clone(), padded(&texts[1], 2, 0), texts[2].clone()].map(|row| row[..5].to_vec());
         let mut cache = Cache::new(vec![0, 2, 0]);
-        backbone.extend(ids(&rows, &device), &mut cache).unwrap();
+        backbone.extend(ids(&rows, &device), &mut cache, &Pass::eval()).unwrap();
         cache.select(&[2, 1]);
         let last = [vec![texts[2][5]], vec![texts[1][3]]];
-        let hidden = values(backbone.extend(ids(&last, &device), &mut cache).unwrap());
+        let hidden = values(backbone.extend(ids(&last, &device), &mut cache, &Pass::eval()).unwrap());
         let expected = [&texts[2], &texts[1]].map(|text| {
             let states = alone(&fixture, text, &device);
             states[states.len() - fixture.config.hidden_size()..].to_vec()
@@ -132,7 +132,7 @@ fn what_cannot_go_on_is_refused() {
     for fixture in fixtures() {
         let (backbone, _) = fixture.backbone(&device, false);
         let mut cache = Cache::new(vec![0]);
-        let mut extend = |rows: &[Vec<i64>]| backbone.extend(ids(rows, &device), &mut cache);
+        let mut extend = |rows: &[Vec<i64>]| backbone.extend(ids(rows, &device), &mut cache, &Pass::eval());
         match (fixture.name, fixture.config.is_decoder()) {
             (_, false) => assert!(extend(&[text(2, 0)]).unwrap_err().to_string().contains("encoder")),
             (name, true) => {
@@ -150,7 +150,7 @@ fn new_decoders_begin_with_norms_that_scale_by_one() {
     let device = testing::device();
     for fixture in decoders() {
         let backbone = Backbone::new(&fixture.config, &device);
-        let backbone = temper_models::initialise(backbone, &Init { seed: 1, range: 0.02 });
+        let backbone = temper_models::initialise(backbone, &Init { seed: 1, range: 0.02 }, |_| true);
         let expected = if fixture.config.model_type() == "gemma3_text" { 0.0 } else { 1.0 };
         let norm = |path: &str| path.contains("norm.weight") || path.contains("ln_") && path.ends_with("weight");
         let norms = parameters::read(&backbone, norm).unwrap();
@@ -181,7 +181,7 @@ fn real_weights_equal_transformers() {
         let mut cache = Cache::new(integers("pads").into_iter().map(|pad| pad as usize).collect());
         let (mut chosen, start) = (Vec::new(), std::time::Instant::now());
         for step in 0..100 {
-            let hidden = backbone.extend(next, &mut cache).unwrap();
+            let hidden = backbone.extend(next, &mut cache, &Pass::eval()).unwrap();
             let [batch, sequence, model] = hidden.dims();
             let last = hidden.narrow(1, sequence - 1, 1).reshape([batch, model]);
             let logits = matmul(last, head.clone().transpose());

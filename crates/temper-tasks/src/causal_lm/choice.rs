@@ -4,21 +4,20 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use temper_data::{Choice, Encoded, Examples, TokenBatch};
 use temper_nn::{Pass, matmul, scratch};
-use temper_world::World;
 
 use super::CausalLm;
-use crate::input;
+use crate::{Ranks, input};
 
 /// The share of the rows with choices whose right completion is the likeliest; none if no row has choices.
 pub(super) fn accuracy(
     model: &CausalLm,
-    world: &World,
+    ranks: &Ranks,
     examples: &Examples,
     pad_id: u32,
 ) -> Result<Option<f64>, temper_world::Error> {
     let asked: Vec<usize> = (0..examples.len()).filter(|&row| !examples.choices(row).is_empty()).collect();
-    let right = world.map(&asked, |&row| {
-        let scores = log_probabilities(model, examples.choices(row), pad_id);
+    let right = ranks.map(&asked, |&row, pass| {
+        let scores = log_probabilities(model, examples.choices(row), pad_id, pass);
         scores[1..].iter().all(|other| scores[0] > *other)
     })?;
     let right = right.into_iter().filter(|&right| right).count();
@@ -26,15 +25,15 @@ pub(super) fn accuracy(
 }
 
 /// The sum of the log-probabilities of each completion's tokens.
-fn log_probabilities(model: &CausalLm, candidates: &[Choice], pad_id: u32) -> Vec<f64> {
+fn log_probabilities(model: &CausalLm, candidates: &[Choice], pad_id: u32, pass: &Pass) -> Vec<f64> {
     let output = model.output();
     let [vocabulary, _] = output.dims();
     let longest = candidates.iter().map(|candidate| candidate.ids.len()).max().unwrap_or(1);
     let at_once = (scratch() / vocabulary / longest).max(1);
-    candidates.chunks(at_once).flat_map(|candidates| few(model, &output, candidates, pad_id)).collect()
+    candidates.chunks(at_once).flat_map(|candidates| few(model, &output, candidates, pad_id, pass)).collect()
 }
 
-fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Choice], pad_id: u32) -> Vec<f64> {
+fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Choice], pad_id: u32, pass: &Pass) -> Vec<f64> {
     let encoded: Vec<Encoded> = candidates
         .iter()
         .map(|Choice { ids, .. }| Encoded { ids: ids.clone(), type_ids: vec![0; ids.len()], full_length: ids.len() })
@@ -49,7 +48,7 @@ fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Choice], pad_id: u32)
     }
     let device = output.device();
     let column = |values: &[i32]| Tensor::<1, Int>::from_data(TensorData::from(values), &device);
-    let states = model.backbone.forward(&input(&batch, &device), &Pass::eval()).flatten::<2>(0, 1);
+    let states = model.backbone.forward(&input(&batch, &device), pass).flatten::<2>(0, 1);
     let logits = model.capped(matmul(states.select(0, column(&positions)), output.clone().transpose()));
     let of_tokens = log_softmax(logits, 1).gather(1, column(&targets).reshape([targets.len(), 1]));
     let of_tokens = of_tokens.into_data();

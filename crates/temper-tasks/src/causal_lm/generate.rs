@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use temper_models::{Cache, Error};
-use temper_nn::matmul;
+use temper_nn::{Pass, matmul};
 
 use super::{CausalLm, Sampling};
 
@@ -38,6 +38,7 @@ impl CausalLm {
         &self,
         prompts: &[Vec<u32>],
         how: &Generation,
+        pass: &Pass,
         on_token: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Generated>, Error> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
@@ -53,7 +54,7 @@ impl CausalLm {
         let filled = |row: &usize| std::iter::repeat_n(0, pads[*row]).chain(prompts[*row].iter().map(|&id| id as i32));
         let mut next: Vec<i32> = live.iter().flat_map(filled).collect();
         for _ in 0..how.max_new_tokens {
-            let logits = self.next_logits(next, &mut cache, live.len())?;
+            let logits = self.next_logits(next, &mut cache, live.len(), pass)?;
             let mut kept = Vec::new();
             next = Vec::new();
             for (at, &row) in live.iter().enumerate() {
@@ -81,12 +82,12 @@ impl CausalLm {
     }
 
     /// The logits after the last of `ids`, `rows` lists of V.
-    fn next_logits(&self, ids: Vec<i32>, cache: &mut Cache, rows: usize) -> Result<Vec<Vec<f32>>, Error> {
+    fn next_logits(&self, ids: Vec<i32>, cache: &mut Cache, rows: usize, pass: &Pass) -> Result<Vec<Vec<f32>>, Error> {
         let output = self.output();
         let [vocabulary, model] = output.dims();
         let length = ids.len() / rows;
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, length]), &output.device());
-        let states = self.backbone.extend(ids, cache)?.narrow(1, length - 1, 1).reshape([rows, model]);
+        let states = self.backbone.extend(ids, cache, pass)?.narrow(1, length - 1, 1).reshape([rows, model]);
         let logits: Vec<f32> = self.capped(matmul(states, output.transpose())).into_data().iter().collect();
         Ok(logits.chunks(vocabulary).map(<[f32]>::to_vec).collect())
     }

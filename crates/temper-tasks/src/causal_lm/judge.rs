@@ -5,11 +5,11 @@ use std::path::Path;
 
 use regex::Regex;
 use temper_data::Examples;
-use temper_world::World;
+use temper_nn::Pass;
 
 use super::{Causal, CausalLm, Generated, Generation, choice};
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Sample, Sum, Task, by_length};
+use crate::{Evaluation, Ranks, Sample, Sum, Task, by_length};
 
 /// What is measured by generating: the model answers the last trained part of each row, greedily.
 #[derive(Debug, Clone)]
@@ -28,20 +28,20 @@ type Shared<T> = Result<T, temper_world::Error>;
 
 pub(super) fn evaluate(
     model: &CausalLm,
-    world: &World,
+    ranks: &Ranks,
     causal: &Causal,
     examples: &Examples,
     rows: usize,
 ) -> Shared<Evaluation> {
-    let mut scores = losses(model, world, causal, examples, rows)?;
+    let mut scores = losses(model, ranks, causal, examples, rows)?;
     let judge = &causal.judge;
     let generates = |metric: &Metric| matches!(metric, Metric::ExactMatch | Metric::RegexMatch);
     let all = judge.metrics.iter().any(generates);
     let asked = if all { examples.len() } else { judge.samples.min(examples.len()) };
     let questions: Vec<Question> = (0..asked).filter_map(|row| Question::of(examples, row)).collect();
-    let samples = answers(model, world, causal, &questions, rows)?;
+    let samples = answers(model, ranks, causal, &questions, rows)?;
     if judge.metrics.contains(&Metric::ChoiceAccuracy) {
-        let share = choice::accuracy(model, world, examples, causal.pad_id)?;
+        let share = choice::accuracy(model, ranks, examples, causal.pad_id)?;
         scores.extend(share.map(|share| (Metric::ChoiceAccuracy.name().to_owned(), share)));
     }
     for &metric in judge.metrics.iter().filter(|metric| generates(metric)) {
@@ -55,7 +55,7 @@ pub(super) fn evaluate(
 /// Loss and perplexity; where rows come from several files, the loss of each too.
 pub(super) fn losses(
     model: &CausalLm,
-    world: &World,
+    ranks: &Ranks,
     causal: &Causal,
     examples: &Examples,
     rows: usize,
@@ -63,8 +63,8 @@ pub(super) fn losses(
     let mut files: BTreeMap<&Path, Vec<u32>> = BTreeMap::new();
     (0..examples.len()).for_each(|row| files.entry(examples.source(row).path).or_default().push(row as u32));
     let names = short_names(&files.keys().copied().collect::<Vec<_>>());
-    let loss = |rows: &[u32]| model.cross_entropy(&CausalLm::collate(causal, examples, rows, 0));
-    let measure = |order| Sum::of(world, &by_length(examples, order, rows), loss);
+    let loss = |rows: &[u32], pass: &Pass| model.cross_entropy(&CausalLm::collate(causal, examples, rows, 0), pass);
+    let measure = |order| Sum::of(ranks, &by_length(examples, order, rows), loss);
     let sums = files.into_values().map(measure).collect::<Shared<Vec<Sum>>>()?;
     let loss = sums.iter().fold(Sum::default(), |all, &sum| all + sum).mean();
     let mut scores =
@@ -114,7 +114,7 @@ impl Question {
 /// What the model answers, in the order of the questions.
 fn answers(
     model: &CausalLm,
-    world: &World,
+    ranks: &Ranks,
     causal: &Causal,
     questions: &[Question],
     rows: usize,
@@ -124,9 +124,9 @@ fn answers(
     let mut order: Vec<usize> = (0..questions.len()).collect();
     order.sort_by_key(|&at| questions[at].prompt.len());
     let batches: Vec<&[usize]> = order.chunks(rows.max(1)).collect();
-    let generated = world.map(&batches, |batch| {
+    let generated = ranks.map(&batches, |batch, pass| {
         let prompts: Vec<Vec<u32>> = batch.iter().map(|&at| questions[at].prompt.clone()).collect();
-        let generated = model.generate(&prompts, how, &mut |_, _| true).expect("a causal model has a decoder");
+        let generated = model.generate(&prompts, how, pass, &mut |_, _| true).expect("a causal model has a decoder");
         generated.into_iter().map(|Generated { ids, .. }| ids).collect::<Vec<_>>()
     })?;
     let mut samples = vec![Sample::default(); questions.len()];

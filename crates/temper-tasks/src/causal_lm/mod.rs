@@ -21,10 +21,9 @@ use temper_data::{Examples, TokenBatch, Tokenizer};
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
-use temper_world::World;
 
 use crate::metrics::Metric;
-use crate::{Evaluation, Task, input, training};
+use crate::{Evaluation, Ranks, Task, input, training};
 
 pub use generate::{Generated, Generation};
 pub use judge::Judge;
@@ -152,8 +151,8 @@ impl CausalLm {
     }
 
     /// The cross-entropy of what is learned, without the terms that only training has: what perplexity is made of.
-    fn cross_entropy(&self, batch: &CausalBatch) -> Loss {
-        self.loss_in(batch, &Pass::eval(), &Terms { softcap: self.terms.softcap, ..Terms::default() })
+    fn cross_entropy(&self, batch: &CausalBatch, pass: &Pass) -> Loss {
+        self.loss_in(batch, pass, &Terms { softcap: self.terms.softcap, ..Terms::default() })
     }
 
     fn loss_in(&self, batch: &CausalBatch, pass: &Pass, terms: &Terms) -> Loss {
@@ -197,17 +196,17 @@ impl Task for CausalLm {
 
     fn evaluate(
         &self,
-        world: &World,
+        ranks: &Ranks,
         causal: &Causal,
         examples: &Examples,
         rows: usize,
     ) -> Result<Evaluation, temper_world::Error> {
-        judge::evaluate(self, world, causal, examples, rows)
+        judge::evaluate(self, ranks, causal, examples, rows)
     }
 
     /// The loss alone: nothing is generated.
     fn outputs(&self, causal: &Causal, examples: &Examples, rows: usize) -> Vec<f32> {
-        let scores = judge::losses(self, &World::single(), causal, examples, rows);
+        let scores = judge::losses(self, &Ranks::alone(), causal, examples, rows);
         let scores = scores.expect("one rank exchanges nothing");
         scores.get(Metric::Loss.name()).map(|&loss| loss as f32).into_iter().collect()
     }

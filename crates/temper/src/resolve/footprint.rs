@@ -130,7 +130,7 @@ impl Footprint<'_> {
             weights: self.weights() - 4 * (absent - one),
             gradients: 4 * ((trainable - absent) * if several { 2 } else { 1 } + one),
             optimizer: optimizer.div_ceil(owners),
-            mapped: self.weights.map_or(0, Weights::mapped) + 4 * absent,
+            mapped: self.weights.map_or(0, Weights::mapped),
             tokenizer_files: self.tokenizer.files().iter().map(|path| size(path)).sum(),
             tokens: dataset.report.train.tokens + dataset.report.eval.tokens,
             activations,
