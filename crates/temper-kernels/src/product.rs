@@ -7,7 +7,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::portable::Float;
 use crate::quantized::{Matrix, Quantized, QuantizedOps};
@@ -77,6 +77,17 @@ impl Weight {
             Self::Quantized(weight) => weight.decode(),
         }
     }
+
+    /// For a product with something of that dtype.
+    fn into_dispatch(self, dtype: DType) -> Matrix<Dispatch> {
+        match self {
+            Self::Dense(weight) => {
+                assert_eq!(weight.dtype(), dtype, "matrix product of two dtypes");
+                Matrix::Dense(weight.into_dispatch())
+            }
+            Self::Quantized(weight) => weight.into_dispatch(),
+        }
+    }
 }
 
 /// `x Wᵀ`. A weight in few bits is kept as it is, and decoded again for the gradient of `x`.
@@ -85,13 +96,13 @@ impl Weight {
 ///
 /// - x: `[T, in]`, weight: `[out, in]`
 /// - result: `[T, out]`
+///
+/// # Panics
+///
+/// When they have different dtypes.
 pub fn linear(x: Tensor<2>, weight: Weight) -> Tensor<2> {
-    match weight {
-        Weight::Dense(weight) => matmul(x, weight.transpose()),
-        Weight::Quantized(weight) => {
-            Tensor::from_dispatch(<Dispatch as ProductOps>::frozen(x.into_dispatch(), weight.into_dispatch()))
-        }
-    }
+    let weight = weight.into_dispatch(x.dtype());
+    Tensor::from_dispatch(<Dispatch as ProductOps>::weighted(x.into_dispatch(), weight))
 }
 
 /// `x Wᵀ + s·(x Aᵀ) Bᵀ`, a linear layer with LoRA (Hu et al. 2021, arXiv:2106.09685), added up where it is computed. The
@@ -108,13 +119,7 @@ pub fn linear(x: Tensor<2>, weight: Weight) -> Tensor<2> {
 pub fn lora_product(x: Tensor<2>, weight: Weight, [a, b]: [Tensor<2>; 2], scaling: f64) -> Tensor<2> {
     let dtype = x.dtype();
     assert!([&a, &b].iter().all(|y| y.dtype() == dtype), "matrix product of several dtypes");
-    let weight = match weight {
-        Weight::Dense(weight) => {
-            assert_eq!(weight.dtype(), dtype, "matrix product of two dtypes");
-            Matrix::Dense(weight.into_dispatch())
-        }
-        Weight::Quantized(weight) => weight.into_dispatch(),
-    };
+    let weight = weight.into_dispatch(dtype);
     let [x, a, b] = [x, a, b].map(Tensor::into_dispatch);
     Tensor::from_dispatch(<Dispatch as ProductOps>::lora(x, weight, a, b, scaling))
 }
@@ -163,8 +168,8 @@ pub trait ProductOps: QuantizedOps + SumOps {
         Self::rounded(Self::product(lhs, rhs, alpha))
     }
 
-    /// `x Wᵀ`, with no gradient for W.
-    fn frozen(x: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
+    /// `x Wᵀ`.
+    fn weighted(x: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
         Self::product(x, transposed::<Self>(weight.dense()), 1.0)
     }
 
@@ -226,7 +231,7 @@ fn adapted<B: ProductOps>(
     scaling: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let thin = B::operand(x.clone(), transposed::<B>(a), scaling);
-    let base = B::frozen(x, weight);
+    let base = B::weighted(x, weight);
     (B::add_product(base, thin.clone(), transposed::<B>(b)), thin)
 }
 
@@ -286,22 +291,32 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         }
     }
 
-    fn frozen(x: FloatTensor<Self>, weight: Matrix<Self>) -> FloatTensor<Self> {
+    fn weighted(x: FloatTensor<Self>, weight: Matrix<Self>) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Step;
-        impl<B: ProductOps> Backward<B, 1> for Step {
-            type State = Matrix<B>;
-            fn backward(self, ops: Ops<Matrix<B>, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let grad = grads.consume::<B>(&ops.node);
-                if let Some(place) = Place::<B>::of(&ops, 0, grads) {
-                    place.fill_from(grads, |before| through::<B>(before, grad, ops.state));
+        impl<B: ProductOps> Backward<B, 2> for Step {
+            /// W, and x if W is tracked.
+            type State = (Matrix<B>, Option<B::FloatTensorPrimitive>);
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = B::rounded(grads.consume::<B>(&ops.node));
+                let of_x = Place::<B>::of(&ops, 0, grads);
+                let (weight, x) = ops.state;
+                let [_, of_weight] = ops.parents;
+                if let (Some(node), Some(x)) = (of_weight, x) {
+                    grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
+                }
+                if let Some(place) = of_x {
+                    place.fill_from(grads, |before| through::<B>(before, grad, weight));
                 }
             }
         }
-        let ((x, of_x), weight) = (x.into_parts(), untracked(weight));
-        let y = B::frozen(B::shared(x), weight.clone());
-        match Step.prepare::<C>([of_x]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(weight, y),
+        let values = values(&weight);
+        let tracked = values.is_tracked();
+        let ((x, of_x), (_, of_weight), weight) = (x.into_parts(), values.into_parts(), untracked(weight));
+        let x = B::shared(x);
+        let y = B::weighted(x.clone(), weight.clone());
+        match Step.prepare::<C>([of_x, of_weight]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((weight, tracked.then_some(x)), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -339,9 +354,7 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
                 }
             }
         }
-        // Nothing tracks the magnitudes of a weight in few bits.
-        let (Matrix::Dense(tracked) | Matrix::Quantized { scales: tracked, .. }) = &weight;
-        let ((_, of_weight), weight) = (tracked.clone().into_parts(), untracked(weight));
+        let ((_, of_weight), weight) = (values(&weight).into_parts(), untracked(weight));
         let [(x, of_x), (a, of_a), (b, of_b)] = [x, a, b].map(|x| x.into_parts());
         let (x, [a, b]) = (B::shared(x), [a, b].map(B::rounded));
         let (y, thin) = adapted::<B>(x.clone(), weight.clone(), a.clone(), b.clone(), scaling);
@@ -370,6 +383,12 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         let ((x, of_x), (row, of_row)) = (x.into_parts(), row.into_parts());
         Step.prepare::<C>([of_x, of_row]).compute_bound().stateless(B::add_rows(x, row))
     }
+}
+
+/// What of a matrix may be tracked: nothing tracks the magnitudes of a weight in few bits.
+fn values<B: Backend>(matrix: &Matrix<B>) -> FloatTensor<B> {
+    let (Matrix::Dense(values) | Matrix::Quantized { scales: values, .. }) = matrix;
+    values.clone()
 }
 
 /// A matrix without its graph.
@@ -468,7 +487,7 @@ mod lane {
             multiply(None, lhs, rhs, alpha)
         }
 
-        fn frozen(x: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
+        fn weighted(x: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
             by_weight(None, x, weight, 0)
         }
 
@@ -664,7 +683,7 @@ pub(crate) mod gpu {
             multiply_to(output, None, lhs, rhs, alpha)
         }
 
-        fn frozen(x: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
+        fn weighted(x: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
             multiply(None, x, transposed::<Self>(operand(weight)), 1.0)
         }
 

@@ -217,8 +217,15 @@ fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut [u16]) {
             let start = number * STEP;
             let deep = STEP.min(depth - start);
             if by_column {
-                // Turned in a buffer that stays in the first cache.
                 let columns = x.transposed();
+                #[cfg(target_arch = "x86_64")]
+                if count == ROWS && deep == STEP && Engine::best() != Engine::Rounded {
+                    let column = |k: usize| columns.row(start + k)[first..first + ROWS].as_ptr();
+                    // SAFETY: both of the other engines come with AVX-512 BF16; the tile is whole.
+                    unsafe { avx512::turned(column, alpha, tile.as_mut_ptr()) };
+                    continue;
+                }
+                // Turned in a buffer that stays in the first cache.
                 let mut buffer = [[0_u16; ROWS]; STEP];
                 for (k, buffer) in buffer.iter_mut().take(deep).enumerate() {
                     narrow(&columns.row(start + k)[first..first + count], alpha, &mut buffer[..count], STEP);

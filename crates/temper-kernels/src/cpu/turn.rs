@@ -44,7 +44,7 @@ unsafe fn all<T>(columns: &[[T; 16]; WIDTH], out: &mut [T]) {
 /// The transpose of 16 x 16 values, by pairs, quadruples, and quarters of registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
     let mut t = r;
     for i in (0..16).step_by(2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);

@@ -8,6 +8,7 @@ use std::arch::x86_64::{
 };
 
 use super::{PANEL, Piece, STEP};
+use crate::cpu::turn::transposed;
 
 /// Rows that are worked on at a time: half a tile.
 const ROWS: usize = 8;
@@ -113,17 +114,43 @@ static PAIRS: [u16; 32] = {
     order
 };
 
+/// Sixteen values of two rows, rounded, side by side.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn paired(upper: __m512, lower: __m512) -> __m512i {
+    // SAFETY: 32 halves either way; the order has 32 places.
+    unsafe {
+        let order = _mm512_loadu_si512(PAIRS.as_ptr().cast());
+        let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(lower, upper));
+        _mm512_permutexvar_epi16(order, both)
+    }
+}
+
 /// Pairs of two rows of 32.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) unsafe fn interleave(upper: &[f32], lower: &[f32], out: &mut [u32]) {
-    // SAFETY: the caller's: 32 values each.
-    unsafe {
-        let order = _mm512_loadu_si512(PAIRS.as_ptr().cast());
-        for half in [0, 16] {
+    for half in [0, 16] {
+        // SAFETY: the caller's: 32 values each.
+        unsafe {
             let (a, b) = (_mm512_loadu_ps(upper.as_ptr().add(half)), _mm512_loadu_ps(lower.as_ptr().add(half)));
-            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a));
-            let pairs = _mm512_permutexvar_epi16(order, both);
-            _mm512_storeu_si512(out.as_mut_ptr().add(half).cast(), pairs);
+            _mm512_storeu_si512(out.as_mut_ptr().add(half).cast(), paired(a, b));
+        }
+    }
+}
+
+/// A tile of 16 rows by 32 values, rounded `alpha · x`, where x lies by columns: sixteen values of each, from `column` on.
+///
+/// # Safety
+///
+/// The processor has AVX-512 BF16; these values can be read, and 512 be written.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) unsafe fn turned(column: impl Fn(usize) -> *const f32, alpha: f32, out: *mut u16) {
+    let alpha = _mm512_set1_ps(alpha);
+    // SAFETY: the caller's.
+    unsafe {
+        let at = |k| _mm512_mul_ps(_mm512_loadu_ps(column(k)), alpha);
+        let pairs = std::array::from_fn(|pair| paired(at(2 * pair), at(2 * pair + 1)));
+        for (i, row) in transposed(pairs).into_iter().enumerate() {
+            _mm512_storeu_si512(out.add(i * STEP).cast(), row);
         }
     }
 }
