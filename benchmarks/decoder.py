@@ -7,7 +7,8 @@ Speed depends on shapes, not on values: the weights are random, written here in 
 those of `examples/decoder`. Every row is full, and both see the same rows. Both compute in one precision (in bf16 with f32 sums), keep
 the base in it and start from an adapter whose B is zero, so that the first loss must agree. Peers: plain, compiled, and with Liger's
 kernels where `liger_kernel` can be imported. Memory on a GPU is what the driver counts for temper, context and all, and what PyTorch's
-allocator held at most for the peers; on a processor both are the most that was resident. Results: OUT/SHAPE.json and a table on stdout.
+allocator held at most for the peers; on a processor both are the most that was resident. With `--rounds N` all take turns N times. Results:
+OUT/SHAPE.json, a table on stdout, and of each round the ratio to the fastest peer.
 """
 
 import argparse
@@ -221,6 +222,7 @@ def main():
     parser.add_argument("--batch", type=int, help="rows of a step, instead of the shape's")
     parser.add_argument("--length", type=int, help="tokens of a row, instead of the shape's")
     parser.add_argument("--peers", nargs="*", default=["plain", "compiled", "liger"])
+    parser.add_argument("--rounds", type=int, default=1, help="how often all take their turns")
     parser.add_argument("--limit", type=float, help="seconds after which a program is given up")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -246,20 +248,23 @@ def main():
 
         runs.append((kind, of_peer))
     print("| who | tokens/s | memory, MiB | first loss | last loss |\n|---|---|---|---|---|")
-    for name, run in runs:
+    for name, run in runs * args.rounds:
         try:
             result = run()
         except (subprocess.SubprocessError, OSError, ValueError) as error:
             said = getattr(error, "stderr", None) or ""
-            results[name] = {"error": f"{error} {said[-2000:]}"}
+            results.setdefault(name, []).append({"error": f"{error} {said[-2000:]}"})
             print(f"| {name} | {type(error).__name__} | | | |", flush=True)
             continue
         steps = result["steps"]
         result["tokens_per_s"] = batch * length / median([step["step_ms"] for step in steps[args.warm:]]) * 1e3
-        results[name] = result
+        results.setdefault(name, []).append(result)
         print(f"| {name} | {result['tokens_per_s']:.0f} | {result.get('memory_mib')} | {steps[0]['loss']:.5f} | "
               f"{steps[-1]['loss']:.5f} |", flush=True)
     (args.out / f"{args.shape}.json").write_text(json.dumps(results, indent=1))
+    speeds = {name: [result.get("tokens_per_s", 0) for result in results[name]] for name, _ in runs}
+    ratios = [own / max(peers) for own, *peers in zip(*speeds.values()) if any(peers)]
+    print("temper by the fastest peer of the round:", ", ".join(f"{ratio:.2f}" for ratio in ratios))
 
 
 if __name__ == "__main__":

@@ -388,6 +388,8 @@ fn eval_and_predict_know_the_columns_of_training() {
     assert!(out.status.success(), "{}", text(&out.stderr));
     let scores = serde_json::from_slice::<Value>(&out.stdout).unwrap();
     assert!((scores["scores"]["loss"].as_f64().unwrap() - trained).abs() < 1e-6, "{scores} {trained}");
+    let out = temper(&["eval", model.to_str().unwrap(), "--data", data.to_str().unwrap(), "--label", "onne"]);
+    assert_eq!(out.status.code(), Some(2), "what the command line names is not there: {}", text(&out.stderr));
 
     // Away from its run the model knows them too, and a bad line costs nobody else an answer.
     let away = dir.path().join("away");

@@ -105,6 +105,21 @@ pub fn linear(x: Tensor<2>, weight: Weight) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as ProductOps>::weighted(x.into_dispatch(), weight))
 }
 
+/// `x Wᵀ + b`.
+///
+/// # Shapes
+///
+/// - x: `[T, in]`, weight: `[out, in]`, bias: `[out]`
+/// - result: `[T, out]`
+///
+/// # Panics
+///
+/// When they have different dtypes.
+pub fn biased(x: Tensor<2>, weight: Weight, bias: Tensor<1>) -> Tensor<2> {
+    let weight = weight.into_dispatch(x.dtype());
+    Tensor::from_dispatch(<Dispatch as ProductOps>::biased(x.into_dispatch(), weight, bias.into_dispatch()))
+}
+
 /// `x Wᵀ + s·(x Aᵀ) Bᵀ`, a linear layer with LoRA (Hu et al. 2021, arXiv:2106.09685), added up where it is computed. The
 /// product with W keeps nothing for the backward pass unless W is tracked; A and B keep `x` and `x Aᵀ`.
 ///
@@ -171,6 +186,15 @@ pub trait ProductOps: QuantizedOps + SumOps {
     /// `x Wᵀ`.
     fn weighted(x: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
         Self::product(x, transposed::<Self>(weight.dense()), 1.0)
+    }
+
+    /// `x Wᵀ + b`.
+    fn biased(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: Matrix<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::add_rows(Self::weighted(x, weight), bias)
     }
 
     /// `g W`, the gradient of x in `x Wᵀ`.
@@ -295,19 +319,10 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         #[derive(Debug)]
         struct Step;
         impl<B: ProductOps> Backward<B, 2> for Step {
-            /// W, and x if W is tracked.
-            type State = (Matrix<B>, Option<B::FloatTensorPrimitive>);
+            type State = Multiplied<B>;
             fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let grad = B::rounded(grads.consume::<B>(&ops.node));
-                let of_x = Place::<B>::of(&ops, 0, grads);
-                let (weight, x) = ops.state;
-                let [_, of_weight] = ops.parents;
-                if let (Some(node), Some(x)) = (of_weight, x) {
-                    grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
-                }
-                if let Some(place) = of_x {
-                    place.fill_from(grads, |before| through::<B>(before, grad, weight));
-                }
+                let grad = grads.consume::<B>(&ops.node);
+                multiplied::<B, 2>(ops, grad, grads);
             }
         }
         let values = values(&weight);
@@ -316,6 +331,30 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         let x = B::shared(x);
         let y = B::weighted(x.clone(), weight.clone());
         match Step.prepare::<C>([of_x, of_weight]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((weight, tracked.then_some(x)), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn biased(x: FloatTensor<Self>, weight: Matrix<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Step;
+        impl<B: ProductOps> Backward<B, 3> for Step {
+            type State = Multiplied<B>;
+            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                if let Some(node) = &ops.parents[2] {
+                    grads.register::<B>(node.id, B::sum_rows(grad.clone()));
+                }
+                multiplied::<B, 3>(ops, grad, grads);
+            }
+        }
+        let values = values(&weight);
+        let tracked = values.is_tracked();
+        let ((x, of_x), (_, of_weight), weight) = (x.into_parts(), values.into_parts(), untracked(weight));
+        let (x, (bias, of_bias)) = (B::shared(x), bias.into_parts());
+        let y = B::biased(x.clone(), weight.clone(), bias);
+        match Step.prepare::<C>([of_x, of_weight, of_bias]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((weight, tracked.then_some(x)), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
@@ -385,6 +424,21 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
     }
 }
 
+/// W of `x Wᵀ`, and x if W is tracked.
+type Multiplied<B> = (Matrix<B>, Option<FloatTensor<B>>);
+
+/// Sends the gradient of `x Wᵀ` to x and W, the first two parents.
+fn multiplied<B: ProductOps, const N: usize>(ops: Ops<Multiplied<B>, N>, grad: FloatTensor<B>, grads: &mut Gradients) {
+    let (grad, of_x) = (B::rounded(grad), Place::<B>::of(&ops, 0, grads));
+    let (weight, x) = ops.state;
+    if let (Some(node), Some(x)) = (&ops.parents[1], x) {
+        grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
+    }
+    if let Some(place) = of_x {
+        place.fill_from(grads, |before| through::<B>(before, grad, weight));
+    }
+}
+
 /// What of a matrix may be tracked: nothing tracks the magnitudes of a weight in few bits.
 fn values<B: Backend>(matrix: &Matrix<B>) -> FloatTensor<B> {
     let (Matrix::Dense(values) | Matrix::Quantized { scales: values, .. }) = matrix;
@@ -409,9 +463,11 @@ mod lane {
     use rayon::slice::ParallelSliceMut;
 
     use super::*;
+    use crate::cpu::bf16::{self, Begin};
     use crate::cpu::gemm::{self, Matrix as Slices, Target};
+    use crate::cpu::math;
     use crate::cpu::{all_f32, group, own, rows, slice, tensor, vectorised, written};
-    use crate::cpu::{bf16, math};
+    use crate::quantized::Layout;
     use crate::quantized::lane::panels;
 
     fn multiply(sum: Option<FlexTensor>, lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
@@ -440,30 +496,38 @@ mod lane {
         sum
     }
 
-    /// `x` by Wᵀ (side 0) or by W (1), added to `sum`: with panels that are packed already, where there are some, values are
-    /// rounded to bfloat16, and the processor has products of them.
+    /// Whether products of `x` go by the processor's own in bf16, and there is something to multiply.
+    fn by_engine(x: &FlexTensor) -> bool {
+        let engine = precision() == Precision::Bf16 && has_bf16_products();
+        engine && all_f32([x]) && x.layout().num_elements() > 0
+    }
+
+    /// `x` by Wᵀ (side 0) or by W (1), added to `sum`: with panels that are packed already, where there are some.
     fn by_weight(sum: Option<FlexTensor>, x: FlexTensor, weight: Matrix<Flex>, side: usize) -> FlexTensor {
-        let engine = bf16::Engine::best();
-        let [rows, _]: [usize; 2] = x.layout().shape().dims();
         match &weight {
-            Matrix::Quantized { words, layout, .. }
-                if layout.is_packed()
-                    && precision() == Precision::Bf16
-                    && engine != bf16::Engine::Rounded
-                    && rows > 0
-                    && all_f32([&x]) =>
-            {
-                let columns = layout.shape()[side];
-                let words: &[i32] = words.as_slice().expect("contiguous words");
+            Matrix::Quantized { words, layout, .. } if layout.is_packed() && by_engine(&x) => {
+                let ([rows, _], columns): ([usize; 2], _) = (x.layout().shape().dims(), layout.shape()[side]);
                 placed(sum, rows, columns, |out, add| {
-                    let (out, panels) = (Target::new(out, columns), panels(words, *layout)[side]);
+                    let begin = if add { Begin::Sum } else { Begin::Nothing };
                     // SAFETY: room for all values, which are there if they are added to.
-                    unsafe { bf16::product_with(engine, out, add, 1.0, Slices::tensor(&x), panels, columns) };
+                    unsafe { by_panels(Target::new(out, columns), begin, &x, words, *layout, side) };
                 })
             }
             _ if side == 0 => multiply(sum, x, transposed::<Flex>(weight.dense()), 1.0),
             _ => multiply(sum, x, weight.dense(), 1.0),
         }
+    }
+
+    /// The product with panels of W.
+    ///
+    /// # Safety
+    ///
+    /// As for [`gemm::product`].
+    unsafe fn by_panels(out: Target, begin: Begin, x: &FlexTensor, words: &FlexTensor, layout: Layout, side: usize) {
+        let words: &[i32] = words.as_slice().expect("contiguous words");
+        let (columns, panels) = (layout.shape()[side], panels(words, layout)[side]);
+        // SAFETY: the caller's.
+        unsafe { bf16::product_with(bf16::Engine::best(), out, begin, 1.0, Slices::tensor(x), panels, columns) };
     }
 
     /// The product in the precision that was set.
@@ -476,7 +540,10 @@ mod lane {
         unsafe {
             match precision() {
                 Precision::F32 => gemm::product(out, add, alpha, a, b, true),
-                Precision::Bf16 => bf16::product(bf16::Engine::best(), out, add, alpha, a, b),
+                Precision::Bf16 => {
+                    let begin = if add { Begin::Sum } else { Begin::Nothing };
+                    bf16::product(bf16::Engine::best(), out, begin, alpha, a, b);
+                }
                 Precision::F16 => gemm::rounded(out, add, alpha, a, b, math::to_f16),
             }
         }
@@ -489,6 +556,37 @@ mod lane {
 
         fn weighted(x: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
             by_weight(None, x, weight, 0)
+        }
+
+        /// The bias is there before the product is added, while that is in a cache.
+        fn biased(x: FlexTensor, weight: Matrix<Flex>, bias: FlexTensor) -> FlexTensor {
+            if !(by_engine(&x) && by_engine(&bias)) {
+                return Self::add_rows(Self::weighted(x, weight), bias);
+            }
+            let ([rows, _], bias): ([usize; 2], _) = (x.layout().shape().dims(), bias.to_contiguous());
+            let (columns, begin) = (slice(&bias).len(), Begin::Row(slice(&bias)));
+            placed(None, rows, columns, |out, _| {
+                let out = Target::new(out, columns);
+                // SAFETY: room for all values.
+                unsafe {
+                    match weight {
+                        Matrix::Quantized { words, layout, .. } if layout.is_packed() => {
+                            by_panels(out, begin, &x, &words, layout, 0);
+                        }
+                        weight => {
+                            let (x, weight) = (Slices::tensor(&x), weight.dense());
+                            bf16::product(
+                                bf16::Engine::best(),
+                                out,
+                                begin,
+                                1.0,
+                                x,
+                                Slices::tensor(&weight).transposed(),
+                            );
+                        }
+                    }
+                }
+            })
         }
 
         fn through(grad: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {

@@ -5,7 +5,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use temper_kernels::{Format, Precision, Quantized, Weight, linear, lora_product, matmul, set_precision};
+use temper_kernels::{Format, Precision, Quantized, Weight, biased, linear, lora_product, matmul, set_precision};
 
 /// Rows of the left matrix, its columns, columns of the right one.
 const SHAPES: [[usize; 3]; 10] = [
@@ -203,7 +203,33 @@ fn adapted_products_and_gradients_are_those_of_f64() {
                     let gradient = of.grad(&gradients).expect("a gradient");
                     close(gradient, expected, 2.0 * tolerance, &format!("{what}: gradient of {name}"));
                 }
-                close(linear(tx, weight()).inner(), &base, tolerance, &format!("{what}: without an adapter"));
+                close(linear(tx.clone(), weight()).inner(), &base, tolerance, &format!("{what}: without an adapter"));
+
+                // y = x Wᵀ + bias, where W trains if it can.
+                let bias = Host::random(9, [1, outputs]);
+                let tbias = bias.on(&device, Layout::Own).require_grad();
+                let (tw, weight) = match weight() {
+                    Weight::Dense(w) => {
+                        let w = w.require_grad();
+                        (Some(w.clone()), Weight::Dense(w))
+                    }
+                    frozen => (None, frozen),
+                };
+                let y = biased(tx.clone(), weight, tbias.clone().reshape([outputs]));
+                let gradients = (y.clone() * g.on(&device, Layout::Own)).sum().backward();
+                let without = y.inner() - tbias.clone().inner();
+                close(without, &base, tolerance, &format!("{what}: value with a bias"));
+                let of_bias = Host { values: vec![1.0; rows], shape: [1, rows] }.times(&g);
+                let all = [
+                    (Some(&tx), g.times(&w), "x"),
+                    (Some(&tbias), of_bias, "bias"),
+                    (tw.as_ref(), g.transpose().times(&x), "W"),
+                ];
+                for (of, expected, name) in all {
+                    let gradient = of.map(|of| of.grad(&gradients).expect("a gradient"));
+                    let what = format!("{what}: gradient of {name} beside a bias");
+                    gradient.into_iter().for_each(|gradient| close(gradient, &expected, tolerance, &what));
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use temper_kernels::{Format, Weight, add_rows, linear};
+use temper_kernels::{Format, Weight, add_rows, biased, linear};
 use temper_peft::{Adapter, Held, Spec};
 
 use crate::{Pass, dropout, lazy};
@@ -69,16 +69,15 @@ impl Linear {
         let mut shape = x.dims();
         let x = shaped(x, [shape[..D - 1].iter().product(), shape[D - 1]]);
         let [outputs, _] = self.weight.widths(self.fan_in_fan_out);
-        let y = match &self.adapter {
-            None => linear(x, self.matrix()),
-            Some(adapter) => {
+        let bias = self.bias.as_ref().map(Param::val);
+        let y = match (&self.adapter, bias) {
+            (None, None) => linear(x, self.matrix()),
+            (None, Some(bias)) => biased(x, self.matrix(), bias),
+            (Some(adapter), bias) => {
                 let dropped = pass.drops(adapter.dropout).then(|| dropout(x.clone(), adapter.dropout, pass));
-                adapter.forward(x, dropped, self.matrix())
+                let y = adapter.forward(x, dropped, self.matrix());
+                bias.into_iter().fold(y, add_rows)
             }
-        };
-        let y = match &self.bias {
-            None => y,
-            Some(bias) => add_rows(y, bias.val()),
         };
         shape[D - 1] = outputs;
         shaped(y, shape)

@@ -34,6 +34,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether what is wrong with data is what was asked of them.
+    pub fn of_data(error: &temper_data::Error) -> Self {
+        match error {
+            temper_data::Error::Config { .. } | temper_data::Error::Column { .. } => Self::Recipe,
+            _ => Self::Data,
+        }
+    }
+
     /// The kind that an exit code says.
     pub fn of(code: Option<i32>) -> Option<Self> {
         use Kind::{Data, Diverged, Hub, Interrupted, Memory, Other, Recipe, World};

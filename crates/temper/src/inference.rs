@@ -55,19 +55,7 @@ impl Trained {
             Problem::MultiLabel => LabelKind::Multi(Some(labels.clone())),
             Problem::Regression => LabelKind::Score,
         };
-        let dataset = temper_data::load(
-            data,
-            Path::new(""),
-            Target::Labels(kind),
-            &self.opened.tokenizer,
-            self.opened.max_length,
-            0,
-        )
-        .context(Kind::Data, "failed to read the data")?;
-        if dataset.train.is_empty() {
-            return Err(Failure::new(Kind::Data, "error: there are no rows to measure on"));
-        }
-        Ok(dataset.train)
+        Ok(self.opened.rows(data, Target::Labels(kind))?.train)
     }
 
     /// Measures the model on labelled rows.

@@ -151,18 +151,7 @@ impl LanguageModel {
     pub fn examples(&self, data: &DataConfig) -> Result<Examples, Failure> {
         let opened = &self.opened;
         let target = Target::Causal { vocab_size: Some(opened.config.vocab_size()) };
-        let dataset = temper_data::load(
-            &DataConfig { packing: false, ..data.clone() },
-            Path::new(""),
-            target,
-            &opened.tokenizer,
-            opened.max_length,
-            0,
-        )
-        .context(Kind::Data, "failed to read the data")?;
-        if dataset.train.is_empty() {
-            return Err(Failure::new(Kind::Data, "error: there are no rows to measure on"));
-        }
+        let dataset = opened.rows(&DataConfig { packing: false, ..data.clone() }, target)?;
         // Rows that training would refuse are no measure; only of long ones the beginning is.
         for Finding { severity, code, message } in &dataset.report.findings {
             match severity {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use temper_data::{DataConfig, Tokenizer};
+use temper_data::{DataConfig, Dataset, Target, Tokenizer};
 use temper_hub::{Card, Pipeline, Relation, RepoId, license_of};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile, PeftConfig};
@@ -103,6 +103,17 @@ impl Opened {
     /// The `[data]` table with the columns of training; the default for a model of another program.
     pub fn columns(&self) -> DataConfig {
         self.provenance.as_ref().map(Provenance::data).unwrap_or_default()
+    }
+
+    /// Reads the rows of a file, of which there are some. A column that it lacks is an error of the command line.
+    pub fn rows(&self, data: &DataConfig, target: Target) -> Result<Dataset, Failure> {
+        let dataset = temper_data::load(data, Path::new(""), target, &self.tokenizer, self.max_length, 0);
+        let kind = dataset.as_ref().err().map_or(Kind::Data, Kind::of_data);
+        let dataset = dataset.context(kind, "failed to read the data")?;
+        match dataset.train.is_empty() {
+            true => Err(Failure::new(Kind::Data, "error: there are no rows to measure on")),
+            false => Ok(dataset),
+        }
     }
 
     /// Adds the adapter of `model` into its weights, proves on `outputs` that nothing changed, and writes it into `out`.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use temper_data::{DataConfig, Dataset, Files, LabelColumns, LabelKind, Target, Tokenizer};
+use temper_data::{DataConfig, Dataset, Files, Finding, LabelColumns, LabelKind, Target, Tokenizer};
 use temper_device::{Api, DeviceName, Found};
 use temper_engine::{Checkpointing, Every, EveryName, Schedule};
 use temper_kernels::Nccl;
@@ -270,8 +270,13 @@ fn read_data(recipe: &Recipe, config: &Config, tokenizer: &Tokenizer, max_length
     let dir = recipe.beside("");
     let dataset = temper_data::load(recipe.local_data(), &dir, target, tokenizer, max_length, recipe.train.seed)
         .map_err(|error| data_failure(recipe, error))?;
-    let errors: Vec<&str> = dataset.report.errors().map(|finding| finding.message.as_str()).collect();
-    if errors.is_empty() { Ok(dataset) } else { Err(point(recipe, Kind::Data, "data.train", errors.join("; "))) }
+    let errors: Vec<&Finding> = dataset.report.errors().collect();
+    if errors.is_empty() {
+        return Ok(dataset);
+    }
+    let of_eval = recipe.data.eval.is_some() && errors.iter().all(|finding| finding.code == "no-eval-rows");
+    let messages: Vec<&str> = errors.iter().map(|finding| finding.message.as_str()).collect();
+    Err(point(recipe, Kind::Data, if of_eval { "data.eval" } else { "data.train" }, messages.join("; ")))
 }
 
 /// Points at the key that an error of the data layer is about.
@@ -288,13 +293,13 @@ fn data_failure(recipe: &Recipe, error: temper_data::Error) -> Failure {
         _ if recipe.data.text_pair.as_deref() == Some(column) => "data.text_pair",
         LabelColumns::One(_) | LabelColumns::Many(_) => "data.label",
     };
-    let (kind, key) = match &error {
-        Error::Config { field, .. } => (Kind::Recipe, format!("data.{field}")),
-        Error::Column { column, .. } => (Kind::Recipe, key_of(column).into()),
-        Error::File { path, .. } | Error::Row { path, .. } => (Kind::Data, file_key(path).into()),
-        _ => (Kind::Data, "data.train".into()),
+    let key = match &error {
+        Error::Config { field, .. } => format!("data.{field}"),
+        Error::Column { column, .. } => key_of(column).into(),
+        Error::File { path, .. } | Error::Row { path, .. } => file_key(path).into(),
+        _ => "data.train".into(),
     };
-    point(recipe, kind, &key, error)
+    point(recipe, Kind::of_data(&error), &key, error)
 }
 
 fn resolve_train(recipe: &Recipe, dataset: &Dataset, ranks: usize) -> Result<TrainPlan, Failure> {

@@ -98,23 +98,48 @@ struct Piece {
     add: bool,
 }
 
-/// `out = alpha · a · b`, or `out += alpha · a · b` if `add`, of rounded values.
+/// What a product is added to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Begin<'a> {
+    /// Nothing: what is there may be anything.
+    Nothing,
+    /// What is there.
+    Sum,
+    /// This, in each row.
+    Row(&'a [f32]),
+}
+
+/// `out = begin + alpha · a · b` of rounded values.
 ///
 /// # Safety
 ///
 /// As for [`gemm::product`].
-pub(crate) unsafe fn product(engine: Engine, out: Target, add: bool, alpha: f32, a: Matrix, b: Matrix) {
+pub(crate) unsafe fn product(engine: Engine, out: Target, begin: Begin, alpha: f32, a: Matrix, b: Matrix) {
     let (columns, depth) = (b.columns(), a.columns());
     if engine == Engine::Rounded {
+        if let Begin::Row(row) = begin {
+            // SAFETY: the caller's.
+            (0..a.rows()).for_each(|i| unsafe { fill(out.row(i), row) });
+        }
         // SAFETY: the caller's.
-        return unsafe { gemm::rounded(out, add, alpha, a, b, round) };
+        return unsafe { gemm::rounded(out, begin != Begin::Nothing, alpha, a, b, round) };
     }
     let mut room = PANELS.take();
     let packed = at_least(&mut room, panels_size(depth, columns));
     pack_panels(b, packed);
     // SAFETY: the caller's.
-    unsafe { product_with(engine, out, add, alpha, a, packed, columns) };
+    unsafe { product_with(engine, out, begin, alpha, a, packed, columns) };
     PANELS.set(room);
+}
+
+/// Writes values side by side.
+///
+/// # Safety
+///
+/// There is room for them, which nobody else writes.
+unsafe fn fill(out: Target, values: &[f32]) {
+    // SAFETY: the caller's.
+    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), out.first(), values.len()) };
 }
 
 /// How many words the panels of a matrix take.
@@ -130,7 +155,7 @@ pub(crate) fn panels_size(depth: usize, columns: usize) -> usize {
 pub(crate) unsafe fn product_with(
     engine: Engine,
     out: Target,
-    add: bool,
+    begin: Begin,
     alpha: f32,
     a: Matrix,
     packed_b: &[u32],
@@ -154,7 +179,15 @@ pub(crate) unsafe fn product_with(
         let packed_a = at_least(&mut room, own.len().next_multiple_of(ROWS) * padded + SLACK);
         pack_rows(a.part(own.clone(), 0..depth), alpha, padded, packed_a);
         (0..groups).into_par_iter().for_each(|group| {
-            let pieces = (group * size..panels.min((group + 1) * size)).flat_map(|panel| {
+            let of_group = group * size..panels.min((group + 1) * size);
+            if let Begin::Row(row) = begin {
+                // The last groups may have no panels.
+                let [at, end] = [of_group.start, of_group.end].map(|panel| columns.min(panel * PANEL));
+                let part = &row[at..end.max(at)];
+                // SAFETY: rows and columns of this task, which no other has.
+                own.clone().for_each(|i| unsafe { fill(out.row(i).at(at), part) });
+            }
+            let pieces = of_group.flat_map(|panel| {
                 let own = own.clone();
                 let packed_a = &*packed_a;
                 (0..end).step_by(deep).map(move |start| Piece {
@@ -166,7 +199,7 @@ pub(crate) unsafe fn product_with(
                     out: unsafe { out.row(own.start).at(panel * PANEL) },
                     rows: own.len(),
                     columns: PANEL.min(columns - panel * PANEL),
-                    add: add || start > 0,
+                    add: begin != Begin::Nothing || start > 0,
                 })
             });
             // SAFETY: pieces lie within what was packed and what the caller gave; the engine is one that the machine has.
@@ -346,7 +379,7 @@ mod tests {
     #[test]
     fn every_engine_gives_the_product_of_rounded_values() {
         for (case, [m, n, k]) in
-            [[1, 1, 1], [3, 5, 7], [16, 32, 32], [70, 45, 600], [130, 33, 1100]].into_iter().enumerate()
+            [[1, 1, 1], [3, 5, 7], [16, 384, 32], [70, 45, 600], [130, 33, 1100]].into_iter().enumerate()
         {
             for layout in 0..4 {
                 let (a, b) = (numbers(m * k, 1 + case as u32), numbers(k * n, 9));
@@ -355,26 +388,31 @@ mod tests {
                 let exact = |i: usize, j: usize| -> f64 {
                     (0..k).map(|d| f64::from(round(0.5 * a_of.at(i, d))) * f64::from(round(b_of.at(d, j)))).sum()
                 };
+                let row = numbers(n, 5);
                 for engine in Engine::available() {
-                    for add in [false, true] {
-                        let mut out = vec![if add { 2.0 } else { f32::NAN }; m * n];
+                    for begin in [Begin::Nothing, Begin::Sum, Begin::Row(&row)] {
+                        let mut out = vec![if begin == Begin::Sum { 2.0 } else { f32::NAN }; m * n];
                         let target = Target::new(out.as_mut_ptr(), n);
                         // SAFETY: m·n values.
-                        unsafe { product(engine, target, add, 0.5, a_of, b_of) };
-                        if engine != Engine::Rounded && !add {
+                        unsafe { product(engine, target, begin, 0.5, a_of, b_of) };
+                        if engine != Engine::Rounded && begin == Begin::Nothing {
                             let mut panels = vec![0; panels_size(k, n)];
                             pack_panels(b_of, &mut panels);
                             let mut again = vec![f32::NAN; m * n];
+                            let target = Target::new(again.as_mut_ptr(), n);
                             // SAFETY: as above.
-                            unsafe {
-                                product_with(engine, Target::new(again.as_mut_ptr(), n), false, 0.5, a_of, &panels, n);
-                            }
+                            unsafe { product_with(engine, target, begin, 0.5, a_of, &panels, n) };
                             assert_eq!(again, out);
                             let same = |(d, j)| packed_value(&panels, k, d, j) == round(b_of.at(d, j));
                             assert!((0..k).flat_map(|d| (0..n).map(move |j| (d, j))).all(same));
                         }
+                        let first = |place: usize| match begin {
+                            Begin::Nothing => 0.0,
+                            Begin::Sum => 2.0,
+                            Begin::Row(row) => f64::from(row[place % n]),
+                        };
                         for (place, found) in out.iter().enumerate() {
-                            let expected = exact(place / n, place % n) + if add { 2.0 } else { 0.0 };
+                            let expected = exact(place / n, place % n) + first(place);
                             let error = (f64::from(*found) - expected).abs();
                             assert!(error < 2e-4, "{engine:?} {m}x{n}x{k} layout {layout}: {found} for {expected}");
                         }

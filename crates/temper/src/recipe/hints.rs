@@ -112,9 +112,10 @@ pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
 /// How to write, as a string, the number or date `written` at `path`.
 pub(super) fn as_string(path: &str, written: &str) -> String {
     match path {
-        "train.max_wall" | "distributed.silence" | "distributed.patience" => {
-            format!("write `\"{written}s\"` for seconds")
-        }
+        "train.max_wall" | "distributed.silence" | "distributed.patience" => match written.parse::<u64>() {
+            Ok(seconds @ 1..) => format!("write `\"{seconds}s\"` for seconds"),
+            _ => "write a time such as `\"90s\"`, `\"15m\"` or `\"2h30m\"`".into(),
+        },
         _ => format!("write `\"{written}\"`"),
     }
 }
