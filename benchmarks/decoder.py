@@ -155,7 +155,7 @@ def peer(args):
         optimizer.step()
         optimizer.zero_grad()
         steps.append({"loss": loss.item(), "step_ms": (time.perf_counter() - began) * 1e3})
-    memory = torch.cuda.max_memory_allocated() >> 20 if device == "cuda" else resident_mib(resource.RUSAGE_SELF)
+    memory = torch.cuda.max_memory_allocated() >> 20 if device == "cuda" else resident_mib(resource.getrusage(resource.RUSAGE_SELF))
     print(json.dumps({"steps": steps, "memory_mib": memory, "torch": torch.__version__}))
 
 
@@ -180,8 +180,8 @@ def gpu_mib():
         return None
 
 
-def resident_mib(who):
-    return resource.getrusage(who).ru_maxrss >> 10
+def resident_mib(usage):
+    return usage.ru_maxrss >> 10
 
 
 def temper(args, recipe):
@@ -190,18 +190,21 @@ def temper(args, recipe):
         command = [args.temper, "train", "--recipe", recipe, "--fresh"]
         run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         ends = time.monotonic() + (args.limit or float("inf"))
-        while run.poll() is None:
+        # Waited for by hand, for what it used is known of no other process.
+        while not (waited := os.wait4(run.pid, os.WNOHANG))[0]:
             if time.monotonic() > ends:
                 run.kill()
+                run.wait()
                 raise subprocess.TimeoutExpired(command, args.limit)
             most = most if before is None else max(most, gpu_mib() or 0)
             time.sleep(0.2)
+    _, status, usage = waited
+    run.returncode = os.waitstatus_to_exitcode(status)
     if run.returncode:
         raise subprocess.CalledProcessError(run.returncode, command, stderr=(args.out / "temper.log").read_text())
     events = [json.loads(line) for line in (args.out / "run" / "events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
-    # The first child that is large.
-    memory = resident_mib(resource.RUSAGE_CHILDREN) if args.device == "cpu" else None if before is None else most - before
+    memory = resident_mib(usage) if args.device == "cpu" else None if before is None else most - before
     return {"steps": steps, "memory_mib": memory}
 
 

@@ -13,11 +13,17 @@ pub(crate) struct CausalAudit {
     audit: Audit,
     long_rows: LongRows,
     max_length: usize,
+    positions: Option<usize>,
 }
 
 impl CausalAudit {
-    pub(crate) fn new(findings: Vec<Finding>, config: &DataConfig, max_length: usize) -> Self {
-        Self { audit: Audit(findings), long_rows: config.long_rows, max_length }
+    pub(crate) fn new(
+        findings: Vec<Finding>,
+        config: &DataConfig,
+        max_length: usize,
+        positions: Option<usize>,
+    ) -> Self {
+        Self { audit: Audit(findings), long_rows: config.long_rows, max_length, positions }
     }
 
     pub(crate) fn findings(self) -> Vec<Finding> {
@@ -115,13 +121,14 @@ impl CausalAudit {
         }
         let counted = |cases: &Cases| format!("{} of {} {name} rows", cases.count, examples.len());
         if cut.count > 0 {
+            let all = match self.positions {
+                Some(most) if most < longest => format!("the model can hold {most}, and the longest has {longest}"),
+                _ => format!("data.max_length = {longest} holds all of them"),
+            };
             let (severity, done) = match self.long_rows {
                 LongRows::Refuse => (
                     Severity::Error,
-                    format!(
-                        "; data.max_length = {longest} holds all of them, data.long_rows = \"drop\" leaves them out, \
-                         \"cut\" cuts their end off"
-                    ),
+                    format!("; {all}; data.long_rows = \"drop\" leaves them out, \"cut\" cuts their end off"),
                 ),
                 LongRows::Drop | LongRows::Cut => (Severity::Warning, "; their end is cut off".into()),
             };

@@ -29,7 +29,7 @@ impl Folder {
     }
 
     fn load_with(&self, config: &DataConfig, max_length: usize) -> Result<Dataset> {
-        let target = Target::Causal { vocab_size: None };
+        let target = Target::Causal { vocab_size: None, positions: None };
         load(config, self.directory.path(), target, &self.chat.tokenizer, max_length, 1)
     }
 
@@ -243,7 +243,7 @@ fn what_a_tokenizer_adds_is_added_once() {
         Folder::with(&[("t.jsonl", r#"{"text":"the cat"}"#), ("p.jsonl", r#"{"prompt":"the","completion":" cat"}"#)]);
     let tokenizer = crate::tokenizer::fixture(false);
     for (name, runs) in [("t.jsonl", 1..4), ("p.jsonl", 2..4)] {
-        let target = Target::Causal { vocab_size: Some(1000) };
+        let target = Target::Causal { vocab_size: Some(1000), positions: None };
         let data = load(&folder.config(name), folder.directory.path(), target, &tokenizer, 16, 1).unwrap();
         assert_eq!(data.train.ids(0).as_ref(), [2, 5, 6, 3]);
         assert_eq!(data.train.trained(0), [runs]);
@@ -266,6 +266,12 @@ fn long_rows_are_refused_dropped_or_cut() {
     let said = message(&data, "long-rows");
     assert!(said.contains("2 of 3 training rows are longer than 48 tokens: a.jsonl line 2 ("), "{said}");
     assert!(said.contains("data.max_length = "), "{said}");
+    // Not if the model cannot hold so many.
+    let config = folder.config("a.jsonl");
+    let target = Target::Causal { vocab_size: None, positions: Some(64) };
+    let data = crate::load(&config, folder.directory.path(), target, &folder.chat.tokenizer, 48, 1).unwrap();
+    let said = message(&data, "long-rows");
+    assert!(said.contains("the model can hold 64, and the longest has ") && !said.contains("max_length = "), "{said}");
     let data = load(LongRows::Drop);
     assert_eq!(
         (data.train.len(), data.report.train.rows, codes(&data)),
@@ -382,7 +388,7 @@ fn the_model_must_hold_every_token() {
     let folder = Folder::with(&[("a.jsonl", HI)]);
     let largest = folder.chat.tokenizer.largest_id().unwrap() as usize;
     for (rows, findings) in [(largest, 1), (largest + 1, 0)] {
-        let target = Target::Causal { vocab_size: Some(rows) };
+        let target = Target::Causal { vocab_size: Some(rows), positions: None };
         let data =
             load(&folder.config("a.jsonl"), folder.directory.path(), target, &folder.chat.tokenizer, 256, 1).unwrap();
         assert_eq!(data.report.errors().filter(|finding| finding.code == "vocabulary").count(), findings);
@@ -405,7 +411,7 @@ fn padding_with_the_end_of_text_takes_nothing_from_what_is_learned() {
         .unwrap();
     fs::write(directory.path().join("tokenizer_config.json"), config.replace("\"<pad>\"", "\"</s>\"")).unwrap();
     let tokenizer = Tokenizer::from_dir(directory.path()).unwrap();
-    let target = Target::Causal { vocab_size: None };
+    let target = Target::Causal { vocab_size: None, positions: None };
     let data = load(&folder.config("a.jsonl"), folder.directory.path(), target, &tokenizer, 64, 1).unwrap();
     assert!(codes(&data).contains(&(Severity::Info, "pad-is-eos")));
 }
@@ -423,8 +429,15 @@ fn packs_hold_every_row_once() {
     let folder = many();
     let load = |packing, seed| {
         let config = DataConfig { packing, ..folder.config("chat.jsonl") };
-        load(&config, folder.directory.path(), Target::Causal { vocab_size: None }, &folder.chat.tokenizer, 128, seed)
-            .unwrap()
+        load(
+            &config,
+            folder.directory.path(),
+            Target::Causal { vocab_size: None, positions: None },
+            &folder.chat.tokenizer,
+            128,
+            seed,
+        )
+        .unwrap()
     };
     let (rows, packs) = (load(false, 1), load(true, 1));
     let row_of: HashMap<u32, usize> = (0..rows.train.len()).map(|row| (rows.train.source(row).line, row)).collect();

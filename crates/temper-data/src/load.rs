@@ -38,6 +38,8 @@ pub enum Target {
     Causal {
         /// Rows of the model's embedding, where known: a tokenizer with more tokens is refused.
         vocab_size: Option<usize>,
+        /// Tokens that the model can hold, where known.
+        positions: Option<usize>,
     },
 }
 
@@ -64,10 +66,11 @@ pub fn load(
         let message = format!("{max_length} leaves no room for text beside {added} special tokens");
         return Err(Error::Config { field: "max_length", message });
     }
-    let (kind, vocab_size, causal) = match target {
-        Target::Labels(kind) => (kind, None, None),
-        Target::Causal { vocab_size } => {
-            (LabelKind::None, vocab_size, Some(Causal::new(config, base_dir, tokenizer, max_length)?))
+    let (kind, [vocab_size, positions], causal) = match target {
+        Target::Labels(kind) => (kind, [None, None], None),
+        Target::Causal { vocab_size, positions } => {
+            let causal = Causal::new(config, base_dir, tokenizer, max_length)?;
+            (LabelKind::None, [vocab_size, positions], Some(causal))
         }
     };
     let mut labels = Labels::new(kind, &config.label)?;
@@ -106,7 +109,7 @@ pub fn load(
         return Ok(Dataset { train: train.examples, eval: eval.examples, report });
     };
     report.template = causal.template_report();
-    let mut audit = CausalAudit::new(report.findings, config, max_length);
+    let mut audit = CausalAudit::new(report.findings, config, max_length, positions);
     audit.tokenizer(tokenizer, vocab_size);
     audit.template(&observed, report.template.as_ref());
     [&train, &eval].into_iter().for_each(|split| audit.rows(split));

@@ -47,6 +47,9 @@ pub struct Outcome<M> {
     pub tokens: u64,
 }
 
+/// What measures a model: without autodiff, and with who brings its layers their parameters, where each rank has its part.
+pub type Evaluate<'a, M> = dyn FnMut(&M, Option<Lender>) -> Result<Scores, BoxError> + 'a;
+
 /// Trains `model` as `plan` says, going on from the newest checkpoint in the site's `checkpoints/` if there is one.
 ///
 /// `data` is asked once for the optimizer steps from a step on, counted from 0; each is its micro-batches. Which rows a
@@ -67,7 +70,7 @@ pub fn fit<M: Objective, I>(
     plan: &FitPlan,
     site: &Site<'_>,
     data: impl FnOnce(u64) -> I,
-    evaluate: &mut dyn FnMut(&M, Option<Lender>) -> Result<Scores, BoxError>,
+    evaluate: &mut Evaluate<'_, M>,
     observe: &mut dyn FnMut(&Event),
 ) -> Result<Outcome<M>, Error>
 where

@@ -23,6 +23,8 @@ impl DeviceArgs {
     /// # Errors
     /// When it cannot be used.
     pub fn open(&self) -> Result<Device, Failure> {
+        // Where threads compute already, they go on as they do.
+        let _ = start_threads(cores(&Place::alone()));
         let refused = |error: Error| Failure::new(Kind::Recipe, format!("error: --device: {error}"));
         open(&find(&self.device, &Place::alone()).map_err(refused)?).map_err(refused)
     }
@@ -66,7 +68,7 @@ pub fn open(found: &Found) -> Result<Device, Error> {
 }
 
 /// Sets how this process computes: how many threads compute and tokenise, and in which precision. Once, before any of them
-/// works. The thread that calls it is one of them, so that none waits for another to begin; nobody else may give them work.
+/// works.
 pub fn set_up(config: &DeviceConfig, place: &Place) -> Result<(), Failure> {
     temper_kernels::set_precision(match config.precision {
         Precision::F32 => temper_kernels::Precision::F32,
@@ -74,11 +76,13 @@ pub fn set_up(config: &DeviceConfig, place: &Place) -> Result<(), Failure> {
         Precision::F16 => temper_kernels::Precision::F16,
     });
     let threads = config.threads.unwrap_or_else(|| cores(place));
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .use_current_thread()
-        .build_global()
-        .context(Kind::Other, format!("failed to start {threads} threads"))
+    start_threads(threads).context(Kind::Other, format!("failed to start {threads} threads"))
+}
+
+/// Starts the threads that compute. The one that calls this is one of them, so that none waits for another to begin; nobody else
+/// may give them work.
+fn start_threads(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global()
 }
 
 /// Threads that the rank at `place` uses: the ranks of a machine share its cores, unless their launcher has divided them.

@@ -150,7 +150,7 @@ impl LanguageModel {
     /// Reads the rows of a file as training would.
     pub fn examples(&self, data: &DataConfig) -> Result<Examples, Failure> {
         let opened = &self.opened;
-        let target = Target::Causal { vocab_size: Some(opened.config.vocab_size()) };
+        let target = Target::Causal { vocab_size: Some(opened.config.vocab_size()), positions: None };
         let dataset = opened.rows(&DataConfig { packing: false, ..data.clone() }, target)?;
         // Rows that training would refuse are no measure; only of long ones the beginning is.
         for Finding { severity, code, message } in &dataset.report.findings {

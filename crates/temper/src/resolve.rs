@@ -259,7 +259,9 @@ fn max_length(recipe: &Recipe, config: &Config) -> Result<usize, Failure> {
 
 fn read_data(recipe: &Recipe, config: &Config, tokenizer: &Tokenizer, max_length: usize) -> Result<Dataset, Failure> {
     let target = match &recipe.task {
-        TaskConfig::CausalLm(_) => Target::Causal { vocab_size: Some(config.vocab_size()) },
+        TaskConfig::CausalLm(_) => {
+            Target::Causal { vocab_size: Some(config.vocab_size()), positions: Some(config.max_positions()) }
+        }
         TaskConfig::SequenceClassification(task) => match task.problem {
             Problem::SingleLabel => Target::Labels(LabelKind::Class(task.labels.clone())),
             Problem::MultiLabel => Target::Labels(LabelKind::Multi(task.labels.clone())),
