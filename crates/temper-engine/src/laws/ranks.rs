@@ -261,6 +261,25 @@ fn parameters_that_are_lent_learn_as_if_they_stayed() {
 }
 
 #[test]
+fn lent_parameters_go_on_with_more_or_fewer_ranks() {
+    let sharing = Sharing { shard: Shard::Parameters, ..Sharing::default() };
+    let with = |steps| FitPlan { sharing: sharing.clone(), ..plan(steps) };
+    let [whole, parts] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    together(Deep::new, 2, &with(9), whole.path(), 4);
+    for (ranks, steps) in [(2, 3), (3, 6), (1, 7), (5, 9)] {
+        let (_, events) = together(Deep::new, ranks, &with(steps), parts.path(), 4).remove(0);
+        assert!(steps == 3 || matches!(events[0], Event::Resumed { .. }));
+    }
+    let [whole, parts] =
+        [whole, parts].map(|dir| crate::read_trained(&dir.path().join("checkpoints/step-000009")).unwrap());
+    assert_eq!(whole.len(), 12 * 2 + 1);
+    for (path, data) in whole {
+        let pairs = data.iter::<f32>().zip(parts[&path].iter::<f32>());
+        assert!(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 2e-6, "{path}");
+    }
+}
+
+#[test]
 fn a_rank_reads_and_keeps_the_layers_that_it_owns() {
     let sharing = Sharing { shard: Shard::Parameters, ..Sharing::default() };
     let counts = in_threads(3, |world| {
