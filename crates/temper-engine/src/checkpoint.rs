@@ -144,7 +144,7 @@ impl Store {
         let mut damaged = Vec::new();
         for &step in steps.iter().rev() {
             let path = self.path(step);
-            let (state, mut trainable, mut slots) = match self.read(&path) {
+            let (state, trainable, mut slots) = match self.read(&path) {
                 Err(Error::Damaged { reason, .. }) => {
                     damaged.push((path, reason));
                     continue;
@@ -152,7 +152,7 @@ impl Store {
                 read => read?,
             };
             let mismatch = |reason| Error::Mismatch { path: path.clone(), reason };
-            fits(&trainable, held).map_err(mismatch)?;
+            let trainable = part(trainable, &path, shared)?;
             let known = |name: &str| held.contains_key(parameter_of(name));
             if let Some((name, _)) = slots.outlines().find(|(name, _)| !known(name)) {
                 return Err(mismatch(format!("optimizer state `{name}` is of no trainable parameter")));
@@ -160,8 +160,6 @@ impl Store {
             let slots =
                 slots.read(|name| shared.owns(parameter_of(name))).map_err(Error::io("read", &path.join(OPTIMIZER)))?;
             optimizer.write(slots, held).map_err(mismatch)?;
-            let trainable = trainable.read(|path| shared.keeps(path));
-            let trainable = trainable.map_err(Error::io("read", &path.join(TRAINABLE)))?;
             self.world.barrier()?;
             // Whoever else reads has read.
             for (path, reason) in damaged.into_iter().filter(|_| self.world.leads()) {
@@ -180,11 +178,8 @@ impl Store {
     /// Puts the trainable parameters of the checkpoint after `step` into `model`, of which each rank has its part.
     pub fn weights_of<M: Module>(&self, step: u64, model: M, shared: &Shared) -> Result<M, Error> {
         let path = self.path(step);
-        let mut trainable = open(&path, TRAINABLE, &self.read_state(&path)?)?;
-        let mismatch = |reason| Error::Mismatch { path: path.clone(), reason };
-        fits(&trainable, &shared.parameters).map_err(mismatch)?;
-        let trainable = trainable.read(|path| shared.keeps(path));
-        Ok(weights::write(model, trainable.map_err(Error::io("read", &path.join(TRAINABLE)))?))
+        let trainable = open(&path, TRAINABLE, &self.read_state(&path)?)?;
+        Ok(weights::write(model, part(trainable, &path, shared)?))
     }
 
     /// Writes a checkpoint, then removes those that need not be kept. On failure the older ones are as they were.
@@ -228,8 +223,7 @@ impl Store {
             fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
         let here = weights::tensors(model);
-        let outline = |held: &Held| Outline { dtype: held.dtype, shape: held.shape.clone() };
-        let parameters = shared.parameters.iter().map(|(path, held)| (path.clone(), outline(held))).collect();
+        let parameters = shared.parameters.iter().map(|(path, held)| (path.clone(), held.outline())).collect();
         let keeper = |path: &str| if shared.lent(path) { shared.owner(path) } else { 0 };
         let read = |path: &str| {
             let data = weights::read(here[path].clone()).map_err(device)?;
@@ -382,6 +376,12 @@ fn damaged(dir: &Path, reason: String) -> Error {
     Error::Damaged { path: dir.into(), reason }
 }
 
+/// Of the trainable parameters in the file of the checkpoint `dir`, which must be those of the model, what this rank keeps.
+fn part(mut file: Reader, dir: &Path, shared: &Shared) -> Result<BTreeMap<String, TensorData>, Error> {
+    fits(&file, &shared.parameters).map_err(|reason| Error::Mismatch { path: dir.into(), reason })?;
+    file.read(|path| shared.keeps(path)).map_err(Error::io("read", &dir.join(TRAINABLE)))
+}
+
 /// Whether a file holds the trainable parameters, all of them and no others.
 fn fits(file: &Reader, held: &BTreeMap<String, Held>) -> Result<(), String> {
     let found: BTreeMap<&str, &Outline> = file.outlines().collect();
@@ -389,8 +389,7 @@ fn fits(file: &Reader, held: &BTreeMap<String, Held>) -> Result<(), String> {
         return Err(format!("it lacks the trainable parameter `{path}`"));
     }
     for (path, found) in found {
-        let wanted = held.get(path).map(|held| Outline { dtype: held.dtype, shape: held.shape.clone() });
-        match wanted {
+        match held.get(path).map(Held::outline) {
             None => return Err(format!("it has `{path}`, which is no trainable parameter of the model")),
             Some(wanted) if wanted != *found => {
                 return Err(format!("`{path}` is {found}, and the model's is {wanted}"));

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 pub(crate) use temper_peft::parameters::flat;
 use temper_peft::parameters::{self, Mapper, Visitor, map, trains, visit};
 
+use crate::checkpoint::Outline;
 use crate::error::Error;
 
 /// A trainable parameter, without its values.
@@ -21,6 +22,11 @@ impl Held {
     /// How many values it has.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// What it is in a file.
+    pub fn outline(&self) -> Outline {
+        Outline { dtype: self.dtype, shape: self.shape.clone() }
     }
 }
 
