@@ -118,44 +118,68 @@ mod gpu {
 }
 
 mod lane {
+    use std::mem::MaybeUninit;
+
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;
-    use burn::tensor::Shape;
+    use burn::tensor::{Shape, bf16};
+    use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+    use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
     use super::*;
-    use crate::cpu::{all_f32, group, math, rows, slice, tensor, written};
+    use crate::cpu::{all_f32, bf16 as half, math, slice, tensor, vectorised, written};
+    use crate::product::lane::{engine, of_bf16};
 
     impl ExponentialOps for Flex {
         fn row_exponential(z: FlexTensor) -> (FlexTensor, FlexTensor, FlexTensor) {
-            if !all_f32([&z]) {
+            let shape = z.layout().shape().clone();
+            if !all_f32([&z]) || z.layout().num_elements() == 0 {
                 return portable::<Self>(Float(z));
             }
             let z = z.to_contiguous();
-            let [height, width] = z.layout().shape().dims();
-            let values = slice(&z);
-            let [exp, sum, max] = rows(
-                height,
-                group(width),
-                [width, 1, 1],
-                #[inline(always)]
-                |range, [exp, sum, max]| {
-                    for (i, row) in range.enumerate() {
-                        let values = &values[row * width..(row + 1) * width];
-                        let exp = &mut exp[i * width..(i + 1) * width];
-                        let highest = math::max(values);
-                        for (exp, value) in exp.iter_mut().zip(values) {
-                            exp.write(math::exp(value - highest));
-                        }
-                        // SAFETY: the loop has written all.
-                        let exp = unsafe { written(exp) };
-                        sum[i].write(math::sum([exp], |[x]| x));
-                        max[i].write(highest);
-                    }
-                },
-            );
-            let thin = || Shape::from(vec![height, 1]);
-            (tensor(exp, z.layout().shape().clone()), tensor(sum, thin()), tensor(max, thin()))
+            let [height, width] = shape.dims();
+            let rows = slice(&z).par_chunks(width);
+            let (exp, sums): (_, Vec<[f32; 2]>) = if engine([&z]).is_some() {
+                let mut exp = Vec::<bf16>::with_capacity(height * width);
+                let places = exp.spare_capacity_mut()[..height * width].par_chunks_mut(width);
+                let room = || Vec::<f32>::with_capacity(width);
+                let write = |room: &mut Vec<f32>, (place, row): (&mut [MaybeUninit<bf16>], _)| {
+                    let room = &mut room.spare_capacity_mut()[..width];
+                    let sums = exponential(row, room);
+                    // SAFETY: just written; the places are only written to.
+                    unsafe { half::narrowed(written(room), place.assume_init_mut()) };
+                    sums
+                };
+                let sums = places.zip(rows).map_init(room, write).collect();
+                // SAFETY: all rows were written.
+                unsafe { exp.set_len(height * width) };
+                (of_bf16(exp, shape), sums)
+            } else {
+                let mut exp = Vec::<f32>::with_capacity(height * width);
+                let places = exp.spare_capacity_mut()[..height * width].par_chunks_mut(width);
+                let sums = places.zip(rows).map(|(place, row)| exponential(row, place)).collect();
+                // SAFETY: as above.
+                unsafe { exp.set_len(height * width) };
+                (tensor(exp, shape), sums)
+            };
+            let thin = |i: usize| tensor(sums.iter().map(|row| row[i]).collect(), Shape::from(vec![height, 1]));
+            (exp, thin(0), thin(1))
         }
+    }
+
+    /// Writes `e^(z - max)`; gives its sum, and the max.
+    fn exponential(z: &[f32], exp: &mut [MaybeUninit<f32>]) -> [f32; 2] {
+        vectorised(
+            #[inline(always)]
+            || {
+                let highest = math::max(z);
+                for (exp, value) in exp.iter_mut().zip(z) {
+                    exp.write(math::exp(value - highest));
+                }
+                // SAFETY: the loop has written all.
+                [math::sum([&*unsafe { written(exp) }], |[x]| x), highest]
+            },
+        )
     }
 }
 

@@ -1,12 +1,16 @@
 //! Matrix products: plain, with what a low-rank adapter adds, and the bias after them.
 
+#[cfg(feature = "cube")]
+pub(crate) mod gpu;
+pub(crate) mod lane;
+
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::backend::{Autodiff, Backend, Dispatch, ExtensionType, backend_extension};
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::portable::Float;
@@ -42,7 +46,7 @@ pub(crate) fn precision() -> Precision {
 
 /// Whether this processor multiplies bfloat16, so that [`Format::Bf16Packed`](crate::Format::Bf16Packed) gains something.
 pub fn has_bf16_products() -> bool {
-    crate::cpu::bf16::Engine::best() != crate::cpu::bf16::Engine::Rounded
+    crate::cpu::bf16::Engine::best().is_some()
 }
 
 /// The matrix product. Both operands must have one dtype: some backends of burn would otherwise read the bits of one as
@@ -139,8 +143,8 @@ pub fn lora_product(x: Tensor<2>, weight: Weight, [a, b]: [Tensor<2>; 2], scalin
     Tensor::from_dispatch(<Dispatch as ProductOps>::lora(x, weight, a, b, scaling))
 }
 
-/// `x` as products round it, where that once is less work than in each of several products; else `x`. For operands of
-/// [`matmul`] alone, both of them, and tensors without autodiff.
+/// `x` as products round it, of half the size, where they do; else `x`. For operands of [`matmul`] alone, both of them, and
+/// tensors without autodiff.
 pub fn rounded(x: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as ProductOps>::rounded(x.into_dispatch()))
 }
@@ -153,6 +157,46 @@ pub fn rounded(x: Tensor<2>) -> Tensor<2> {
 /// - row: `[D]`
 pub fn add_rows(x: Tensor<2>, row: Tensor<1>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as ProductOps>::add_rows(x.into_dispatch(), row.into_dispatch()))
+}
+
+/// What a product is added to.
+#[derive(Debug, Clone, ExtensionType)]
+pub enum Begin<B: Backend> {
+    /// Nothing.
+    Nothing,
+    /// A matrix.
+    Sum(FloatTensor<B>),
+    /// The same in each row.
+    Row(FloatTensor<B>),
+}
+
+impl<B: Backend> From<Option<FloatTensor<B>>> for Begin<B> {
+    fn from(sum: Option<FloatTensor<B>>) -> Self {
+        sum.map_or(Self::Nothing, Self::Sum)
+    }
+}
+
+/// A second product that is added: that of an adapter, few values deep.
+#[derive(Debug, Clone, ExtensionType)]
+pub enum Thin<B: Backend> {
+    /// None.
+    Nothing,
+    /// `lhs · rhs`.
+    Product {
+        /// As many rows as the first product.
+        lhs: FloatTensor<B>,
+        /// As many columns.
+        rhs: FloatTensor<B>,
+    },
+}
+
+/// Which way a product passes a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By Wᵀ, from inputs to outputs.
+    Forward,
+    /// By W, as gradients go.
+    Back,
 }
 
 /// The extension behind this file.
@@ -168,7 +212,7 @@ pub trait ProductOps: QuantizedOps + SumOps {
         portable::<Self>(Some(Float(sum)), Float(lhs), Float(rhs), 1.0).0
     }
 
-    /// An operand as [`rounded`] makes it.
+    /// An operand as [`rounded()`] makes it.
     fn rounded(x: FloatTensor<Self>) -> FloatTensor<Self> {
         x
     }
@@ -183,9 +227,25 @@ pub trait ProductOps: QuantizedOps + SumOps {
         Self::rounded(Self::product(lhs, rhs, alpha))
     }
 
+    /// W as products take it.
+    fn values(#[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
+        weight.dense()
+    }
+
+    /// `begin + x Wᵀ + thin`, or `begin + x W + thin`. Not differentiable.
+    fn by_weight(
+        #[extension_type] begin: Begin<Self>,
+        x: FloatTensor<Self>,
+        #[extension_type] weight: Matrix<Self>,
+        way: Way,
+        #[extension_type] thin: Thin<Self>,
+    ) -> FloatTensor<Self> {
+        one_by_one::<Self>(begin, x, weight, way, thin)
+    }
+
     /// `x Wᵀ`.
     fn weighted(x: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
-        Self::product(x, transposed::<Self>(weight.dense()), 1.0)
+        Self::by_weight(Begin::Nothing, x, weight, Way::Forward, Thin::Nothing)
     }
 
     /// `x Wᵀ + b`.
@@ -194,21 +254,7 @@ pub trait ProductOps: QuantizedOps + SumOps {
         #[extension_type] weight: Matrix<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::add_rows(Self::weighted(x, weight), bias)
-    }
-
-    /// `g W`, the gradient of x in `x Wᵀ`.
-    fn through(grad: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
-        Self::product(grad, weight.dense(), 1.0)
-    }
-
-    /// `sum + g W`. Not differentiable.
-    fn add_through(
-        sum: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        #[extension_type] weight: Matrix<Self>,
-    ) -> FloatTensor<Self> {
-        Self::add_product(sum, grad, weight.dense())
+        Self::by_weight(Begin::Row(bias), x, weight, Way::Forward, Thin::Nothing)
     }
 
     /// `x Wᵀ + s·(x Aᵀ) Bᵀ`.
@@ -246,6 +292,27 @@ fn portable<B: Backend>(sum: Option<Float<B>>, lhs: Float<B>, rhs: Float<B>, alp
     }
 }
 
+/// [`ProductOps::by_weight`], product after product.
+fn one_by_one<B: ProductOps>(
+    begin: Begin<B>,
+    x: FloatTensor<B>,
+    weight: Matrix<B>,
+    way: Way,
+    thin: Thin<B>,
+) -> FloatTensor<B> {
+    let weight = B::values(weight);
+    let weight = if way == Way::Forward { transposed::<B>(weight) } else { weight };
+    let y = match begin {
+        Begin::Nothing => B::product(x, weight, 1.0),
+        Begin::Sum(sum) => B::add_product(sum, x, weight),
+        Begin::Row(row) => B::add_rows(B::product(x, weight, 1.0), row),
+    };
+    match thin {
+        Thin::Nothing => y,
+        Thin::Product { lhs, rhs } => B::add_product(y, lhs, rhs),
+    }
+}
+
 /// `x Wᵀ + s·(x Aᵀ) Bᵀ`, and `s·x Aᵀ`.
 fn adapted<B: ProductOps>(
     x: FloatTensor<B>,
@@ -254,17 +321,9 @@ fn adapted<B: ProductOps>(
     b: FloatTensor<B>,
     scaling: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let thin = B::operand(x.clone(), transposed::<B>(a), scaling);
-    let base = B::weighted(x, weight);
-    (B::add_product(base, thin.clone(), transposed::<B>(b)), thin)
-}
-
-/// `g W`, added to what there is.
-fn through<B: ProductOps>(sum: Option<FloatTensor<B>>, grad: FloatTensor<B>, weight: Matrix<B>) -> FloatTensor<B> {
-    match sum {
-        Some(sum) => B::add_through(sum, grad, weight),
-        None => B::through(grad, weight),
-    }
+    let lhs = B::operand(x.clone(), transposed::<B>(a), scaling);
+    let thin = Thin::Product { lhs: lhs.clone(), rhs: transposed::<B>(b) };
+    (B::by_weight(Begin::Nothing, x, weight, Way::Forward, thin), lhs)
 }
 
 /// The sum of all rows.
@@ -389,7 +448,8 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
                     grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
                 }
                 if let Some(place) = of_x {
-                    place.fill_from(grads, |before| B::add_product(through::<B>(before, grad, weight), of_thin, a));
+                    let thin = Thin::Product { lhs: of_thin, rhs: a };
+                    place.fill_from(grads, |before| B::by_weight(before.into(), grad, weight, Way::Back, thin));
                 }
             }
         }
@@ -435,7 +495,7 @@ fn multiplied<B: ProductOps, const N: usize>(ops: Ops<Multiplied<B>, N>, grad: F
         grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
     }
     if let Some(place) = of_x {
-        place.fill_from(grads, |before| through::<B>(before, grad, weight));
+        place.fill_from(grads, |before| B::by_weight(before.into(), grad, weight, Way::Back, Thin::Nothing));
     }
 }
 
@@ -451,375 +511,6 @@ fn untracked<B: Backend, C: CheckpointStrategy>(matrix: Matrix<Autodiff<B, C>>) 
         Matrix::Dense(matrix) => Matrix::Dense(matrix.into_parts().0),
         Matrix::Quantized { words, scales, layout } => {
             Matrix::Quantized { words, scales: scales.into_parts().0, layout }
-        }
-    }
-}
-
-mod lane {
-    use burn::backend::Flex;
-    use burn::backend::flex::FlexTensor;
-    use burn::tensor::Shape;
-    use rayon::iter::ParallelIterator;
-    use rayon::slice::ParallelSliceMut;
-
-    use super::*;
-    use crate::cpu::bf16::{self, Begin};
-    use crate::cpu::gemm::{self, Matrix as Slices, Target};
-    use crate::cpu::math;
-    use crate::cpu::{all_f32, group, own, rows, slice, tensor, vectorised, written};
-    use crate::quantized::Layout;
-    use crate::quantized::lane::panels;
-
-    fn multiply(sum: Option<FlexTensor>, lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
-        let ([m, k], [_, n]): ([usize; 2], [usize; 2]) = (lhs.layout().shape().dims(), rhs.layout().shape().dims());
-        if !all_f32([&lhs, &rhs].into_iter().chain(&sum)) || m * n * k == 0 {
-            return portable::<Flex>(sum.map(Float), Float(lhs), Float(rhs), alpha).0;
-        }
-        let (a, b, alpha) = (Slices::tensor(&lhs), Slices::tensor(&rhs), alpha as f32);
-        // SAFETY: room for m·n values, which are there if they are added to.
-        placed(sum, m, n, |out, add| unsafe { into(Target::new(out, n), add, alpha, a, b) })
-    }
-
-    /// A matrix that `write` adds to `sum` or, where there is none, writes.
-    fn placed(sum: Option<FlexTensor>, rows: usize, columns: usize, write: impl FnOnce(*mut f32, bool)) -> FlexTensor {
-        let Some(sum) = sum else {
-            let mut out = Vec::with_capacity(rows * columns);
-            write(out.as_mut_ptr(), false);
-            // SAFETY: all of them were written.
-            unsafe { out.set_len(rows * columns) };
-            return tensor(out, Shape::from(vec![rows, columns]));
-        };
-        let mut sum = own(sum);
-        let values = sum.storage_mut::<f32>();
-        assert_eq!(values.len(), rows * columns);
-        write(values.as_mut_ptr(), true);
-        sum
-    }
-
-    /// Whether products of `x` go by the processor's own in bf16, and there is something to multiply.
-    fn by_engine(x: &FlexTensor) -> bool {
-        let engine = precision() == Precision::Bf16 && has_bf16_products();
-        engine && all_f32([x]) && x.layout().num_elements() > 0
-    }
-
-    /// `x` by Wᵀ (side 0) or by W (1), added to `sum`: with panels that are packed already, where there are some.
-    fn by_weight(sum: Option<FlexTensor>, x: FlexTensor, weight: Matrix<Flex>, side: usize) -> FlexTensor {
-        match &weight {
-            Matrix::Quantized { words, layout, .. } if layout.is_packed() && by_engine(&x) => {
-                let ([rows, _], columns): ([usize; 2], _) = (x.layout().shape().dims(), layout.shape()[side]);
-                placed(sum, rows, columns, |out, add| {
-                    let begin = if add { Begin::Sum } else { Begin::Nothing };
-                    // SAFETY: room for all values, which are there if they are added to.
-                    unsafe { by_panels(Target::new(out, columns), begin, &x, words, *layout, side) };
-                })
-            }
-            _ if side == 0 => multiply(sum, x, transposed::<Flex>(weight.dense()), 1.0),
-            _ => multiply(sum, x, weight.dense(), 1.0),
-        }
-    }
-
-    /// The product with panels of W.
-    ///
-    /// # Safety
-    ///
-    /// As for [`gemm::product`].
-    unsafe fn by_panels(out: Target, begin: Begin, x: &FlexTensor, words: &FlexTensor, layout: Layout, side: usize) {
-        let words: &[i32] = words.as_slice().expect("contiguous words");
-        let (columns, panels) = (layout.shape()[side], panels(words, layout)[side]);
-        // SAFETY: the caller's.
-        unsafe { bf16::product_with(bf16::Engine::best(), out, begin, 1.0, Slices::tensor(x), panels, columns) };
-    }
-
-    /// The product in the precision that was set.
-    ///
-    /// # Safety
-    ///
-    /// As for [`gemm::product`].
-    unsafe fn into(out: Target, add: bool, alpha: f32, a: Slices, b: Slices) {
-        // SAFETY: the caller's.
-        unsafe {
-            match precision() {
-                Precision::F32 => gemm::product(out, add, alpha, a, b, true),
-                Precision::Bf16 => {
-                    let begin = if add { Begin::Sum } else { Begin::Nothing };
-                    bf16::product(bf16::Engine::best(), out, begin, alpha, a, b);
-                }
-                Precision::F16 => gemm::rounded(out, add, alpha, a, b, math::to_f16),
-            }
-        }
-    }
-
-    impl ProductOps for Flex {
-        fn product(lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
-            multiply(None, lhs, rhs, alpha)
-        }
-
-        fn weighted(x: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
-            by_weight(None, x, weight, 0)
-        }
-
-        /// The bias is there before the product is added, while that is in a cache.
-        fn biased(x: FlexTensor, weight: Matrix<Flex>, bias: FlexTensor) -> FlexTensor {
-            if !(by_engine(&x) && by_engine(&bias)) {
-                return Self::add_rows(Self::weighted(x, weight), bias);
-            }
-            let ([rows, _], bias): ([usize; 2], _) = (x.layout().shape().dims(), bias.to_contiguous());
-            let (columns, begin) = (slice(&bias).len(), Begin::Row(slice(&bias)));
-            placed(None, rows, columns, |out, _| {
-                let out = Target::new(out, columns);
-                // SAFETY: room for all values.
-                unsafe {
-                    match weight {
-                        Matrix::Quantized { words, layout, .. } if layout.is_packed() => {
-                            by_panels(out, begin, &x, &words, layout, 0);
-                        }
-                        weight => {
-                            let (x, weight) = (Slices::tensor(&x), weight.dense());
-                            bf16::product(
-                                bf16::Engine::best(),
-                                out,
-                                begin,
-                                1.0,
-                                x,
-                                Slices::tensor(&weight).transposed(),
-                            );
-                        }
-                    }
-                }
-            })
-        }
-
-        fn through(grad: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
-            by_weight(None, grad, weight, 1)
-        }
-
-        fn add_through(sum: FlexTensor, grad: FlexTensor, weight: Matrix<Flex>) -> FlexTensor {
-            by_weight(Some(sum), grad, weight, 1)
-        }
-
-        fn add_product(sum: FlexTensor, lhs: FlexTensor, rhs: FlexTensor) -> FlexTensor {
-            multiply(Some(sum), lhs, rhs, 1.0)
-        }
-
-        fn add_rows(x: FlexTensor, row: FlexTensor) -> FlexTensor {
-            if !all_f32([&x, &row]) {
-                return (Float::<Self>(x) + Float(row).along_last(2)).0;
-            }
-            let (mut x, row) = (own(x), row.to_contiguous());
-            let [_, width]: [usize; 2] = x.layout().shape().dims();
-            let (row, size) = (slice(&row), group(width) * width);
-            x.storage_mut::<f32>().par_chunks_mut(size.max(1)).for_each(|piece| {
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for x in piece.chunks_exact_mut(width) {
-                            for (x, row) in x.iter_mut().zip(row) {
-                                *x += row;
-                            }
-                        }
-                    },
-                );
-            });
-            x
-        }
-
-        fn sum_rows(x: FlexTensor) -> FlexTensor {
-            if !all_f32([&x]) {
-                return portable_sum_rows::<Self>(x);
-            }
-            let x = x.to_contiguous();
-            let [height, width]: [usize; 2] = x.layout().shape().dims();
-            let values = slice(&x);
-            // One partial sum for each group of rows, in a fixed order: the same on any number of threads.
-            let size = group(width).max(16);
-            let [partial] = rows(
-                height.div_ceil(size),
-                1,
-                [width],
-                #[inline(always)]
-                |range, [partial]| {
-                    for value in partial.iter_mut() {
-                        value.write(0.0);
-                    }
-                    // SAFETY: just written.
-                    let partial = unsafe { written(partial) };
-                    let first = range.start * size;
-                    for row in first..height.min(first + size) {
-                        for (sum, x) in partial.iter_mut().zip(&values[row * width..(row + 1) * width]) {
-                            *sum += x;
-                        }
-                    }
-                },
-            );
-            let at = |i: usize| partial.iter().skip(i).step_by(width).sum::<f32>();
-            tensor((0..width).map(at).collect(), Shape::from(vec![width]))
-        }
-    }
-}
-
-#[cfg(feature = "cube")]
-pub(crate) mod gpu {
-    use std::cell::RefCell;
-
-    use burn::backend::Cube;
-    use burn::backend::ops::FloatTensorOps;
-    use burn::tensor::DType;
-    use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
-    use burn_cubecl::tensor::CubeTensor;
-
-    use super::*;
-    use crate::cube::cubecl::ir::{ElemType, FloatKind};
-    #[cfg(feature = "cuda")]
-    use crate::cuda::gemm;
-
-    #[cfg(not(feature = "cuda"))]
-    fn gemm(_: &mut Option<CubeTensor>, _: &CubeTensor, _: &CubeTensor, _: f32, _: DType) -> Option<CubeTensor> {
-        None
-    }
-
-    /// What f32 operands are rounded to, as burn and as CubeCL call it.
-    pub(crate) fn operands() -> (DType, ElemType) {
-        let (dtype, kind) = match precision() {
-            Precision::F32 => (DType::F32, FloatKind::F32),
-            Precision::Bf16 => (DType::BF16, FloatKind::BF16),
-            Precision::F16 => (DType::F16, FloatKind::F16),
-        };
-        (dtype, ElemType::Float(kind))
-    }
-
-    /// `alpha · lhs · rhs + sum` of matrices, or of stacks of them, in the precision that was set.
-    pub(crate) fn multiply(sum: Option<CubeTensor>, lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
-        let output = if precision() == Precision::F32 { lhs.dtype } else { DType::F32 };
-        multiply_to(output, sum, lhs, rhs, alpha)
-    }
-
-    /// The same, written as `output`.
-    fn multiply_to(
-        output: DType,
-        mut sum: Option<CubeTensor>,
-        lhs: CubeTensor,
-        rhs: CubeTensor,
-        alpha: f64,
-    ) -> CubeTensor {
-        if lhs.meta.num_elements() * rhs.meta.num_elements() == 0 {
-            let mut shape = lhs.meta.shape().clone();
-            shape[rhs.meta.num_dims() - 1] = rhs.meta.shape()[rhs.meta.num_dims() - 1];
-            return sum.unwrap_or_else(|| Cube::float_zeros(shape, &lhs.device, output.into()));
-        }
-        let [lhs, rhs] = [lhs, rhs].map(Cube::rounded);
-        if let Some(product) = gemm(&mut sum, &lhs, &rhs, alpha as f32, output) {
-            return product;
-        }
-        let product = match matmul(lhs.clone(), rhs.clone(), None, MatmulStrategy::default(), output) {
-            Ok(product) => Float::<Cube>(product),
-            // Where a device has no product of these two dtypes: the sum is rounded, too.
-            Err(_) => Float::<Cube>(lhs).matmul(Float(rhs)).cast(output.into()),
-        };
-        let product = if alpha == 1.0 { product } else { product.scale(alpha) };
-        match sum {
-            None => product.0,
-            Some(sum) => (Float(sum) + product).0,
-        }
-    }
-
-    /// W as it is multiplied: values that are stored in bf16 are not decoded for a product that rounds them again.
-    fn operand(weight: Matrix<Cube>) -> CubeTensor {
-        match weight {
-            Matrix::Quantized { scales, layout, .. } if layout.is_bf16() && precision() == Precision::Bf16 => {
-                Float::<Cube>(scales).reshape(&layout.shape()).0
-            }
-            weight => weight.dense(),
-        }
-    }
-
-    /// `x` as another dtype, which is remembered until another tensor comes.
-    fn remembered(x: CubeTensor, dtype: DType) -> CubeTensor {
-        thread_local! {
-            /// A tensor, and what it became. Nobody writes into what is held here.
-            static LAST: RefCell<Option<[CubeTensor; 2]>> = const { RefCell::new(None) };
-        }
-        if x.dtype == dtype {
-            return x;
-        }
-        LAST.with_borrow_mut(|last| match last {
-            Some([plain, rounded]) if is_same(plain, &x) && rounded.dtype == dtype => rounded.clone(),
-            _ => {
-                let rounded = Float::<Cube>(x.clone()).cast(dtype.into()).0;
-                last.insert([x, rounded])[1].clone()
-            }
-        })
-    }
-
-    /// Whether both are the same values of the same memory.
-    fn is_same(a: &CubeTensor, b: &CubeTensor) -> bool {
-        let place = |x: &CubeTensor| (x.handle.memory.descriptor().id, x.handle.offset_start, x.handle.offset_end);
-        place(a) == place(b) && a.meta == b.meta && a.dtype == b.dtype && a.client.service_id() == b.client.service_id()
-    }
-
-    impl ProductOps for Cube {
-        fn product(lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
-            multiply(None, lhs, rhs, alpha)
-        }
-
-        fn add_product(sum: CubeTensor, lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
-            multiply(Some(sum), lhs, rhs, 1.0)
-        }
-
-        fn rounded(x: CubeTensor) -> CubeTensor {
-            match precision() {
-                Precision::F32 => x,
-                _ => Float::<Self>(x).cast(operands().0.into()).0,
-            }
-        }
-
-        fn shared(x: CubeTensor) -> CubeTensor {
-            if precision() == Precision::F32 { x } else { remembered(x, operands().0) }
-        }
-
-        fn operand(lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
-            let output = if precision() == Precision::F32 { lhs.dtype } else { operands().0 };
-            multiply_to(output, None, lhs, rhs, alpha)
-        }
-
-        fn weighted(x: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
-            multiply(None, x, transposed::<Self>(operand(weight)), 1.0)
-        }
-
-        fn through(grad: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
-            multiply(None, grad, operand(weight), 1.0)
-        }
-
-        fn add_through(sum: CubeTensor, grad: CubeTensor, weight: Matrix<Self>) -> CubeTensor {
-            multiply(Some(sum), grad, operand(weight), 1.0)
-        }
-    }
-
-    #[cfg(test)]
-    #[allow(clippy::unwrap_used)]
-    mod tests {
-        use super::*;
-        use crate::testing::{device, values, vec_of};
-
-        #[test]
-        fn the_same_tensor_is_rounded_once_and_no_other_is_taken_for_it() {
-            let make = |seed| values(seed, [6, 8], 1.0).tensor(&device()).try_into_primitive::<Cube>();
-            let Ok(x) = make(1) else { return }; // of a device of CubeCL
-            let place = |x: &CubeTensor| x.handle.memory.descriptor().id;
-            let values = |x: &CubeTensor| vec_of(Tensor::<2>::from_primitive::<Cube>(x.clone()).cast(FloatDType::F32));
-            let plain = |x: &CubeTensor| values(&Float::<Cube>(x.clone()).cast(FloatDType::F16).0);
-            let once = remembered(x.clone(), DType::F16);
-            assert_eq!((once.dtype, values(&once)), (DType::F16, plain(&x)));
-            assert_eq!(place(&remembered(x.clone(), DType::F16)), place(&once));
-            assert_eq!(place(&remembered(once.clone(), DType::F16)), place(&once));
-            let others = [
-                make(2).unwrap(),
-                Float::<Cube>(x.clone()).narrow(0, 2, 4).0,
-                Float::<Cube>(x.clone()).reshape(&[8, 6]).0,
-                Float::<Cube>(x).scale(2.0).0,
-            ];
-            for other in others {
-                assert_eq!(values(&remembered(other.clone(), DType::F16)), plain(&other));
-            }
         }
     }
 }

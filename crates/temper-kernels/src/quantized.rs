@@ -22,7 +22,7 @@ use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Shape, Slice, Tenso
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
-use crate::cpu::bf16;
+use crate::cpu::bf16::{self, Operand};
 use crate::cpu::gemm::Matrix as Slices;
 use crate::portable::Float;
 
@@ -133,7 +133,6 @@ impl Layout {
     }
 
     /// Whether it is [`Format::Bf16`].
-    #[cfg(feature = "cube")]
     pub(crate) fn is_bf16(self) -> bool {
         self.format == Format::Bf16
     }
@@ -259,6 +258,14 @@ pub enum Matrix<B: Backend> {
 }
 
 impl<B: QuantizedOps> Matrix<B> {
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(matrix) => matrix.shape().dims(),
+            Self::Quantized { layout, .. } => layout.shape(),
+        }
+    }
+
     /// Its values.
     pub(crate) fn dense(self) -> FloatTensor<B> {
         match self {
@@ -407,7 +414,7 @@ fn encode(values: &[f32], layout: Layout) -> (Vec<i32>, Vec<f32>) {
         Format::Bf16 => (vec![0], values.to_vec()),
         Format::Bf16Packed => {
             let [rows, columns] = shape;
-            let matrix = Slices::of(values, rows, columns, columns);
+            let matrix = Operand::Plain(Slices::of(values, rows, columns, columns));
             let mut words = vec![0_u32; bf16::panels_size(columns, rows) + bf16::panels_size(rows, columns)];
             let (forward, backward) = words.split_at_mut(bf16::panels_size(columns, rows));
             bf16::pack_panels(matrix.transposed(), forward);

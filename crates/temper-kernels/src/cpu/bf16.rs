@@ -1,8 +1,8 @@
 //! Products of matrices whose values are rounded to bfloat16, added up in f32.
 //!
-//! Both operands are packed as they are rounded: A as tiles of 16 rows by 32 values, one behind the other; columns of B in
-//! panels of 32 in which two neighbours in depth share 32 bits. The inner loop is the processor's: AMX tiles, AVX-512 BF16 dot products, or, where
-//! there is neither, f32 products of the rounded values, which differ in the order of additions alone.
+//! Both operands are packed, and rounded if they were not: A as tiles of 16 rows by 32 values, one behind the other; columns of B
+//! in panels of 32 in which two neighbours in depth share 32 bits. The inner loop is the processor's: AMX tiles or AVX-512 BF16
+//! dot products.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -12,10 +12,12 @@ mod avx512;
 use std::cell::Cell;
 use std::sync::OnceLock;
 
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, Element, bf16};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::gemm::{self, Matrix, Target};
+use super::gemm::{Matrix, Target};
 use super::turn::turn;
 
 /// Columns of a panel of B.
@@ -34,8 +36,6 @@ pub(crate) enum Engine {
     Amx,
     /// `vdpbf16ps`.
     Avx512,
-    /// f32 products of rounded values.
-    Rounded,
 }
 
 impl Engine {
@@ -45,10 +45,10 @@ impl Engine {
         if self == Self::Amx { (256, 768) } else { (64, 288) }
     }
 
-    /// The fastest that this machine has.
-    pub fn best() -> Self {
-        static BEST: OnceLock<Engine> = OnceLock::new();
-        *BEST.get_or_init(|| Self::available()[0])
+    /// The fastest that this machine has, if any.
+    pub fn best() -> Option<Self> {
+        static BEST: OnceLock<Option<Engine>> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available().first().copied())
     }
 
     /// All that this machine has, the fastest first.
@@ -63,23 +63,92 @@ impl Engine {
                 all.push(Self::Avx512);
             }
         }
-        all.push(Self::Rounded);
         all
     }
 }
 
 /// The bits of the nearest bfloat16, ties to even; NaN stays NaN.
 #[inline(always)]
-pub(crate) fn bits(x: f32) -> u32 {
+pub(crate) fn bits(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
-    if x.is_nan() { (bits >> 16) | 0x40 } else { rounded }
+    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded as u16 }
 }
 
 /// The nearest bfloat16.
 #[inline(always)]
 pub(crate) fn round(x: f32) -> f32 {
-    f32::from_bits(bits(x) << 16)
+    f32::from_bits(u32::from(bits(x)) << 16)
+}
+
+/// What operands are made of.
+trait Value: Load + Element + bytemuck::Pod {
+    /// Its bits as bfloat16.
+    fn bits(self) -> u16;
+}
+
+impl Value for f32 {
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        bits(self)
+    }
+}
+
+impl Value for bf16 {
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        self.to_bits()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+use avx512::Load;
+
+/// Nothing is loaded in any special way.
+#[cfg(not(target_arch = "x86_64"))]
+trait Load {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<T> Load for T {}
+
+/// A matrix of a product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Operand {
+    /// Of values that are rounded when they are packed.
+    Plain(Matrix),
+    /// Of those that were rounded before.
+    Rounded(Matrix<bf16>),
+}
+
+impl Operand {
+    /// A tensor of two dimensions, of f32 or bf16, whatever its strides.
+    pub fn tensor(x: &FlexTensor) -> Self {
+        if x.dtype() == DType::BF16 { Self::Rounded(Matrix::tensor(x)) } else { Self::Plain(Matrix::tensor(x)) }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Plain(x) => [x.rows(), x.columns()],
+            Self::Rounded(x) => [x.rows(), x.columns()],
+        }
+    }
+
+    /// Rows for columns.
+    pub fn transposed(self) -> Self {
+        match self {
+            Self::Plain(x) => Self::Plain(x.transposed()),
+            Self::Rounded(x) => Self::Rounded(x.transposed()),
+        }
+    }
+}
+
+/// The right-hand side of a product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Right<'a> {
+    /// To be packed.
+    Matrix(Operand),
+    /// What [`pack_panels`] made of one.
+    Panels(&'a [u32]),
 }
 
 /// A work item of the inner loops: some rows of A against one panel of B, over some depth.
@@ -94,6 +163,8 @@ struct Piece {
     out: Target,
     rows: usize,
     columns: usize,
+    /// What the product is multiplied by.
+    alpha: f32,
     /// Whether `out` is added to.
     add: bool,
 }
@@ -109,26 +180,42 @@ pub(crate) enum Begin<'a> {
     Row(&'a [f32]),
 }
 
-/// `out = begin + alpha · a · b` of rounded values.
+/// `out = begin + alpha · Σ a · b` over the terms, of rounded values. All of them have as many rows and columns as the first.
 ///
 /// # Safety
 ///
-/// As for [`gemm::product`].
-pub(crate) unsafe fn product(engine: Engine, out: Target, begin: Begin, alpha: f32, a: Matrix, b: Matrix) {
-    let (columns, depth) = (b.columns(), a.columns());
-    if engine == Engine::Rounded {
-        if let Begin::Row(row) = begin {
-            // SAFETY: the caller's.
-            (0..a.rows()).for_each(|i| unsafe { fill(out.row(i), row) });
-        }
-        // SAFETY: the caller's.
-        return unsafe { gemm::rounded(out, begin != Begin::Nothing, alpha, a, b, round) };
-    }
+/// `out` has room for so many rows and columns, nobody else uses them, and with [`Begin::Sum`] they are initialised.
+pub(crate) unsafe fn product(
+    engine: Engine,
+    out: Target,
+    begin: Begin,
+    alpha: f32,
+    terms: &[(Operand, Right)],
+    columns: usize,
+) {
+    let size = |(a, b): &(Operand, Right)| match b {
+        Right::Matrix(_) => panels_size(a.shape()[1], columns),
+        Right::Panels(_) => 0,
+    };
     let mut room = PANELS.take();
-    let packed = at_least(&mut room, panels_size(depth, columns));
-    pack_panels(b, packed);
+    let mut free = at_least(&mut room, terms.iter().map(size).sum());
+    let terms: Vec<(Operand, &[u32])> = terms
+        .iter()
+        .map(|term| {
+            let (own, rest) = std::mem::take(&mut free).split_at_mut(size(term));
+            free = rest;
+            match term.1 {
+                Right::Matrix(b) => {
+                    assert_eq!(b.shape(), [term.0.shape()[1], columns]);
+                    pack_panels(b, own);
+                    (term.0, &*own)
+                }
+                Right::Panels(panels) => (term.0, panels),
+            }
+        })
+        .collect();
     // SAFETY: the caller's.
-    unsafe { product_with(engine, out, begin, alpha, a, packed, columns) };
+    unsafe { product_of_panels(engine, out, begin, alpha, &terms, columns) };
     PANELS.set(room);
 }
 
@@ -147,39 +234,56 @@ pub(crate) fn panels_size(depth: usize, columns: usize) -> usize {
     columns.div_ceil(PANEL) * PANEL * depth.next_multiple_of(STEP) / 2 + SLACK
 }
 
-/// [`product`] with a matrix of so many columns that [`pack_panels`] has packed. Not for [`Engine::Rounded`].
+/// A term whose rows of A are packed.
+struct Term<'a> {
+    a: &'a [u16],
+    b: &'a [u32],
+    /// How deep it is, and filled up.
+    depth: usize,
+    padded: usize,
+}
+
+/// [`product`] of panels.
 ///
 /// # Safety
 ///
-/// As for [`gemm::product`].
-pub(crate) unsafe fn product_with(
+/// As for [`product`].
+unsafe fn product_of_panels<'a>(
     engine: Engine,
     out: Target,
     begin: Begin,
     alpha: f32,
-    a: Matrix,
-    packed_b: &[u32],
+    terms: &[(Operand, &'a [u32])],
     columns: usize,
 ) {
-    assert_ne!(engine, Engine::Rounded);
-    let (rows, depth) = (a.rows(), a.columns());
-    assert_eq!(packed_b.len(), panels_size(depth, columns));
-    let padded = depth.next_multiple_of(STEP);
+    let rows = terms[0].0.shape()[0];
     let ((most, deepest), threads) = (engine.block(), rayon::current_num_threads());
     let height = rows.div_ceil(threads).next_multiple_of(32).min(most);
     let (blocks, panels) = (rows.div_ceil(height), columns.div_ceil(PANEL));
     let groups = (4 * threads).div_ceil(blocks).clamp(1, panels);
-    let size = panels.div_ceil(groups);
-    let deep = padded.div_ceil(padded.div_ceil(deepest)).next_multiple_of(STEP);
-    // A tile of AMX is always whole.
-    let end = if engine == Engine::Amx { padded } else { depth.next_multiple_of(2) };
+    let group = panels.div_ceil(groups);
+    let depths = |a: &Operand| [a.shape()[1], a.shape()[1].next_multiple_of(STEP)];
+    for (a, b) in terms {
+        assert_eq!((a.shape()[0], b.len()), (rows, panels_size(a.shape()[1], columns)));
+    }
     (0..blocks).into_par_iter().for_each(|block| {
         let own = block * height..rows.min((block + 1) * height);
         let mut room = ROWS_OF_A.take();
-        let packed_a = at_least(&mut room, own.len().next_multiple_of(ROWS) * padded + SLACK);
-        pack_rows(a.part(own.clone(), 0..depth), alpha, padded, packed_a);
-        (0..groups).into_par_iter().for_each(|group| {
-            let of_group = group * size..panels.min((group + 1) * size);
+        let size = |a: &Operand| own.len().next_multiple_of(ROWS) * depths(a)[1];
+        let mut free = at_least(&mut room, terms.iter().map(|(a, _)| size(a)).sum::<usize>() + SLACK);
+        let mut packed = |(a, b): &(Operand, &'a [u32])| {
+            let (own_room, rest) = std::mem::take(&mut free).split_at_mut(size(a));
+            free = rest;
+            let [depth, padded] = depths(a);
+            match *a {
+                Operand::Plain(a) => pack_rows(a.part(own.clone(), 0..depth), padded, own_room),
+                Operand::Rounded(a) => pack_rows(a.part(own.clone(), 0..depth), padded, own_room),
+            }
+            Term { a: own_room, b, depth, padded }
+        };
+        let terms: Vec<Term> = terms.iter().map(&mut packed).collect();
+        (0..groups).into_par_iter().for_each(|number| {
+            let of_group = number * group..panels.min((number + 1) * group);
             if let Begin::Row(row) = begin {
                 // The last groups may have no panels.
                 let [at, end] = [of_group.start, of_group.end].map(|panel| columns.min(panel * PANEL));
@@ -189,17 +293,23 @@ pub(crate) unsafe fn product_with(
             }
             let pieces = of_group.flat_map(|panel| {
                 let own = own.clone();
-                let packed_a = &*packed_a;
-                (0..end).step_by(deep).map(move |start| Piece {
-                    a: packed_a[start * ROWS..].as_ptr(),
-                    stride: padded * ROWS,
-                    b: packed_b[(panel * padded + start) / 2 * PANEL..].as_ptr(),
-                    depth: deep.min(end - start),
-                    // SAFETY: rows and columns of this task, which no other has.
-                    out: unsafe { out.row(own.start).at(panel * PANEL) },
-                    rows: own.len(),
-                    columns: PANEL.min(columns - panel * PANEL),
-                    add: begin != Begin::Nothing || start > 0,
+                terms.iter().enumerate().flat_map(move |(number, &Term { a, b, depth, padded })| {
+                    // A tile of AMX is always whole.
+                    let end = if engine == Engine::Amx { padded } else { depth.next_multiple_of(2) };
+                    let deep = padded.div_ceil(padded.div_ceil(deepest)).next_multiple_of(STEP);
+                    let own = own.clone();
+                    (0..end).step_by(deep).map(move |start| Piece {
+                        a: a[start * ROWS..].as_ptr(),
+                        stride: padded * ROWS,
+                        b: b[(panel * padded + start) / 2 * PANEL..].as_ptr(),
+                        depth: deep.min(end - start),
+                        // SAFETY: rows and columns of this task, which no other has.
+                        out: unsafe { out.row(own.start).at(panel * PANEL) },
+                        rows: own.len(),
+                        columns: PANEL.min(columns - panel * PANEL),
+                        alpha,
+                        add: begin != Begin::Nothing || number > 0 || start > 0,
+                    })
                 })
             });
             // SAFETY: pieces lie within what was packed and what the caller gave; the engine is one that the machine has.
@@ -207,7 +317,7 @@ pub(crate) unsafe fn product_with(
             unsafe {
                 match engine {
                     Engine::Amx => amx::run(pieces),
-                    _ => avx512::run(pieces),
+                    Engine::Avx512 => avx512::run(pieces),
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
@@ -232,9 +342,9 @@ fn at_least<T: Clone + Default>(room: &mut Vec<T>, count: usize) -> &mut [T] {
 }
 
 /// A as tiles of bfloat16, those of the same 16 rows one behind the other, zeros at the edges.
-fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut [u16]) {
+fn pack_rows<T: Value>(x: Matrix<T>, padded: usize, out: &mut [u16]) {
     let (rows, depth) = (x.rows(), x.columns());
-    let (by_row, by_column) = (x.row_is_contiguous(), x.transposed().row_is_contiguous());
+    let (by_row, by_column) = (x.row_is_contiguous(), x.column_is_contiguous());
     for (group, out) in out.chunks_exact_mut(ROWS * padded).take(rows.div_ceil(ROWS)).enumerate() {
         let (first, count) = (group * ROWS, ROWS.min(rows - group * ROWS));
         if count < ROWS || depth < padded {
@@ -242,7 +352,7 @@ fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut [u16]) {
         }
         if by_row {
             for i in 0..count {
-                narrow(x.row(first + i), alpha, &mut out[i * STEP..], ROWS * STEP);
+                narrow(x.row(first + i), &mut out[i * STEP..], ROWS * STEP);
             }
             continue;
         }
@@ -252,16 +362,16 @@ fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut [u16]) {
             if by_column {
                 let columns = x.transposed();
                 #[cfg(target_arch = "x86_64")]
-                if count == ROWS && deep == STEP && Engine::best() != Engine::Rounded {
+                if count == ROWS && deep == STEP && Engine::best().is_some() {
                     let column = |k: usize| columns.row(start + k)[first..first + ROWS].as_ptr();
-                    // SAFETY: both of the other engines come with AVX-512 BF16; the tile is whole.
-                    unsafe { avx512::turned(column, alpha, tile.as_mut_ptr()) };
+                    // SAFETY: both engines come with AVX-512 BF16; the tile is whole.
+                    unsafe { avx512::turned(column, tile.as_mut_ptr()) };
                     continue;
                 }
                 // Turned in a buffer that stays in the first cache.
                 let mut buffer = [[0_u16; ROWS]; STEP];
                 for (k, buffer) in buffer.iter_mut().take(deep).enumerate() {
-                    narrow(&columns.row(start + k)[first..first + count], alpha, &mut buffer[..count], STEP);
+                    narrow(&columns.row(start + k)[first..first + count], &mut buffer[..count], STEP);
                 }
                 for (i, tile) in tile.chunks_exact_mut(STEP).take(count).enumerate() {
                     for (tile, buffer) in tile.iter_mut().zip(&buffer) {
@@ -271,7 +381,7 @@ fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut [u16]) {
             } else {
                 for (i, tile) in tile.chunks_exact_mut(STEP).take(count).enumerate() {
                     for (k, tile) in tile.iter_mut().take(deep).enumerate() {
-                        *tile = bits(alpha * x.at(first + i, start + k)) as u16;
+                        *tile = x.at(first + i, start + k).bits();
                     }
                 }
             }
@@ -280,12 +390,19 @@ fn pack_rows(x: Matrix, alpha: f32, padded: usize, out: &mut [u16]) {
 }
 
 /// B as panels of 32 columns; in each, pairs of depths side by side, zeros at the edges. `out` has [`panels_size`] words.
-pub(crate) fn pack_panels(x: Matrix, out: &mut [u32]) {
+pub(crate) fn pack_panels(x: Operand, out: &mut [u32]) {
+    match x {
+        Operand::Plain(x) => pack(x, out),
+        Operand::Rounded(x) => pack(x, out),
+    }
+}
+
+fn pack<T: Value>(x: Matrix<T>, out: &mut [u32]) {
     let (depth, columns) = (x.rows(), x.columns());
     let padded = depth.next_multiple_of(STEP);
     let size = panels_size(depth, columns) - SLACK;
-    let (by_row, by_column) = (x.row_is_contiguous(), x.transposed().row_is_contiguous());
-    out[..size].par_chunks_mut(PANEL * padded / 2).enumerate().for_each(|(panel, out)| {
+    let (by_row, by_column) = (x.row_is_contiguous(), x.column_is_contiguous());
+    out[..size].par_chunks_mut((PANEL * padded / 2).max(1)).enumerate().for_each(|(panel, out)| {
         let first = panel * PANEL;
         let count = PANEL.min(columns - first);
         let filled = if count < PANEL || !(by_row || by_column) { 0 } else { depth.div_ceil(2) };
@@ -302,9 +419,8 @@ pub(crate) fn pack_panels(x: Matrix, out: &mut [u32]) {
             for start in (0..depth).step_by(32) {
                 let deep = 32.min(depth - start);
                 for (j, buffer) in buffer.iter_mut().take(count).enumerate() {
-                    // SAFETY: sixteen pairs are thirty-two halves.
-                    let halves = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u16>(), 32) };
-                    narrow(&columns.row(first + j)[start..start + deep], 1.0, &mut halves[..deep], STEP);
+                    let halves: &mut [u16] = bytemuck::cast_slice_mut(buffer);
+                    narrow(&columns.row(first + j)[start..start + deep], &mut halves[..deep], STEP);
                     halves[deep..].fill(0);
                 }
                 turn(&buffer, &mut out[start / 2 * PANEL..][..deep.div_ceil(2) * PANEL]);
@@ -312,7 +428,7 @@ pub(crate) fn pack_panels(x: Matrix, out: &mut [u32]) {
         } else {
             for k in 0..depth {
                 for j in 0..count {
-                    out[k / 2 * PANEL + j] |= bits(x.at(k, first + j)) << (16 * (k % 2));
+                    out[k / 2 * PANEL + j] |= u32::from(x.at(k, first + j).bits()) << (16 * (k % 2));
                 }
             }
         }
@@ -327,30 +443,36 @@ pub(crate) fn packed_value(panels: &[u32], total_depth: usize, depth: usize, col
     f32::from_bits(if depth.is_multiple_of(2) { pair << 16 } else { pair & 0xffff_0000 })
 }
 
-/// Rounds `alpha · x`: [`STEP`] values side by side, the next ones `stride` values behind them.
-fn narrow(x: &[f32], alpha: f32, out: &mut [u16], stride: usize) {
+/// Rounds values side by side.
+pub(crate) fn narrowed(x: &[f32], out: &mut [bf16]) {
+    assert_eq!(x.len(), out.len());
+    narrow(x, bytemuck::cast_slice_mut(out), STEP);
+}
+
+/// Rounds: [`STEP`] values side by side, the next ones `stride` values behind them.
+fn narrow<T: Value>(x: &[T], out: &mut [u16], stride: usize) {
     assert!(x.is_empty() || (x.len() - 1) / STEP * stride + (x.len() - 1) % STEP < out.len());
     #[cfg(target_arch = "x86_64")]
-    if Engine::best() != Engine::Rounded {
-        // SAFETY: both of the other engines come with AVX-512 BF16; there is room for all values.
-        return unsafe { avx512::narrow(x, alpha, out.as_mut_ptr(), stride) };
+    if Engine::best().is_some() {
+        // SAFETY: both engines come with AVX-512 BF16; there is room for all values.
+        return unsafe { avx512::narrow(x, out.as_mut_ptr(), stride) };
     }
     for (x, out) in x.chunks(STEP).zip(out.chunks_mut(stride)) {
         for (out, x) in out.iter_mut().zip(x) {
-            *out = bits(alpha * x) as u16;
+            *out = x.bits();
         }
     }
 }
 
 /// Pairs of two rows, of which the second may be missing.
-fn interleave(upper: &[f32], lower: &[f32], out: &mut [u32]) {
+fn interleave<T: Value>(upper: &[T], lower: &[T], out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
-    if Engine::best() != Engine::Rounded && upper.len() == PANEL && lower.len() == PANEL {
+    if Engine::best().is_some() && upper.len() == PANEL && lower.len() == PANEL {
         // SAFETY: as above; all are whole.
         return unsafe { avx512::interleave(upper, lower, out) };
     }
     for (j, (out, a)) in out.iter_mut().zip(upper).enumerate() {
-        *out = bits(*a) | lower.get(j).map_or(0, |b| bits(*b) << 16);
+        *out = u32::from(a.bits()) | lower.get(j).map_or(0, |b| u32::from(b.bits()) << 16);
     }
 }
 
@@ -374,6 +496,19 @@ mod tests {
         assert!(cases.iter().all(|(from, to)| round(one_and(*from)) == one_and(*to)));
         assert_eq!([round(f32::INFINITY), round(-0.0), round(f32::MAX)], [f32::INFINITY, 0.0, f32::INFINITY]);
         assert!(round(f32::NAN).is_nan() && round(f32::from_bits(0x7fff_ffff)).is_nan());
+        let values = numbers(77, 3);
+        let mut rounded = vec![bf16::ZERO; 77];
+        narrowed(&values, &mut rounded);
+        assert!(values.iter().zip(rounded).all(|(x, y)| round(*x) == y.to_f32()));
+    }
+
+    /// `rows` by `columns`, or the transpose of a matrix of so many columns and rows.
+    fn matrix<T: Value>(values: &[T], [rows, columns]: [usize; 2], across: bool) -> Matrix<T> {
+        if across {
+            Matrix::of(values, columns, rows, rows).transposed()
+        } else {
+            Matrix::of(values, rows, columns, columns)
+        }
     }
 
     #[test]
@@ -382,39 +517,48 @@ mod tests {
             [[1, 1, 1], [3, 5, 7], [16, 384, 32], [70, 45, 600], [130, 33, 1100]].into_iter().enumerate()
         {
             for layout in 0..4 {
-                let (a, b) = (numbers(m * k, 1 + case as u32), numbers(k * n, 9));
-                let a_of = if layout & 1 == 0 { Matrix::of(&a, m, k, k) } else { Matrix::of(&a, k, m, m).transposed() };
-                let b_of = if layout & 2 == 0 { Matrix::of(&b, k, n, n) } else { Matrix::of(&b, n, k, k).transposed() };
-                let exact = |i: usize, j: usize| -> f64 {
-                    (0..k).map(|d| f64::from(round(0.5 * a_of.at(i, d))) * f64::from(round(b_of.at(d, j)))).sum()
-                };
-                let row = numbers(n, 5);
+                let (values, row) = ([numbers(m * k, 1 + case as u32), numbers(k * n, 9)], numbers(n, 5));
+                let halves = values.each_ref().map(|x| x.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>());
+                let (of_a, of_b) = (([m, k], layout & 1 > 0), ([k, n], layout & 2 > 0));
+                let [a, b] = [(0, of_a), (1, of_b)].map(|(i, (shape, across))| matrix(&values[i], shape, across));
+                let [a_half, b_half] =
+                    [(0, of_a), (1, of_b)].map(|(i, (shape, across))| matrix(&halves[i], shape, across));
+                let exact: Vec<f64> = (0..m * n)
+                    .map(|place| {
+                        let (i, j) = (place / n, place % n);
+                        (0..k).map(|d| f64::from(round(a.at(i, d))) * f64::from(round(b.at(d, j)))).sum()
+                    })
+                    .collect();
+                let mut panels = vec![0; panels_size(k, n)];
+                pack_panels(Operand::Plain(b), &mut panels);
+                let same = |(d, j)| packed_value(&panels, k, d, j) == round(b.at(d, j));
+                assert!((0..k).flat_map(|d| (0..n).map(move |j| (d, j))).all(same));
+                let [plain, rounded] = [
+                    (Operand::Plain(a), Right::Matrix(Operand::Plain(b))),
+                    (Operand::Rounded(a_half), Right::Matrix(Operand::Rounded(b_half))),
+                ];
+                let packed = (Operand::Plain(a), Right::Panels(&panels));
                 for engine in Engine::available() {
                     for begin in [Begin::Nothing, Begin::Sum, Begin::Row(&row)] {
-                        let mut out = vec![if begin == Begin::Sum { 2.0 } else { f32::NAN }; m * n];
-                        let target = Target::new(out.as_mut_ptr(), n);
-                        // SAFETY: m·n values.
-                        unsafe { product(engine, target, begin, 0.5, a_of, b_of) };
-                        if engine != Engine::Rounded && begin == Begin::Nothing {
-                            let mut panels = vec![0; panels_size(k, n)];
-                            pack_panels(b_of, &mut panels);
-                            let mut again = vec![f32::NAN; m * n];
-                            let target = Target::new(again.as_mut_ptr(), n);
-                            // SAFETY: as above.
-                            unsafe { product_with(engine, target, begin, 0.5, a_of, &panels, n) };
-                            assert_eq!(again, out);
-                            let same = |(d, j)| packed_value(&panels, k, d, j) == round(b_of.at(d, j));
-                            assert!((0..k).flat_map(|d| (0..n).map(move |j| (d, j))).all(same));
-                        }
+                        let run = |terms: &[(Operand, Right)]| {
+                            let mut out = vec![if begin == Begin::Sum { 2.0 } else { f32::NAN }; m * n];
+                            // SAFETY: m·n values.
+                            unsafe { product(engine, Target::new(out.as_mut_ptr(), n), begin, 0.5, terms, n) };
+                            out
+                        };
+                        let once = run(&[plain]);
+                        assert!([rounded, packed].into_iter().all(|term| run(&[term]) == once));
                         let first = |place: usize| match begin {
                             Begin::Nothing => 0.0,
                             Begin::Sum => 2.0,
                             Begin::Row(row) => f64::from(row[place % n]),
                         };
-                        for (place, found) in out.iter().enumerate() {
-                            let expected = exact(place / n, place % n) + first(place);
-                            let error = (f64::from(*found) - expected).abs();
-                            assert!(error < 2e-4, "{engine:?} {m}x{n}x{k} layout {layout}: {found} for {expected}");
+                        for (out, times) in [(once, 0.5), (run(&[rounded, packed]), 1.0)] {
+                            for (place, found) in out.iter().enumerate() {
+                                let expected = times * exact[place] + first(place);
+                                let error = (f64::from(*found) - expected).abs();
+                                assert!(error < 4e-4, "{engine:?} {m}x{n}x{k} layout {layout}: {found} for {expected}");
+                            }
                         }
                     }
                 }

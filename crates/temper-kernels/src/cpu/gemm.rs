@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
+use burn::tensor::Element;
+use bytemuck::Pod;
 use gemm::Parallelism;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
@@ -14,23 +16,23 @@ const SHARED: usize = 1 << 22;
 
 /// A matrix in memory: where its first value is, and the distance between its rows and between its columns, in values.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Matrix {
-    first: *const f32,
+pub(crate) struct Matrix<T = f32> {
+    first: *const T,
     rows: usize,
     columns: usize,
     strides: [isize; 2],
 }
 
 // SAFETY: a matrix is only read.
-unsafe impl Sync for Matrix {}
+unsafe impl<T: Sync> Sync for Matrix<T> {}
 
-impl Matrix {
+impl<T: Element + Pod> Matrix<T> {
     /// Rows of `columns` values, `stride` values apart, from `values[0]` on.
     ///
     /// # Panics
     ///
     /// When the slice is shorter.
-    pub fn of(values: &[f32], rows: usize, columns: usize, stride: usize) -> Self {
+    pub fn of(values: &[T], rows: usize, columns: usize, stride: usize) -> Self {
         assert!(rows == 0 || (rows - 1) * stride + columns <= values.len());
         Self { first: values.as_ptr(), rows, columns, strides: [stride as isize, 1] }
     }
@@ -40,7 +42,7 @@ impl Matrix {
         let layout = x.layout();
         let [rows, columns] = layout.shape().dims();
         let strides = layout.strides();
-        let first = x.storage::<f32>()[layout.start_offset()..].as_ptr();
+        let first = x.storage::<T>()[layout.start_offset()..].as_ptr();
         Self { first, rows, columns, strides: [strides[0], strides[1]] }
     }
 
@@ -77,7 +79,7 @@ impl Matrix {
     }
 
     /// Where a value is.
-    pub fn place(&self, row: usize, column: usize) -> *const f32 {
+    pub fn place(&self, row: usize, column: usize) -> *const T {
         self.first.wrapping_offset(row as isize * self.strides[0] + column as isize * self.strides[1])
     }
 
@@ -92,7 +94,7 @@ impl Matrix {
     ///
     /// When there is no such row, or not in one piece.
     #[inline(always)]
-    pub fn row(&self, row: usize) -> &[f32] {
+    pub fn row(&self, row: usize) -> &[T] {
         assert!(row < self.rows && self.row_is_contiguous());
         // SAFETY: the constructors have checked that the matrix lies in memory that outlives this use.
         unsafe { std::slice::from_raw_parts(self.place(row, 0), self.columns) }
@@ -100,7 +102,7 @@ impl Matrix {
 
     /// One value.
     #[inline(always)]
-    pub fn at(&self, row: usize, column: usize) -> f32 {
+    pub fn at(&self, row: usize, column: usize) -> T {
         debug_assert!(row < self.rows && column < self.columns);
         // SAFETY: as above.
         unsafe { *self.place(row, column) }
@@ -197,7 +199,7 @@ pub(crate) unsafe fn product(out: Target, add: bool, alpha: f32, a: Matrix, b: M
     }
 }
 
-/// The same of values that `round` rounds, those of `a` once they are multiplied with alpha.
+/// The same of values that `round` rounds.
 ///
 /// # Safety
 ///
@@ -211,7 +213,7 @@ pub(crate) unsafe fn rounded(
     round: impl Fn(f32) -> f32 + Sync,
 ) {
     // Where a matrix lies column by column, so do its rounded values.
-    let all = |x: Matrix, factor: f32| {
+    let all = |x: Matrix| {
         let across = !x.row_is_contiguous() && x.column_is_contiguous();
         let x = if across { x.transposed() } else { x };
         let mut all = vec![0.0; x.rows * x.columns];
@@ -221,11 +223,11 @@ pub(crate) unsafe fn rounded(
                 || {
                     if x.row_is_contiguous() {
                         for (value, x) in all.iter_mut().zip(x.row(row)) {
-                            *value = round(factor * x);
+                            *value = round(*x);
                         }
                     } else {
                         for (column, value) in all.iter_mut().enumerate() {
-                            *value = round(factor * x.at(row, column));
+                            *value = round(x.at(row, column));
                         }
                     }
                 },
@@ -233,11 +235,11 @@ pub(crate) unsafe fn rounded(
         });
         (all, x, across)
     };
-    let (left, right) = (all(a, alpha), all(b, 1.0));
+    let (left, right) = (all(a), all(b));
     let [a, b] = [&left, &right].map(|(values, x, across)| {
         let rounded = Matrix::of(values, x.rows, x.columns, x.columns);
         if *across { rounded.transposed() } else { rounded }
     });
     // SAFETY: the caller's.
-    unsafe { product(out, add, 1.0, a, b, true) };
+    unsafe { product(out, add, alpha, a, b, true) };
 }

@@ -60,7 +60,7 @@ static SHAPES: Shapes = {
 ///
 /// [`allowed`] said yes; the pieces lie within memory that nobody else writes.
 pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
-    // Where a tile reaches over the edge of the output, it is made here first.
+    // What reaches over the edge of the output, or is multiplied by something, is made here first.
     let mut edge = [0.0_f32; 32 * PANEL];
     // SAFETY: the caller's. Nothing else in this program uses tiles.
     unsafe {
@@ -69,7 +69,7 @@ pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
             for row in (0..piece.rows).step_by(32) {
                 let (rows, columns) = ((piece.rows - row).min(32), piece.columns);
                 let out = piece.out.row(row);
-                if rows == 32 && columns == PANEL {
+                if rows == 32 && columns == PANEL && piece.alpha == 1.0 {
                     tiles(&piece, row, out, piece.add, 2);
                     continue;
                 }
@@ -77,7 +77,7 @@ pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
                 tiles(&piece, row, buffer, false, rows.div_ceil(16));
                 for i in 0..rows {
                     for j in 0..columns {
-                        let (place, value) = (out.row(i).at(j).first(), edge[i * PANEL + j]);
+                        let (place, value) = (out.row(i).at(j).first(), piece.alpha * edge[i * PANEL + j]);
                         place.write(if piece.add { place.read() + value } else { value });
                     }
                 }

@@ -1,11 +1,14 @@
 //! The inner loop with AVX-512 BF16: 8 rows by 32 columns in 16 registers.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, __m512bh, __m512i, __mmask16, _mm256_mask_storeu_epi16, _mm512_cvtne2ps_pbh,
-    _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_si512,
+    __m256bh, __m256i, __m512, __m512bh, __m512i, __mmask16, _mm256_loadu_si256, _mm256_mask_storeu_epi16,
+    _mm256_maskz_loadu_epi16, _mm512_castsi256_si512, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
+    _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_si512,
 };
+
+use burn::tensor::bf16;
 
 use super::{PANEL, Piece, STEP};
 use crate::cpu::turn::transposed;
@@ -50,7 +53,7 @@ unsafe fn tile<const HALVES: usize>(piece: &Piece, row: usize) {
         for (i, sums) in sums.iter().enumerate().take(piece.rows - row) {
             let out = piece.out.row(row + i);
             for (half, sum) in sums.iter().enumerate() {
-                store(out.at(16 * half).first(), *sum, mask(piece.columns - 16 * half), piece.add);
+                store(out.at(16 * half).first(), *sum, mask(piece.columns - 16 * half), piece);
             }
         }
     }
@@ -68,42 +71,83 @@ unsafe fn bh(b: *const u32) -> __m512bh {
 }
 
 #[target_feature(enable = "avx512f")]
-unsafe fn store(out: *mut f32, sum: __m512, mask: __mmask16, add: bool) {
+unsafe fn store(out: *mut f32, sum: __m512, mask: __mmask16, piece: &Piece) {
+    let alpha = _mm512_set1_ps(piece.alpha);
     // SAFETY: the lanes of the mask are within the output.
     unsafe {
-        let sum = if add { _mm512_mask_add_ps(sum, mask, sum, _mm512_maskz_loadu_ps(mask, out)) } else { sum };
-        _mm512_mask_storeu_ps(out, mask, sum);
+        let before = if piece.add { _mm512_maskz_loadu_ps(mask, out) } else { _mm512_setzero_ps() };
+        _mm512_mask_storeu_ps(out, mask, _mm512_fmadd_ps(sum, alpha, before));
     }
 }
 
-/// Rounds `alpha · x`: [`STEP`] values side by side, the next ones `stride` values behind them.
+/// How values become bfloat16.
+///
+/// # Safety
+///
+/// Of its functions: the processor has AVX-512 BF16, and so many values can be read.
+pub(super) trait Load: Copy {
+    /// Sixteen values from `low` on, and sixteen from `high` on.
+    unsafe fn both(low: *const Self, high: *const Self) -> __m512i;
+
+    /// The first sixteen values or fewer, and zeros.
+    unsafe fn some(x: &[Self]) -> __m256i;
+}
+
+impl Load for f32 {
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn both(low: *const Self, high: *const Self) -> __m512i {
+        // SAFETY: the caller's; the same bits.
+        unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low))) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn some(x: &[Self]) -> __m256i {
+        // SAFETY: lanes beyond the end are not read; the same bits.
+        unsafe {
+            let narrow: __m256bh = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask(x.len()), x.as_ptr()));
+            std::mem::transmute(narrow)
+        }
+    }
+}
+
+impl Load for bf16 {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn both(low: *const Self, high: *const Self) -> __m512i {
+        // SAFETY: the caller's.
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
+            _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.cast()))
+        }
+    }
+
+    #[target_feature(enable = "avx512bw,avx512vl")]
+    unsafe fn some(x: &[Self]) -> __m256i {
+        // SAFETY: lanes beyond the end are not read.
+        unsafe { _mm256_maskz_loadu_epi16(mask(x.len()), x.as_ptr().cast()) }
+    }
+}
+
+/// Rounds: [`STEP`] values side by side, the next ones `stride` values behind them.
 ///
 /// # Safety
 ///
 /// The processor has AVX-512 BF16; there is room for all values.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn narrow(x: &[f32], alpha: f32, mut out: *mut u16, stride: usize) {
-    let alpha = _mm512_set1_ps(alpha);
+pub(super) unsafe fn narrow<T: Load>(x: &[T], mut out: *mut u16, stride: usize) {
     let (whole, rest) = x.as_chunks::<STEP>();
     // SAFETY: lanes beyond the end are neither read nor written.
     unsafe {
         for x in whole {
-            let low = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), alpha);
-            let high = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr().add(16)), alpha);
-            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(out.cast(), both);
+            _mm512_storeu_si512(out.cast(), T::both(x.as_ptr(), x.as_ptr().add(16)));
             out = out.wrapping_add(stride);
         }
         for (part, x) in rest.chunks(16).enumerate() {
-            let mask = mask(x.len());
-            let values = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x.as_ptr()), alpha);
-            let narrowed = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
-            _mm256_mask_storeu_epi16(out.add(16 * part).cast(), mask, narrowed);
+            _mm256_mask_storeu_epi16(out.add(16 * part).cast(), mask(x.len()), T::some(x));
         }
     }
 }
 
-/// 0, 32, 1, 33, …: the halves of two rows side by side.
+/// 0, 16, 1, 17, …: the halves of two rows side by side.
 static PAIRS: [u16; 32] = {
     let mut order = [0; 32];
     let mut i = 0;
@@ -116,39 +160,40 @@ static PAIRS: [u16; 32] = {
 
 /// Sixteen values of two rows, rounded, side by side.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn paired(upper: __m512, lower: __m512) -> __m512i {
-    // SAFETY: 32 halves either way; the order has 32 places.
+unsafe fn paired<T: Load>(upper: *const T, lower: *const T) -> __m512i {
+    // SAFETY: the caller's; the order has 32 places.
     unsafe {
         let order = _mm512_loadu_si512(PAIRS.as_ptr().cast());
-        let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(lower, upper));
-        _mm512_permutexvar_epi16(order, both)
+        _mm512_permutexvar_epi16(order, T::both(upper, lower))
     }
 }
 
 /// Pairs of two rows of 32.
+///
+/// # Safety
+///
+/// The processor has AVX-512 BF16; all three have 32.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn interleave(upper: &[f32], lower: &[f32], out: &mut [u32]) {
+pub(super) unsafe fn interleave<T: Load>(upper: &[T], lower: &[T], out: &mut [u32]) {
     for half in [0, 16] {
-        // SAFETY: the caller's: 32 values each.
+        // SAFETY: the caller's.
         unsafe {
-            let (a, b) = (_mm512_loadu_ps(upper.as_ptr().add(half)), _mm512_loadu_ps(lower.as_ptr().add(half)));
-            _mm512_storeu_si512(out.as_mut_ptr().add(half).cast(), paired(a, b));
+            let pairs = paired(upper.as_ptr().add(half), lower.as_ptr().add(half));
+            _mm512_storeu_si512(out.as_mut_ptr().add(half).cast(), pairs);
         }
     }
 }
 
-/// A tile of 16 rows by 32 values, rounded `alpha · x`, where x lies by columns: sixteen values of each, from `column` on.
+/// A tile of 16 rows by 32 values, rounded, of a matrix that lies by columns: sixteen values of each, from `column` on.
 ///
 /// # Safety
 ///
 /// The processor has AVX-512 BF16; these values can be read, and 512 be written.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn turned(column: impl Fn(usize) -> *const f32, alpha: f32, out: *mut u16) {
-    let alpha = _mm512_set1_ps(alpha);
+pub(super) unsafe fn turned<T: Load>(column: impl Fn(usize) -> *const T, out: *mut u16) {
     // SAFETY: the caller's.
     unsafe {
-        let at = |k| _mm512_mul_ps(_mm512_loadu_ps(column(k)), alpha);
-        let pairs = std::array::from_fn(|pair| paired(at(2 * pair), at(2 * pair + 1)));
+        let pairs = std::array::from_fn(|pair| paired(column(2 * pair), column(2 * pair + 1)));
         for (i, row) in transposed(pairs).into_iter().enumerate() {
             _mm512_storeu_si512(out.add(i * STEP).cast(), row);
         }
