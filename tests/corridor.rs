@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{command, temper, text};
+use crate::{command, root, temper, text};
 
 /// The arguments of a short run of the embedded recipe in `dir`.
 fn arguments(dir: &Path, overrides: &[&str]) -> Vec<String> {
@@ -156,6 +156,61 @@ fn a_base_in_four_bits_goes_on_bit_for_bit_and_ships() {
     let exact = tempfile::tempdir().unwrap();
     run(exact.path(), &saving[1..]);
     assert_ne!(losses(whole.path()), losses(exact.path()));
+}
+
+/// The layers without an adapter, too, whose weights are kept in few bits.
+#[test]
+fn what_is_merged_has_every_weight_however_the_base_was_kept() {
+    let names = |file: &Path| {
+        let bytes = fs::read(file).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        tensors.names().into_iter().map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
+    };
+    let dense = tempfile::tempdir().unwrap();
+    run(dense.path(), &["export.merge=true", "train.max_steps=1"]);
+    let all = names(&dense.path().join("merged/model.safetensors"));
+    for format in ["bf16", "int8", "nf4"] {
+        let dir = tempfile::tempdir().unwrap();
+        let frozen = format!("model.frozen_dtype={format}");
+        run(dir.path(), &["export.merge=true", "train.max_steps=1", &frozen]);
+        assert_eq!(names(&dir.path().join("merged/model.safetensors")), all, "{format}");
+        let merged = dir.path().join("merged");
+        let out = temper(&["eval", merged.to_str().unwrap(), "--data", "examples/reviews/eval.jsonl"]);
+        assert!(out.status.success(), "{format}: {}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn a_merge_destroys_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let [run_dir, base, other, file] = ["run", "base", "other", "file"].map(|name| home.path().join(name));
+    fs::create_dir_all(&base).unwrap();
+    for entry in fs::read_dir(root().join("examples/encoder")).unwrap().flatten().filter(|entry| entry.path().is_file())
+    {
+        fs::copy(entry.path(), base.join(entry.file_name())).unwrap();
+    }
+    run(&run_dir, &["train.max_steps=1", &format!("model.base={}", base.display())]);
+    fs::create_dir_all(other.join("sub")).unwrap();
+    fs::copy(base.join("config.json"), other.join("config.json")).unwrap();
+    fs::write(other.join("sub/thesis.txt"), "precious").unwrap();
+    fs::write(&file, "precious").unwrap();
+    let merge = |out: &Path| temper(&["merge", run_dir.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    let cases = [
+        (&base, "has the adapter or its base"),
+        (&run_dir.join("export"), "has the adapter or its base"),
+        (&run_dir, "has the adapter or its base"),
+        (&other, "has sub, which no merge writes"),
+        (&file, "is no directory"),
+    ];
+    for (out, reason) in cases {
+        let refused = merge(out);
+        assert_eq!(refused.status.code(), Some(2), "{}", out.display());
+        assert!(text(&refused.stderr).contains(reason), "{}", text(&refused.stderr));
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+    // What a merge wrote may be written again.
+    let merged = home.path().join("merged");
+    assert!(merge(&merged).status.success() && merge(&merged).status.success());
 }
 
 #[test]

@@ -381,6 +381,52 @@ fn merged_weights_are_pushed_with_their_card_and_its_picture() {
     assert!(world.hub.read(Kind::Model, TO, "main", "adapter_model.safetensors").is_err());
 }
 
+/// An adapter beside merged weights is taken for theirs, by Transformers as by temper.
+#[test]
+fn a_repository_has_the_adapter_or_the_merged_weights() {
+    let world = World::new();
+    let out = world.train(&["export.merge=true"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let run = world.run().display().to_string();
+    let there = |name: &str| world.hub.read(Kind::Model, TO, "main", name).is_ok();
+    let answers = |model: &str| text(&world.temper(&["predict", model, "never again"]).stdout);
+    for (flags, here, gone) in [
+        (&["--merged"][..], "model.safetensors", ["adapter_model.safetensors", "adapter_config.json"]),
+        (&[], "adapter_model.safetensors", ["model.safetensors", "model.safetensors.index.json"]),
+    ] {
+        let out = world.temper(&[&["push", &run], flags].concat());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        assert!(there(here) && !gone.iter().any(|name| there(name)), "{flags:?}");
+        let said = answers(TO);
+        assert!(said.contains("label"), "{said}");
+    }
+}
+
+#[test]
+fn the_licence_of_a_later_push_is_on_the_card() {
+    let world = World::new();
+    assert!(world.train(&[]).status.success());
+    let run = world.run().display().to_string();
+    let reason = "our own \"rows\": all of them";
+    let out = world.temper(&["push", &run, "--license", "mit", "--licence-override", reason]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let card = text(&world.pushed("README.md"));
+    assert!(card.contains("license: mit") && card.contains(reason), "{card}");
+    let remembered: Value = serde_json::from_slice(&world.pushed("temper.json")).unwrap();
+    assert_eq!(remembered["card"]["license"], "mit");
+    // What lies here is what the run wrote.
+    assert!(text(&exported(&world.run(), "README.md")).contains("license: apache-2.0"));
+}
+
+#[test]
+fn a_private_repository_does_not_become_public_by_a_push() {
+    let world = World::new();
+    assert!(world.train(&[]).status.success());
+    let run = world.run().display().to_string();
+    let out = world.temper(&["push", &run, "--public"]);
+    assert!(!out.status.success() && text(&out.stderr).contains("make it public on its page"), "{out:?}");
+}
+
 #[test]
 fn a_merge_by_hand_can_be_pushed() {
     let world = World::new();

@@ -5,6 +5,7 @@ use std::io::{BufReader, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow::array::{Array, AsArray};
 use arrow::csv::reader::Format;
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::json::reader::infer_json_schema_from_seekable;
@@ -30,8 +31,12 @@ pub struct Converted {
 /// Writes the rows of `inputs`, one file after the other, into the Parquet file `output` (Zstandard, level 3).
 ///
 /// # Errors
-/// When a file cannot be read, or has other columns than the first.
-pub fn to_parquet(inputs: &[PathBuf], output: &Path) -> Result<Converted> {
+/// When a file cannot be read, has other columns than the first, or a text that `refused` gives a reason against.
+pub fn to_parquet(
+    inputs: &[PathBuf],
+    output: &Path,
+    refused: impl Fn(&str) -> Option<&'static str>,
+) -> Result<Converted> {
     let fail =
         |path: &Path, error: &dyn std::fmt::Display| Error::File { path: path.into(), message: error.to_string() };
     let mut writer: Option<ArrowWriter<File>> = None;
@@ -59,6 +64,17 @@ pub fn to_parquet(inputs: &[PathBuf], output: &Path) -> Result<Converted> {
         };
         for batch in batches {
             let batch = batch.map_err(|error| fail(input, &error))?;
+            for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+                if let Some(reason) = find_text(column, &refused) {
+                    let place = format!(
+                        "column `{}`, between rows {} and {}",
+                        field.name(),
+                        rows + 1,
+                        rows + batch.num_rows() as u64
+                    );
+                    return Err(Error::File { path: input.clone(), message: format!("{place}: {reason}") });
+                }
+            }
             rows += batch.num_rows() as u64;
             writer.write(&batch).map_err(|error| fail(output, &error))?;
         }
@@ -69,6 +85,20 @@ pub fn to_parquet(inputs: &[PathBuf], output: &Path) -> Result<Converted> {
     writer.close().map_err(|error| fail(output, &error))?;
     let columns = schema.fields().iter().map(|field| Some((field.name().clone(), dataset_type(field.data_type())?)));
     Ok(Converted { columns: columns.collect::<Option<Vec<_>>>().unwrap_or_default(), rows })
+}
+
+/// What the first text of an array, or of what is nested in it, comes to that comes to something.
+fn find_text<T>(array: &dyn Array, of: &impl Fn(&str) -> Option<T>) -> Option<T> {
+    match array.data_type() {
+        DataType::Utf8 => array.as_string::<i32>().iter().flatten().find_map(of),
+        DataType::LargeUtf8 => array.as_string::<i64>().iter().flatten().find_map(of),
+        DataType::Utf8View => array.as_string_view().iter().flatten().find_map(of),
+        DataType::List(_) => find_text(array.as_list::<i32>().values(), of),
+        DataType::LargeList(_) => find_text(array.as_list::<i64>().values(), of),
+        DataType::Struct(_) => array.as_struct().columns().iter().find_map(|column| find_text(column, of)),
+        DataType::Dictionary(_, _) => find_text(array.as_any_dictionary().values(), of),
+        _ => None,
+    }
 }
 
 /// The columns of a file and its rows.
@@ -141,20 +171,31 @@ mod tests {
         fs::write(path("c.tsv"), "text\tlabel\n\"a\t1\n").unwrap();
         let columns =
             |converted: &Converted| converted.columns.iter().map(|(n, t)| format!("{n} {t}")).collect::<Vec<_>>();
-        let a = to_parquet(&[path("a.jsonl")], &path("a.parquet")).unwrap();
+        let a = to_parquet(&[path("a.jsonl")], &path("a.parquet"), |_| None).unwrap();
         assert_eq!((a.rows, columns(&a)), (2, vec!["text string".into(), "label int64".into(), "x float64".into()]));
-        let b = to_parquet(&[path("b.csv"), path("b.csv")], &path("b.parquet")).unwrap();
+        let b = to_parquet(&[path("b.csv"), path("b.csv")], &path("b.parquet"), |_| None).unwrap();
         assert_eq!((b.rows, columns(&b)), (4, vec!["text string".into(), "label int64".into()]));
-        let c = to_parquet(&[path("c.tsv")], &path("c.parquet")).unwrap();
+        let c = to_parquet(&[path("c.tsv")], &path("c.parquet"), |_| None).unwrap();
         assert_eq!(c.rows, 1);
-        let again = to_parquet(&[path("b.parquet")], &path("d.parquet")).unwrap();
+        let again = to_parquet(&[path("b.parquet")], &path("d.parquet"), |_| None).unwrap();
         assert_eq!(again, b);
         assert_eq!(
             fs::read(path("b.parquet")).unwrap(),
             fs::read(path("d.parquet")).unwrap(),
             "the same rows, other bytes"
         );
-        let message = to_parquet(&[path("b.csv"), path("a.jsonl")], &path("e.parquet")).unwrap_err().to_string();
+        let message =
+            to_parquet(&[path("b.csv"), path("a.jsonl")], &path("e.parquet"), |_| None).unwrap_err().to_string();
         assert!(message.contains("a.jsonl") && message.contains("x Float64"), "{message}");
+
+        // A text is refused wherever it stands.
+        let rows = "{\"chat\":[{\"content\":\"a\"},{\"content\":\"secret\"}],\"n\":1}\n";
+        fs::write(path("n.jsonl"), rows).unwrap();
+        to_parquet(&[path("n.jsonl")], &path("n.parquet"), |_| None).unwrap();
+        for file in ["n.jsonl", "n.parquet"] {
+            let refuse = |text: &str| (text == "secret").then_some("no");
+            let message = to_parquet(&[path(file)], &path("o.parquet"), refuse).unwrap_err().to_string();
+            assert!(message.contains(file) && message.contains("column `chat`, between rows 1 and 1: no"), "{message}");
+        }
     }
 }

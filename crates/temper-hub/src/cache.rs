@@ -82,12 +82,12 @@ impl Folder {
     /// (<https://bford.info/cachedir/>).
     pub(crate) fn create(&self) -> Result<()> {
         for dir in [self.dir.join("blobs"), self.dir.join("snapshots"), self.locks.clone()] {
-            fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+            if_writable(fs::create_dir_all(&dir).map_err(Error::io("create", &dir)))?;
         }
         let tag = self.root.join("CACHEDIR.TAG");
         if !tag.exists() {
             let text = "Signature: 8a477f597d28d172789f06886806bc55\n# Files that can be fetched again from a hub.\n";
-            write_whole(&tag, text.as_bytes())?;
+            if_writable(write_whole(&tag, text.as_bytes()))?;
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Folder {
         if self.read_ref(revision).as_ref() == Some(commit) {
             Ok(())
         } else {
-            write_whole(&path, commit.as_str().as_bytes())
+            if_writable(write_whole(&path, commit.as_str().as_bytes()))
         }
     }
 
@@ -120,22 +120,25 @@ impl Folder {
     }
 
     pub(crate) fn write_tree(&self, commit: &Commit, text: &str) -> Result<()> {
-        write_whole(&self.dir.join("trees").join(format!("{commit}.json")), text.as_bytes())
+        if_writable(write_whole(&self.dir.join("trees").join(format!("{commit}.json")), text.as_bytes()))
     }
 
     /// Remembers that a commit has no such file, which spares Python's readers the question.
     pub(crate) fn note_absent(&self, commit: &Commit, path: &str) -> Result<()> {
         let path = self.dir.join(".no_exist").join(commit.as_str()).join(path);
-        if path.exists() { Ok(()) } else { write_whole(&path, b"") }
+        if path.exists() { Ok(()) } else { if_writable(write_whole(&path, b"")) }
     }
 
-    /// Waits until no other process (Python's among them) fetches the same blob. On a file system without locks there is
-    /// none: then two may fetch it, and what they make is verified all the same.
+    /// Waits until no other process (Python's among them) fetches the same blob. On a file system without locks, or one that
+    /// is not to be written to, there is none: then two may fetch it, and what they make is verified all the same.
     pub(crate) fn lock(&self, etag: &str) -> Result<Lock> {
         let path = self.locks.join(format!("{etag}.lock"));
         loop {
-            let options = File::options().create(true).truncate(false).write(true).open(&path);
-            let file = options.map_err(Error::io("create", &path))?;
+            let file = match File::options().create(true).truncate(false).write(true).open(&path) {
+                // A directory that is missing could not be made.
+                Err(error) if is_unwritable(&error) || !self.locks.is_dir() => return Ok(Lock { _file: None }),
+                opened => opened.map_err(Error::io("create", &path))?,
+            };
             if file.try_lock().is_err() {
                 tracing::info!(etag, "another process may be fetching this file: waiting for it");
             }
@@ -159,7 +162,7 @@ impl Folder {
     /// Remembers that the blob's content was hashed and found right.
     pub(crate) fn note_verified(&self, etag: &str) -> Result<()> {
         match stamp(&self.blob(etag)) {
-            Some(mark) => write_whole(&self.mark(etag), mark.as_bytes()),
+            Some(mark) => if_writable(write_whole(&self.mark(etag), mark.as_bytes())),
             None => Ok(()),
         }
     }
@@ -240,6 +243,18 @@ fn same_file(file: &File, path: &Path) -> bool {
 #[cfg(not(unix))]
 fn same_file(_file: &File, path: &Path) -> bool {
     path.exists()
+}
+
+/// What is only noted in the cache is left out where nothing can be written, as in one that several users share.
+fn if_writable(noted: Result<()>) -> Result<()> {
+    match noted {
+        Err(Error::Io { source, .. }) if is_unwritable(&source) => Ok(()),
+        noted => noted,
+    }
+}
+
+fn is_unwritable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
 /// Size and time of change of a file, in words.

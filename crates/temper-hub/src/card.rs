@@ -7,7 +7,11 @@ use std::{fs, io, path::Path};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, PUBLIC_HUB, Result, body, private::scrub, yaml};
+use crate::{
+    Error, PUBLIC_HUB, Result, body,
+    private::{redact, scrub_values},
+    yaml,
+};
 
 /// All that a model card says. Empty fields leave their key and their section out; nothing is filled in by guessing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -256,6 +260,23 @@ impl Card {
         }
     }
 
+    /// The same without a path of this machine or a Hub token, and without numbers that are none. Labels and the name of an image
+    /// stay: they are not the machine's, and are looked up.
+    pub fn without_secrets(&self) -> Self {
+        let evaluations = self.evaluations.iter().filter_map(Evaluation::measured).collect();
+        let card = Self { evaluations, labels: Vec::new(), curves: None, ..self.clone() };
+        // Strings and finite numbers become a `Value`, and that the same card again.
+        let mut value = serde_json::to_value(&card).unwrap_or_default();
+        scrub_values(&mut value);
+        let mut scrubbed: Self = serde_json::from_value(value).unwrap_or_else(|_| unreachable!("a card is a card"));
+        scrubbed.labels.clone_from(&self.labels);
+        scrubbed.curves.clone_from(&self.curves);
+        if let (Some(scrubbed), Some(own)) = (&mut scrubbed.confusion, &self.confusion) {
+            scrubbed.labels.clone_from(&own.labels);
+        }
+        scrubbed
+    }
+
     fn metadata(&self) -> Metadata<'_> {
         let results: Vec<_> = self.evaluations.iter().filter_map(Evaluation::measured).collect();
         let mut metrics: Vec<String> = Vec::new();
@@ -345,9 +366,10 @@ struct TaskType {
 
 /// The text of `README.md`: front matter and body, without a path of this machine or a Hub token.
 pub fn render(card: &Card) -> String {
+    let card = &card.without_secrets();
     // Serialising strings, numbers and lists to a `Value` cannot fail.
     let metadata = serde_json::to_value(card.metadata()).unwrap_or_default();
-    scrub(&format!("---\n{}---\n\n{}", yaml::document(&metadata), body::markdown(card)))
+    redact(&format!("---\n{}---\n\n{}", yaml::document(&metadata), body::markdown(card)))
 }
 
 /// `name` when it can be an id on the Hub, `name` or `organisation/name`, and is no file or directory here.

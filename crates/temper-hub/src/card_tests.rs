@@ -214,3 +214,17 @@ fn code_and_tables_cannot_be_broken_out_of() {
     assert!(text.contains("`````toml\na = 1\n````\n# heading\n`````"), "{text}");
     assert!(text.contains("| a\\|b | c d |"), "{text}");
 }
+
+#[test]
+fn labels_and_quotes_stay_what_they_are() {
+    let mut card = reviews();
+    card.title = "tuned \"/data/models/x\" v2".into();
+    card.labels = ["/r/Pets: \"x\"", "/a/x", "/b/x"].map(String::from).to_vec();
+    card.confusion = Some(Confusion { labels: card.labels.clone(), counts: vec![vec![1; 3]; 3] });
+    let text = render(&card);
+    assert!(text.contains(r#"labels = ["/r/Pets: \"x\"", "/a/x", "/b/x"]"#), "{text}");
+    assert!(text.contains(r#"name: "tuned \"…/x\" v2""#), "{text}");
+    assert!(text.contains("| /r/Pets"), "{text}");
+    assert_eq!(card.without_secrets().labels, card.labels);
+    assert!(!text.contains("/home/me") && !text.contains("/data/models"), "{text}");
+}

@@ -178,12 +178,16 @@ impl Http {
     /// # Errors
     /// What the server's refusal means, or that it cannot be reached.
     pub(crate) fn send(&self, request: &Request<'_>, about: &About<'_>) -> Result<Answer> {
-        let tries = if request.repeat { self.patience.tries } else { 1 };
-        self.patiently(tries, || match self.follow(request, about) {
+        self.patiently(self.patience.tries, || match self.follow(request, about) {
             Ok(answer) if answer.response.status().is_success() || answer.response.status() == 304 => Ok(answer),
-            Ok(answer) => Err(self.failure(&self.refusal(answer), &request.url, about)),
+            Ok(answer) => {
+                // A request that came too early was not acted on.
+                let again = request.repeat || answer.response.status() == 429;
+                let failure = self.failure(&self.refusal(answer), &request.url, about);
+                Err(Failure { passing: failure.passing && again, ..failure })
+            }
             Err(error) => {
-                let passing = matches!(error, Error::NoNetwork { .. });
+                let passing = request.repeat && matches!(error, Error::NoNetwork { .. });
                 Err(Failure { passing, error: Box::new(error), wait: None })
             }
         })

@@ -3,7 +3,7 @@
 //! Nothing is guessed. Where a licence forbids, restricts or is not there, the recipe must say why the result may be
 //! published, and the card repeats it.
 
-use crate::{Error, Result};
+use crate::{Card, Error, Result};
 
 /// What is known of the licence of a base model or of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,6 +35,15 @@ pub struct Decision {
     pub private: bool,
     /// The terms of what it is made from, the base's first.
     pub terms: Vec<Terms>,
+}
+
+impl Decision {
+    /// Has the card say so.
+    pub fn tell(&self, card: &mut Card) {
+        card.license.clone_from(&self.license);
+        card.license_name.clone_from(&self.license_name);
+        card.license_notes.clone_from(&self.notes);
+    }
 }
 
 /// Decides the licence of what is made from `base` with `datasets`; `word` is the recipe's `licence_override`, a reason

@@ -45,8 +45,8 @@ fn companions() -> impl Iterator<Item = &'static str> {
     COMPANIONS.into_iter().chain(TOKENIZER_FILES)
 }
 
-/// Names of weights in one file, of a whole model and of an adapter.
-const SINGLE: [&str; 2] = ["model.safetensors", "adapter_model.safetensors"];
+/// Names of weights in one file, of an adapter and of a whole model.
+const SINGLE: [&str; 2] = ["adapter_model.safetensors", "model.safetensors"];
 
 /// The list of the shards of a model whose weights are in several files.
 const INDEX: &str = "model.safetensors.index.json";
@@ -94,7 +94,9 @@ impl Hub {
     pub fn model_files(&self, pinned: &Pinned, options: &PullOptions) -> Result<ModelFiles> {
         let listing = self.list(pinned)?;
         let mut files: Vec<_> = companions().filter_map(|name| listing.file(name)).cloned().collect();
-        let single = SINGLE.iter().find_map(|name| listing.file(name));
+        // What has the configuration of an adapter is one, also where weights lie beside it.
+        let adapted = listing.file("adapter_config.json").is_some();
+        let single = SINGLE.iter().skip(usize::from(!adapted)).find_map(|name| listing.file(name));
         let index = listing.file(INDEX).filter(|_| single.is_none());
         files.extend(listing.chat_templates().chain(index).cloned());
         let pickle = || listing.files.iter().find(|file| PICKLES.iter().any(|end| file.path.ends_with(end)));

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 /// Every text in `value` with every absolute path of two or more components cut to `…/<last component>`, and every Hub token
-/// replaced: what a card does with its own text.
-pub fn scrub_values(value: &mut Value) {
+/// replaced.
+pub(crate) fn scrub_values(value: &mut Value) {
     match value {
         Value::String(text) => *text = scrub(text),
         Value::Array(values) => values.iter_mut().for_each(scrub_values),
@@ -15,11 +15,20 @@ pub fn scrub_values(value: &mut Value) {
 
 /// `text` with every absolute path of two or more components cut to `…/<last component>`, and every Hub token replaced.
 pub(crate) fn scrub(text: &str) -> String {
+    replaced(text, true)
+}
+
+/// `text` with every Hub token replaced: for text in which quotes and backslashes mean something.
+pub(crate) fn redact(text: &str) -> String {
+    replaced(text, false)
+}
+
+fn replaced(text: &str, paths: bool) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     let mut before: Option<char> = None;
     while let Some(c) = rest.chars().next() {
-        let boundary = before.is_none_or(|c| c.is_whitespace() || "\"'`([{<=,;|>".contains(c));
+        let boundary = paths && before.is_none_or(|c| c.is_whitespace() || "\"'`([{<=,;|>".contains(c));
         let taken = if boundary { path_length(rest, before) } else { None };
         let (written, length) = match (taken, token_length(rest)) {
             (Some(length), _) => (shortened(&rest[..length]), length),

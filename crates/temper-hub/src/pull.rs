@@ -138,7 +138,7 @@ impl Listing {
     }
 }
 
-fn globs(patterns: &[&str]) -> Result<GlobSet> {
+pub(crate) fn globs(patterns: &[&str]) -> Result<GlobSet> {
     let mut set = GlobSetBuilder::new();
     let wrong = |error: globset::Error| Error::Reference {
         text: error.glob().unwrap_or_default().into(),

@@ -83,13 +83,17 @@ impl Linear {
         shaped(y, shape)
     }
 
-    /// Puts the adapter's update into the weight and drops the adapter. The weight becomes a frozen constant.
+    /// Puts the adapter's update into the weight and drops the adapter. The weight becomes a frozen parameter, also where there
+    /// was no adapter and it was kept in few bits.
     pub fn merge(&mut self) {
-        if let Some(adapter) = self.adapter.take() {
-            let merged = adapter.merged_weight(self.matrix().dense()).detach();
-            let merged = if self.fan_in_fan_out { merged.transpose() } else { merged };
-            self.weight = Held::Dense(Param::from_tensor(merged).set_require_grad(false));
+        let adapter = self.adapter.take();
+        if adapter.is_none() && matches!(self.weight, Held::Dense(_)) {
+            return;
         }
+        let weight = self.matrix().dense();
+        let merged = adapter.map_or(weight.clone(), |adapter| adapter.merged_weight(weight)).detach();
+        let merged = if self.fan_in_fan_out { merged.transpose() } else { merged };
+        self.weight = Held::Dense(Param::from_tensor(merged).set_require_grad(false));
     }
 }
 
@@ -123,6 +127,25 @@ mod tests {
         adapter.magnitude = adapter.magnitude.take().map(|m| Param::from_tensor(m.val().detach() * 1.25));
         adapter.lora_b = Param::from_tensor(tensor([6, 2], "lora_b", device));
         layer
+    }
+
+    #[test]
+    fn merging_leaves_nothing_in_few_bits() {
+        let device = testing::device();
+        for (conv1d, adapted) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut layer = layer(conv1d, false, 0.0, &device);
+            let values: Vec<f32> = (0..48).map(|i| i as f32).collect();
+            layer.quantize(values, Format::Int8);
+            layer.adapter = layer.adapter.take().filter(|_| adapted);
+            let (x, widths) = (tensor([3, 8], "x", &device), layer.weight.widths(conv1d));
+            let before = layer.forward(x.clone(), &Pass::eval());
+            layer.merge();
+            assert!(matches!(&layer.weight, Held::Dense(weight) if !weight.is_require_grad()));
+            assert_eq!(layer.weight.widths(conv1d), widths);
+            let largest = before.clone().abs().max().into_scalar::<f32>();
+            let difference = (before - layer.forward(x, &Pass::eval())).abs().max().into_scalar::<f32>();
+            assert!(difference <= testing::tolerance(1e-6) * largest, "{difference} of {largest}");
+        }
     }
 
     #[test]

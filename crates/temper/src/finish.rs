@@ -239,11 +239,7 @@ impl Pages<'_> {
         let (plan, recipe) = (self.shipped.plan, self.shipped.recipe);
         let inherited = || recipe.model.base.as_ref().and_then(|base| license_of(&recipe.resolve(base)));
         match self.shipped.licence {
-            Some(decision) => {
-                card.license.clone_from(&decision.license);
-                card.license_name.clone_from(&decision.license_name);
-                card.license_notes.clone_from(&decision.notes);
-            }
+            Some(decision) => decision.tell(card),
             None => card.license = recipe.export.license.clone().or_else(inherited),
         }
         let base = plan.source("model.base");
@@ -276,6 +272,11 @@ impl Pages<'_> {
         }
         let serious = plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info);
         card.not_evaluated = serious.map(|finding| format!("Found in the data: {}.", finding.message)).collect();
+        let (dtype, adapter) = (plan.export.dtype, plan.adapter.config.method.is_adapter());
+        if dtype != Dtype::F32 && (card.relation == Relation::Finetune || !adapter) {
+            let stored = format!("The weights are stored in {}, rounded after everything was measured.", dtype.name());
+            card.not_evaluated.push(stored);
+        }
         card.confusion = self.data.confusion.as_ref().map(|confusion| Confusion {
             labels: confusion.labels.clone(),
             counts: confusion.counts.iter().map(|row| row.iter().map(|&n| n as usize).collect()).collect(),

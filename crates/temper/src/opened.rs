@@ -1,5 +1,6 @@
 //! What a directory holds, ready to become a model: a run, an export, a base, or an adapter with the base that it names.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::plan::TaskPlan;
 use crate::provenance::Provenance;
 use crate::recipe::Dtype;
 use crate::resolve::{generation_config, pin};
-use crate::{build, export, fetch};
+use crate::{build, export, fetch, push};
 
 /// Configuration, tokenizer, weights, adapter.
 pub struct Opened {
@@ -132,11 +133,7 @@ impl Opened {
                 format!("error: {dir} has full weights: there is nothing to merge"),
             ));
         }
-        let holds_something = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-        if holds_something && !out.join("config.json").is_file() {
-            let message = format!("error: {} exists and holds no model; name another directory", out.display());
-            return Err(Failure::new(Kind::Recipe, message));
-        }
+        self.may_write(out)?;
         let write = |merged: &T, dir: &Path| {
             export::write_weights(merged, &self.config, Dtype::F32, dir)?;
             let generation = generation_config(self.generation_dir());
@@ -150,6 +147,28 @@ impl Opened {
             front.write(dir)
         };
         export::export_merged(model, outputs, write, out)
+    }
+
+    /// That `out` is free, empty, or a model that temper wrote and nothing else, neither the adapter nor its base: it is replaced.
+    fn may_write(&self, out: &Path) -> Result<(), Failure> {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.into());
+        let has = |dir: &Path| real(dir).starts_with(real(out));
+        let names: Vec<OsString> =
+            fs::read_dir(out).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+        let reason = if !out.exists() {
+            return Ok(());
+        } else if !out.is_dir() {
+            "is no directory".into()
+        } else if has(&self.dir) || has(&self.weights_dir) {
+            "has the adapter or its base".into()
+        } else if let Some(foreign) = names.iter().find(|name| !name.to_str().is_some_and(push::is_exported)) {
+            format!("has {}, which no merge writes", foreign.display())
+        } else if !names.is_empty() && !out.join("temper.json").is_file() {
+            "has a model that temper did not write".into()
+        } else {
+            return Ok(());
+        };
+        Err(Failure::new(Kind::Recipe, format!("error: {} {reason}; name another directory", out.display())))
     }
 
     /// The card of the adapter as that of the merged weights. An adapter of another program has none that could be read:

@@ -7,7 +7,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use temper_data::{ChatColumns, DataConfig, Format, LabelColumns, LongRows, TrainOn};
-use temper_hub::{Card, scrub_values};
+use temper_hub::Card;
 use temper_tasks::Metric;
 
 use crate::failure::{Context, Failure, Kind};
@@ -146,8 +146,8 @@ impl Provenance {
 
     /// Writes it into an export.
     pub fn write(&self, dir: &Path) -> Result<(), Failure> {
-        let mut value = serde_json::to_value(self).context(Kind::Other, "failed to write JSON")?;
-        value.get_mut("card").map(scrub_values);
+        let card = self.card.as_ref().map(Card::without_secrets);
+        let value = serde_json::to_value(Self { card, ..self.clone() }).context(Kind::Other, "failed to write JSON")?;
         write_json(&dir.join(NAME), &value)
     }
 

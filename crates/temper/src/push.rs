@@ -15,6 +15,7 @@ use temper_hub::{
 
 use crate::failure::{Context, Failure, Kind};
 use crate::fetch::{Source, failure, hub};
+use crate::finish::Front;
 use crate::plan::Plan;
 use crate::progress::Transfer;
 use crate::provenance::Provenance;
@@ -40,6 +41,15 @@ const SINGLE: &str = "model.safetensors";
 /// The list of the files of weights that are in several.
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Those files, as a glob.
+const SHARDS: &str = "model-*-of-*.safetensors";
+
+/// Whether an export has files or directories of this name.
+pub fn is_exported(name: &str) -> bool {
+    let shard = name.starts_with("model-") && name.ends_with(".safetensors");
+    SHIPPED.contains(&name) || TOKENIZER_FILES.contains(&name) || [INDEX, CHAT_TEMPLATES].contains(&name) || shard
+}
+
 /// The files of a checkpoint.
 const CHECKPOINT: [&str; 3] = ["state.json", "trainable.safetensors", "optimizer.safetensors"];
 
@@ -54,15 +64,24 @@ pub fn target(export: &ExportConfig) -> Result<Target, Failure> {
     Ok(Target { repo, branch, private, pull_request })
 }
 
-/// Pushes what the finished run in `dir` left, as its plan says or as `export` says in its place. Returns what came of it.
+/// Pushes what the finished run in `dir` left, as its plan says or as `export` says in its place, under what was decided of its
+/// licence. Returns what came of it.
 ///
 /// # Errors
 /// When the run has gone on since it exported, unless `earlier` says that this is meant; what stands against the push. Again
 /// is always safe, and sends only what is missing.
-pub fn push_run(hub: &Hub, dir: &Path, export: &ExportConfig, run: &str, earlier: bool) -> Result<Pushed, Failure> {
+pub fn push_run(
+    hub: &Hub,
+    dir: &Path,
+    export: &ExportConfig,
+    licence: &Decision,
+    run: &str,
+    earlier: bool,
+) -> Result<Pushed, Failure> {
     let (newest, checkpoint) = newest_checkpoint(dir).unwrap_or_default();
     let from = dir.join(if export.push == PushWhat::Merged { "merged" } else { "export" });
-    let trained = Provenance::read(&from)?.and_then(|provenance| provenance.trained);
+    let provenance = Provenance::read(&from)?;
+    let trained = provenance.as_ref().and_then(|provenance| provenance.trained);
     if let Some(trained) = trained.filter(|trained| trained.step < newest && !earlier) {
         let (from, step, run) = (from.display(), trained.step, dir.display());
         let message = format!(
@@ -71,7 +90,11 @@ pub fn push_run(hub: &Hub, dir: &Path, export: &ExportConfig, run: &str, earlier
         );
         return Err(Failure::new(Kind::Data, message));
     }
-    let mut files = shipped(&from, &dir.join(".push/files"), export)?;
+    let copies = dir.join(".push/files");
+    let mut files = shipped(&from, &copies, export)?;
+    if let Some(provenance) = provenance {
+        relicense(&mut files, &copies, provenance, licence)?;
+    }
     if export.push_checkpoint {
         files.extend(checkpoint_files(&checkpoint));
     }
@@ -107,11 +130,11 @@ pub fn push(
     message: String,
     files: Vec<PushFile>,
 ) -> Result<Push, Failure> {
-    // Whoever finds weights in one file does not look for several, nor the other way round: one of the two is old.
-    let has = |name: &str| files.iter().any(|file| file.path == name);
-    let old = [(INDEX, SINGLE), (SINGLE, INDEX)].into_iter().find(|(new, _)| has(new)).map(|(_, old)| old);
+    // What an export may consist of and this one does not is of another: an adapter beside merged weights is taken for theirs.
+    let old = SHIPPED.into_iter().chain(TOKENIZER_FILES).chain([INDEX, SHARDS]);
+    let templates = format!("{CHAT_TEMPLATES}/");
     let checkpoint = export.push_checkpoint.then_some("last-checkpoint/");
-    let replace = old.into_iter().chain(checkpoint).map(str::to_owned).collect();
+    let replace = old.chain([templates.as_str()]).chain(checkpoint).map(str::to_owned).collect();
     Ok(Push {
         target: target(export)?,
         message,
@@ -163,6 +186,23 @@ pub fn shipped(from: &Path, copies: &Path, export: &ExportConfig) -> Result<Vec<
         }
     }
     Ok(files)
+}
+
+/// Where the card in `files` says something else of the licence than what was decided since, it and what remembers it become
+/// copies below `copies` that say that.
+fn relicense(files: &mut [PushFile], copies: &Path, provenance: Provenance, licence: &Decision) -> Result<(), Failure> {
+    let Some(mut card) = provenance.card.clone() else { return Ok(()) };
+    licence.tell(&mut card);
+    if provenance.card.as_ref() == Some(&card) {
+        return Ok(());
+    }
+    fs::create_dir_all(copies).context(Kind::Other, format!("failed to create {}", copies.display()))?;
+    Front { card: card.clone(), curves: String::new() }.write(copies)?;
+    Provenance { card: Some(card), ..provenance }.write(copies)?;
+    for file in files.iter_mut().filter(|file| ["README.md", "temper.json"].contains(&file.path.as_str())) {
+        file.local = copies.join(&file.path);
+    }
+    Ok(())
 }
 
 /// The index of weights that are in several files, and those files; nothing where one file has all.

@@ -29,6 +29,7 @@ pub struct Pushing<'a> {
     plan: &'a Plan,
     run: &'a RunDir,
     hub: Hub,
+    licence: Decision,
     stop: &'a Stop,
     beside: Option<Pusher>,
     best: Option<u64>,
@@ -92,7 +93,7 @@ impl<'a> Pushing<'a> {
             Pusher::start(&hub, run.path(), prepare)
         };
         let beside = (plan.export.push_when != PushWhen::End).then(start).transpose().map_err(failure)?;
-        Ok(Self { plan, run, hub, stop, beside, best: None })
+        Ok(Self { plan, run, hub, licence: permission.licence.clone(), stop, beside, best: None })
     }
 
     /// Takes note of an event: a checkpoint may be due to be pushed. What goes wrong is logged, and training goes on.
@@ -123,14 +124,14 @@ impl<'a> Pushing<'a> {
     /// # Errors
     /// When the last push fails or is given up; everything is on this machine, and `temper push` sends what is missing.
     pub fn finish(self) -> Result<Pushed, Failure> {
-        let Self { plan, run, hub, stop, beside, .. } = self;
+        let Self { plan, run, hub, licence, stop, beside, .. } = self;
         for outcome in beside.map(|beside| beside.finish(|| stop.is_requested())).unwrap_or_default() {
             if let Err(error) = outcome.result {
                 tracing::warn!(step = outcome.step, "failed to {error}");
             }
         }
         let (dir, export, id) = (run.path().to_owned(), plan.export.clone(), plan.fingerprint.clone());
-        let pushed = until_stopped(&hub, stop, move |hub| push_run(hub, &dir, &export, &id, false));
+        let pushed = until_stopped(&hub, stop, move |hub| push_run(hub, &dir, &export, &licence, &id, false));
         pushed.map_err(|failure| {
             let dir = run.path().display();
             let message =

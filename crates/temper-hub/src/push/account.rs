@@ -86,7 +86,8 @@ impl Hub {
     /// be known.
     ///
     /// # Errors
-    /// What stands against the push. A repository that exists and is public is an error unless the target says public.
+    /// What stands against the push. A repository that exists is an error if it is public and the target says private, or the
+    /// other way round.
     pub fn prepare(&self, target: &Target) -> Result<Ready> {
         let repo = &target.repo;
         self.online(format!("push to {repo}"))?;
@@ -112,6 +113,11 @@ impl Hub {
         if !private && target.private && !target.pull_request {
             return Err(wrong(
                 "the repository is public; say so in the recipe (private = false) or take another name".into(),
+            ));
+        }
+        if private && !target.private && !created && !target.pull_request {
+            return Err(wrong(
+                "the repository is private, and a push does not change that: make it public on its page".into(),
             ));
         }
         self.ask_modes(target, "main", &[("README.md", 1, "IwA=")])?;

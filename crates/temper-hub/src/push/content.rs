@@ -105,8 +105,10 @@ pub(crate) fn digest(contents: &[Content]) -> String {
 /// Looks for hub tokens, `hf_` and at least 20 letters or digits, in a stream.
 #[derive(Debug, Default)]
 struct Secrets {
-    /// Bytes of `hf_` that the stream ends in, or 3 and the letters and digits after it.
-    matched: usize,
+    /// Letters and digits that the stream ends in after `hf_`; none without it.
+    after: Option<usize>,
+    /// The last two bytes.
+    last: [u8; 2],
     position: u64,
 }
 
@@ -114,20 +116,24 @@ impl Secrets {
     /// Where a token ends within the next bytes of the stream.
     fn find(&mut self, bytes: &[u8]) -> Option<u64> {
         for byte in bytes {
-            self.matched = match (self.matched, byte) {
-                (1, b'f') => 2,
-                (2, b'_') => 3,
-                (3.., byte) if byte.is_ascii_alphanumeric() => self.matched + 1,
-                (_, b'h') => 1,
-                _ => 0,
+            self.after = match self.after {
+                _ if *byte == b'_' => (self.last == *b"hf").then_some(0),
+                Some(count) if byte.is_ascii_alphanumeric() => Some(count + 1),
+                _ => None,
             };
+            self.last = [self.last[1], *byte];
             self.position += 1;
-            if self.matched == 23 {
+            if self.after == Some(20) {
                 return Some(self.position - 23);
             }
         }
         None
     }
+}
+
+/// Whether a text has a hub token in it.
+pub fn has_token(text: &str) -> bool {
+    Secrets::default().find(text.as_bytes()).is_some()
 }
 
 #[cfg(test)]
@@ -137,11 +143,15 @@ mod tests {
 
     #[test]
     fn tokens_are_found_wherever_the_stream_is_cut() {
-        let text = b"a hf_hf_short x = hf_abcdefghijABCDEFGHIJ0 more";
-        for cut in 0..text.len() {
-            let mut secrets = Secrets::default();
-            let found = secrets.find(&text[..cut]).or_else(|| secrets.find(&text[cut..]));
-            assert_eq!(found, Some(18), "{cut}");
+        for text in
+            [&b"a hf_hf_short x = hf_abcdefghijABCDEFGHIJ0 more"[..], b"hf_hf, short: hf_hf_abcdefghijABCDEFGHIJ"]
+        {
+            for cut in 0..text.len() {
+                let mut secrets = Secrets::default();
+                let found = secrets.find(&text[..cut]).or_else(|| secrets.find(&text[cut..]));
+                let at = text.windows(6).position(|part| part == b"hf_abc").map(|at| at as u64);
+                assert_eq!(found, at, "{cut}");
+            }
         }
         assert_eq!(Secrets::default().find(b"hf_hub_download_of_the_file hf_abc"), None);
     }

@@ -19,8 +19,10 @@ use std::{
 };
 
 pub use account::{Account, Ready};
+pub use content::has_token;
 pub use pusher::{Outcome, Pusher};
 
+use crate::pull::globs;
 use crate::{Commit, Error, Hub, OnProgress, Pinned, Progress, RepoId, Result};
 use commit::{Change, Settled};
 use content::Content;
@@ -55,7 +57,7 @@ pub struct Push {
     pub step: u64,
     /// The files, all of them named: no directory is walked.
     pub files: Vec<PushFile>,
-    /// Directories (`last-checkpoint/`) whose other files are deleted by the same commit, and files that are.
+    /// Directories (`last-checkpoint/`) whose other files are deleted by the same commit, and files that are; names as globs.
     pub replace: Vec<String>,
     /// Tags to put on the commit.
     pub tags: Vec<String>,
@@ -217,11 +219,10 @@ impl Hub {
     fn stale(&self, push: &Push, head: Option<&Commit>) -> Result<Vec<String>> {
         let (Some(head), false) = (head, push.replace.is_empty()) else { return Ok(Vec::new()) };
         let listed = self.list(&push.at(head))?;
-        let below = |path: &str, dir: &str| path.starts_with(&format!("{}/", dir.trim_end_matches('/')));
-        let replaced = |path: &str| push.replace.iter().any(|old| path == old || below(path, old));
+        let replaced = globs(&push.replace.iter().map(String::as_str).collect::<Vec<_>>())?;
         let new = |path: &str| push.files.iter().any(|file| file.path == path);
         let paths = listed.files.into_iter().map(|file| file.path);
-        Ok(paths.filter(|path| replaced(path) && !new(path)).collect())
+        Ok(paths.filter(|path| replaced.is_match(path) && !new(path)).collect())
     }
 }
 

@@ -122,7 +122,7 @@ fn a_token_that_expires_in_the_middle_loses_nothing() {
 #[test]
 fn rate_limits_are_waited_for() {
     let bench = Bench::new();
-    for path in ["/api/whoami-v2", "*/preupload/*", "*/objects/batch", "*/refs"] {
+    for path in ["/api/whoami-v2", "*/preupload/*", "*/objects/batch", "*/refs", COMMIT] {
         bench.server.fault(Fault::new("*", path, Trouble::RateLimited { retry_after: 1 }));
     }
     bench.hub().push(&push(&bench), &|_| {}).unwrap();

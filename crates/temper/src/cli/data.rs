@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use temper_hub::{DataCard, DataSplit, Push, PushFile, RepoId, Target, render_data};
+use temper_hub::{DataCard, DataSplit, Push, PushFile, RepoId, Target, has_token, render_data};
 use temper_world::Place;
 
 use super::writeln;
@@ -115,6 +115,11 @@ impl PreviewArgs {
     }
 }
 
+/// A text of a row that must not be pushed: the file that is made of the rows is compressed.
+fn secret(text: &str) -> Option<&'static str> {
+    has_token(text).then_some("it holds a hub access token; take it out, a pushed secret has to be revoked")
+}
+
 impl DataPushArgs {
     fn run(self) -> Result<(), Failure> {
         let repo = RepoId::dataset(&self.to).map_err(failure)?;
@@ -133,7 +138,7 @@ impl DataPushArgs {
             let name = format!("data/{split}-00000-of-00001.parquet");
             let local = dir.path().join(format!("{split}.parquet"));
             let converted =
-                temper_data::to_parquet(&inputs, &local).context(Kind::Data, "failed to convert the data")?;
+                temper_data::to_parquet(&inputs, &local, secret).context(Kind::Data, "failed to convert the data")?;
             let bytes = fs::metadata(&local).map(|metadata| metadata.len()).unwrap_or_default();
             card.splits.push(DataSplit { name: split, files: name.clone(), rows: converted.rows, bytes });
             card.columns = converted.columns;

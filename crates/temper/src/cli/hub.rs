@@ -129,9 +129,9 @@ impl PushArgs {
         let sources: Result<Vec<Source>, _> = serde_json::from_value(plan["sources"].clone());
         let sources = sources.context(Kind::Data, "failed to understand plan.json")?;
         let adapted = plan["adapter"]["modules"].as_array().is_some_and(|modules| !modules.is_empty());
-        licence(&hub, &export, &sources, license_of(&self.run.join("export")), adapted)?;
+        let licence = licence(&hub, &export, &sources, license_of(&self.run.join("export")), adapted)?;
         let fingerprint = plan["fingerprint"].as_str().unwrap_or_default();
-        let pushed = push_run(&hub, &self.run, &export, fingerprint, self.earlier)?;
+        let pushed = push_run(&hub, &self.run, &export, &licence, fingerprint, self.earlier)?;
         let sent = if pushed.was_there { "was there".into() } else { format!("sent {}", units::bytes(pushed.sent)) };
         writeln(&format!("{} ({sent}, commit {})", pushed.pull_request.unwrap_or(pushed.url), pushed.commit))
     }

@@ -220,6 +220,17 @@ pub enum Dtype {
     Bf16,
 }
 
+impl Dtype {
+    /// As recipes write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 impl From<Dtype> for SaveDtype {
     fn from(dtype: Dtype) -> Self {
         match dtype {
