@@ -39,8 +39,11 @@ pub(crate) fn read(
     let mut record = csv::StringRecord::new();
     let (mut last, mut several_lines) = (1, false);
     while reader.read_record(&mut record).map_err(|e| failure(path, e, shift))? {
-        last = record.position().map_or(last, |position| position.line() + shift);
-        several_lines = record.as_slice().contains('\n');
+        // Where the record begins, by where it ends: the crate does not say how many blank lines it skipped.
+        let (end, breaks) = (reader.position(), record.as_slice().matches('\n').count() as u64);
+        let open = shift == 0 && quotes.get().ended_open(end.byte());
+        last = end.line() + shift + u64::from(open) - 1 - breaks;
+        several_lines = breaks > 0;
         let cell = |i: Option<usize>| i.map(|i| Value::String(record.get(i).unwrap_or_default().to_owned()));
         let there = || header.iter().map(str::to_owned).collect();
         sink(columns.record(
@@ -72,13 +75,22 @@ fn failure(path: &Path, error: csv::Error, shift: u64) -> Error {
     }
 }
 
-/// What went by: the first bytes, how the first line ends, and whether the count of quotes is odd.
+/// What went by: the first bytes, how the first line ends, whether the count of quotes is odd, how much it was, and the last byte.
 #[derive(Clone, Copy, Default)]
 struct Watch {
     seen: bool,
     start: [u8; 2],
     crlf: bool,
     odd: bool,
+    count: u64,
+    last: u8,
+}
+
+impl Watch {
+    /// Whether a record that ends at `byte` is the last one, and no line feed ends it: there is none, or a quote has it.
+    fn ended_open(&self, byte: u64) -> bool {
+        byte == self.count && (self.last != b'\n' || self.odd)
+    }
 }
 
 struct Watched<R> {
@@ -96,6 +108,8 @@ impl<R: Read> Read for Watched<R> {
             watch.start = [buffer[0], buffer[1]];
             watch.crlf = buffer.split(|b| *b == b'\n').next().is_some_and(|line| line.ends_with(b"\r"));
         }
+        watch.count += n as u64;
+        watch.last = buffer.last().copied().unwrap_or(watch.last);
         watch.odd ^= buffer.iter().filter(|b| **b == b'"').count() % 2 == 1;
         self.watch.set(watch);
         Ok(n)

@@ -9,6 +9,11 @@ impl Random {
         Self(mix(mix(seed) ^ stream))
     }
 
+    /// A stream of its own for each number.
+    pub fn of(&self, stream: u64) -> Self {
+        Self::new(self.0, stream)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         mix(self.0)

@@ -190,6 +190,10 @@ fn every_mistake_has_its_own_message() {
         ("open.csv", "text,label\na,b\n\"c,d\ne,f\ng,h\n", &["line 3"]),
         ("swallow.csv", "label,text\nb,a\nd,\"c\nf,e\nh,g\n", &["line 3", "never closed"]),
         ("empty_label.csv", "text,label\na,\n", &["line 2", "the label is empty"]),
+        ("blank_lines.csv", "\ntext,label\na,b\n\n\n\"c\nd\",e\n\n\na,\n\nb,c", &["line 10", "the label is empty"]),
+        ("blank_crlf.csv", "text,label\r\na,b\r\n\r\n\r\na,\r\n", &["line 5", "the label is empty"]),
+        ("blank_end.csv", "text,label\na,b\n\n\na,", &["line 5", "the label is empty"]),
+        ("crlf_end.csv", "text,label\r\na,b\r\na,", &["line 3", "the label is empty"]),
         ("data.txt", "a", &["\".txt\" is not one of", "\"jsonl\""]),
         ("data.csv.gz", "a", &["compressed", "decompress"]),
     ];

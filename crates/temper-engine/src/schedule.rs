@@ -26,10 +26,12 @@ impl Schedule {
     /// The schedule of a recipe over `steps` steps. A warmup given as a ratio is rounded up to whole steps, as in
     /// Transformers.
     pub fn new(config: &ScheduleConfig, steps: u64) -> Self {
-        let ratio = config.warmup_ratio.unwrap_or(WARMUP_RATIO);
+        let of = |ratio: f64| (ratio * steps as f64).ceil() as u64;
+        // A run of one step that names no warmup does train.
+        let unnamed = || of(WARMUP_RATIO).min(steps.saturating_sub(1));
         Self {
             kind: config.kind,
-            warmup_steps: config.warmup_steps.unwrap_or((ratio * steps as f64).ceil() as u64),
+            warmup_steps: config.warmup_steps.or(config.warmup_ratio.map(of)).unwrap_or_else(unnamed),
             steps,
             min_ratio: config.min_ratio,
             decay_ratio: config.decay_ratio,

@@ -239,12 +239,18 @@ pub fn open(directory: &Path) -> Result<AdapterFile, Error> {
 }
 
 /// Writes a file so that a reader sees the old one or the whole new one: `write` fills a neighbour, which is synced to
-/// the disk and then renamed.
+/// the disk and then renamed. What a link leads to is replaced, not the link; a device or a pipe is written to.
 ///
 /// # Errors
 ///
 /// When `write` or the system fails; the neighbour is then removed.
 pub fn atomically(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), Error> {
+    let failed = |source| Error::Io { action: "write", path: path.into(), source };
+    let real = fs::canonicalize(path).ok().filter(|_| path.is_symlink());
+    let path = real.as_deref().unwrap_or(path);
+    if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        return write(path).map_err(failed);
+    }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let partial = path.with_file_name(name);
@@ -260,7 +266,7 @@ pub fn atomically(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>)
     });
     result.map_err(|source| {
         let _ = fs::remove_file(&partial);
-        Error::Io { action: "write", path: path.into(), source }
+        failed(source)
     })
 }
 

@@ -174,7 +174,12 @@ fn choose<'a>(targets: &Targets, defaults: &[&str], linears: &'a [String]) -> Re
             let found: Vec<_> = linears.iter().filter(|path| regex.is_match(path)).collect();
             if found.is_empty() {
                 let words = linears.iter().map(|path| last(path)).chain(["default", "all-linear"]);
-                return Err(Error::NoSuchTarget { target: pattern.clone(), nearest: nearest(pattern, words) });
+                // A pattern is one of whole paths; a name stands in a list.
+                let listed = |word: String| {
+                    if linears.iter().any(|path| last(path) == word) { format!("[\"{word}\"]") } else { word }
+                };
+                let nearest = nearest(pattern, words).map(listed);
+                return Err(Error::NoSuchTarget { target: pattern.clone(), nearest });
             }
             Ok(found)
         }

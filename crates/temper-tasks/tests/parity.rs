@@ -295,7 +295,7 @@ fn generation_equals_transformers() {
         let generate = |how: &Generation| model.generate(&case.prompts, how, &Pass::eval(), &mut |_, _| true).unwrap();
         let ids = |how: &Generation| generate(how).into_iter().map(|answer| answer.ids).collect::<Vec<_>>();
         let sampling = Sampling::default();
-        let greedy = Generation { max_new_tokens: 12, end_ids: vec![], sampling, max_positions: 32 };
+        let greedy = Generation { max_new_tokens: 12, end_ids: vec![], sampling, max_positions: 32, first: 0 };
         assert_eq!(ids(&greedy), case.greedy, "{}", case.model);
         let sampling = Sampling { repetition_penalty: case.penalty, ..Sampling::default() };
         assert_eq!(ids(&Generation { sampling, ..greedy.clone() }), case.penalised, "{}", case.model);

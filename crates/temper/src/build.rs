@@ -60,6 +60,7 @@ pub fn judge(config: &Config, task: &TaskPlan) -> Judge {
             end_ids: end_ids.clone(),
             sampling: Sampling::default(),
             max_positions: config.max_positions(),
+            first: 0,
         },
     }
 }

@@ -56,6 +56,12 @@ impl Failure {
         Self { kind, message: message.to_string() }
     }
 
+    /// The same, with where it was found.
+    pub fn at(self, place: impl fmt::Display) -> Self {
+        let message = self.message.strip_prefix("error: ").map(|rest| format!("error: {place}: {rest}"));
+        Self { message: message.unwrap_or(self.message), ..self }
+    }
+
     /// The same, which another rank says.
     pub fn unsaid(self) -> Self {
         Self { message: String::new(), ..self }

@@ -50,7 +50,10 @@ impl Output {
     pub fn write(&self, text: String) -> Result<Option<String>, Failure> {
         let Some(path) = &self.out else { return Ok(Some(text)) };
         let shown = path.display();
-        match std::fs::read(path) {
+        let special = std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir());
+        let old = if special { Ok(Vec::new()) } else { std::fs::read(path) };
+        match old {
+            _ if special => {}
             Ok(old) if old == text.as_bytes() => return Ok(None),
             Ok(_) if !self.force => {
                 let help = "give another name, or replace it with `--force`";

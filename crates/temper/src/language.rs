@@ -20,6 +20,10 @@ use crate::resolve::stop_ids;
 const ROWS: usize = 16;
 /// Tokens that are decoded with what follows: some tokenizers drop the space before the first word.
 const OVERLAP: usize = 16;
+/// The most tokens more of a character's bytes.
+const LONGEST: usize = 8;
+/// What a decoder writes for bytes that are no character.
+const BROKEN: char = char::REPLACEMENT_CHARACTER;
 
 /// A decoder with its tokenizer and chat template.
 pub struct LanguageModel {
@@ -122,16 +126,19 @@ impl LanguageModel {
         Err(Failure::new(Kind::Data, message))
     }
 
-    /// Answers each of `prompts`. `on_text` hears of each piece of an answer as it comes, with the number of its prompt.
+    /// Answers each of `prompts`, of which the first is number `first` of all. `on_text` hears of each piece of an answer as it
+    /// comes, with the number of its prompt among these.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
+        first: usize,
         asked: &Asked,
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<Vec<Answer>, Failure> {
         let how = Generation {
             max_new_tokens: asked.max_new_tokens,
             sampling: asked.sampling.clone(),
+            first,
             ..build::judge(&self.opened.config, &self.task).generation
         };
         let mut streams: Vec<Stream> =
@@ -195,8 +202,10 @@ struct Stream<'a> {
     stop: &'a [String],
     /// The last tokens of what is settled (of the prompt, then of the answer), and those after it.
     ids: Vec<u32>,
-    /// Bytes of the text that the former make.
-    before: usize,
+    /// The text that the former make.
+    before: String,
+    /// How many of `ids` `text` comes from; those behind them are a part of a character.
+    whole: usize,
     text: String,
     /// Bytes of `text` that are settled: whole characters.
     settled: usize,
@@ -207,28 +216,48 @@ struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     fn new(prompt: &[u32], stop: &'a [String], tokenizer: &'a Tokenizer) -> Self {
-        let ids = prompt.to_vec();
-        let mut stream =
-            Self { tokenizer, stop, ids, before: 0, text: String::new(), settled: 0, shown: 0, stopped: false };
+        let (ids, before, text) = (prompt.to_vec(), String::new(), String::new());
+        let mut stream = Self { tokenizer, stop, ids, before, whole: 0, text, settled: 0, shown: 0, stopped: false };
         stream.settle();
         stream
     }
 
-    /// From here on only the last tokens are decoded again.
+    fn decode(&self, ids: &[u32]) -> String {
+        self.tokenizer.decode(ids).unwrap_or_default()
+    }
+
+    /// From here on only the last tokens are decoded again: from where they say the same without those before them, which
+    /// bytes of a character do not.
     fn settle(&mut self) {
-        self.ids.drain(..self.ids.len().saturating_sub(OVERLAP));
-        self.before = self.tokenizer.decode(&self.ids).unwrap_or_default().len();
-        self.settled = self.text.len();
+        let (all, most) = (self.decode(&self.ids), self.ids.len().saturating_sub(OVERLAP));
+        let says = |cut: &usize| {
+            let tail = self.decode(&self.ids[*cut..]);
+            all.ends_with(&tail) && !tail.starts_with(BROKEN)
+        };
+        let cut = (most.saturating_sub(LONGEST)..=most).rev().find(says).unwrap_or(most);
+        self.ids.drain(..cut);
+        self.before = self.decode(&self.ids);
+        (self.whole, self.settled) = (self.ids.len(), self.text.len());
     }
 
     /// Takes a token; false if it completes a text that ends the answer.
     fn push(&mut self, id: u32, on_text: impl FnMut(&str)) -> bool {
         self.ids.push(id);
-        let whole = self.tokenizer.decode(&self.ids).unwrap_or_default();
-        self.text.truncate(self.settled);
-        self.text.push_str(whole.get(self.before..).unwrap_or_default());
-        if self.ids.len() >= 2 * OVERLAP && !self.text.ends_with('\u{fffd}') {
-            self.settle();
+        let all = self.decode(&self.ids);
+        if all.ends_with(BROKEN) && self.ids.len() < self.whole + LONGEST {
+            return true; // a character of which tokens are missing
+        }
+        let said = self.text.get(self.settled..self.shown).unwrap_or_default();
+        if let Some(new) = all.strip_prefix(&self.before).filter(|new| new.starts_with(said)) {
+            self.text.truncate(self.settled);
+            self.text.push_str(new);
+            self.whole = self.ids.len();
+            if self.whole >= 2 * OVERLAP {
+                self.settle();
+            }
+        } else {
+            // What came before reads otherwise now: bytes were no character. What was said stays.
+            self.take_rest();
         }
         // What may have become a stop was not shown.
         let new = self.text.get(self.shown..).unwrap_or_default();
@@ -236,14 +265,23 @@ impl<'a> Stream<'a> {
             self.text.truncate(self.shown + end);
             self.stopped = true;
         }
-        // A character of which tokens are missing, and what may become the end, wait.
-        let sure = if self.stopped { self.text.len() } else { self.text.trim_end_matches('\u{fffd}').len() };
-        let held = if self.stopped { 0 } else { beginning(&self.text[..sure], self.stop) };
-        self.show(sure - held, on_text);
+        // What may become the end waits.
+        let held = if self.stopped { 0 } else { beginning(&self.text, self.stop) };
+        self.show(self.text.len() - held, on_text);
         !self.stopped
     }
 
+    /// Takes the tokens that are in no text yet for themselves.
+    fn take_rest(&mut self) {
+        let rest = self.decode(&self.ids[self.whole..]);
+        self.text.push_str(&rest);
+        self.settle();
+    }
+
     fn finish(&mut self, on_text: impl FnMut(&str)) {
+        if self.whole < self.ids.len() && !self.stopped {
+            self.take_rest();
+        }
         self.show(self.text.len(), on_text);
     }
 
@@ -293,6 +331,66 @@ mod tests {
         let (mut stream, mut said) = (Stream::new(&ids[..2], &stop, &tokenizer), String::new());
         assert!(!ids[2..].iter().all(|&id| stream.push(id, |new| said.push_str(new))));
         assert!(said.ends_with("an die ") && stream.text == said, "{said}");
+    }
+
+    /// A tokenizer that spells what it does not know in bytes, as Llama's: `<0x00>` is token 3.
+    fn of_bytes() -> Tokenizer {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["<unk>", "<s>", "</s>"].map(str::to_owned).into_iter();
+        let names =
+            names.chain((0..256).map(|byte| format!("<0x{byte:02X}>"))).chain(["▁", "a", "▁a"].map(str::to_owned));
+        let vocab: serde_json::Map<String, serde_json::Value> = names.zip((0..).map(Into::into)).collect();
+        let model = serde_json::json!({
+            "type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": vocab, "merges": [["▁", "a"]],
+        });
+        let replace = |pattern: &str, content: &str| serde_json::json!({ "type": "Replace", "pattern": { "String": pattern }, "content": content });
+        let decoders = serde_json::json!([
+            replace("▁", " "), { "type": "ByteFallback" }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ]);
+        let normalizers = serde_json::json!([{ "type": "Prepend", "prepend": "▁" }, replace(" ", "▁")]);
+        let whole = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "model": model,
+            "normalizer": { "type": "Sequence", "normalizers": normalizers },
+            "decoder": { "type": "Sequence", "decoders": decoders },
+        });
+        std::fs::write(dir.path().join("tokenizer.json"), whole.to_string()).unwrap();
+        Tokenizer::from_dir(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn characters_that_are_spelled_in_bytes_come_whole() {
+        let tokenizer = of_bytes();
+        let bytes = |text: &[u8]| text.iter().map(|&byte| u32::from(byte) + 3).collect::<Vec<_>>();
+        let (prompt, answer) = ("🐈鬱🐈鬱🐈鬱a".repeat(3), "🐈鬱é猫".repeat(20) + " a 🐈");
+        let ids = tokenizer.encode_prompt(&answer).unwrap();
+        for prompt in ["a", "", "猫猫猫猫🐈", &prompt] {
+            let mut prompt = tokenizer.encode_prompt(prompt).unwrap();
+            prompt.extend(bytes("鬱".as_bytes()));
+            let (mut stream, mut said) = (Stream::new(&prompt, &[], &tokenizer), String::new());
+            for &id in &ids {
+                assert!(stream.push(id, |new| {
+                    assert!(!new.contains(BROKEN), "{new}");
+                    said.push_str(new);
+                }));
+                assert!(stream.ids.len() < 2 * OVERLAP + 2 * LONGEST, "{} tokens are decoded again", stream.ids.len());
+            }
+            stream.finish(|new| said.push_str(new));
+            assert_eq!((said.trim_start(), stream.text.trim_start()), (answer.as_str(), answer.as_str()));
+        }
+        // Bytes that are no character are said to be none, once, and what was said before stays.
+        for (broken, after) in
+            [(&b"\xf0\x9f"[..], "a"), (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "a"), (b"\xe7", "")]
+        {
+            let after_ids = after.bytes().map(|_| 260).collect();
+            let ids = [bytes("🐈".as_bytes()), bytes(broken), after_ids].concat();
+            let (mut stream, mut said) = (Stream::new(&[1], &[], &tokenizer), String::new());
+            ids.iter().for_each(|&id| assert!(stream.push(id, |new| said.push_str(new))));
+            stream.finish(|new| said.push_str(new));
+            assert_eq!(said, stream.text);
+            let wrong = said.strip_prefix('🐈').unwrap().strip_suffix(after).unwrap();
+            assert!(!wrong.is_empty() && wrong.chars().all(|c| c == BROKEN), "{said}");
+        }
     }
 
     #[test]

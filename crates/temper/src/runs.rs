@@ -135,8 +135,9 @@ fn search(root: &Path, dir: &Path, depth: usize, runs: &mut Vec<Run>) {
     }
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-    let mut dirs: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|path| path.is_dir() && !hidden(path)).collect();
+    // A link leads to what is listed where it lies, or out of here.
+    let own = |path: &PathBuf| path.is_dir() && !path.is_symlink() && !hidden(path);
+    let mut dirs: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(own).collect();
     dirs.sort();
     dirs.iter().for_each(|below| search(root, below, depth + 1, runs));
 }

@@ -72,7 +72,7 @@ pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
     let wrong = |diagnostics: Diagnostics| Failure::new(Kind::Recipe, diagnostics);
     let settings = sweep.asked.trials(&sweep.set).map_err(wrong)?;
     let count = settings.len();
-    let trials: Vec<Trial> = settings.into_iter().enumerate().map(|(i, set)| Trial::new(i, count, set)).collect();
+    let mut trials: Vec<Trial> = settings.into_iter().enumerate().map(|(i, set)| Trial::new(i, count, set)).collect();
     let mut recipes = Vec::new();
     for trial in &trials {
         recipes.push(Recipe::load(&sweep.recipe, &overrides(sweep, trial)).map_err(wrong)?);
@@ -81,7 +81,7 @@ pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
     let dir = sweep.dir.clone().unwrap_or_else(|| Path::new("runs").join(format!("{name}-sweep")));
     let before = if sweep.fresh { None } else { Held::read(&dir)? };
     let done: Vec<bool> = trials.iter().map(|trial| is_done(before.as_ref(), trial)).collect();
-    let metric = plan(sweep, recipes, &done, before.as_ref())?;
+    let metric = plan(sweep, recipes, &mut trials, &done, before.as_ref())?;
 
     let definition = Definition {
         recipe: text(&sweep.recipe)?,
@@ -130,12 +130,20 @@ fn text(recipe: &Path) -> Result<String, Failure> {
     fs::read_to_string(recipe).context(Kind::Recipe, format!("failed to read {}", recipe.display()))
 }
 
-/// Plans the trials that are not done, and returns the metric that all are compared by and whether more of it is better.
-fn plan(sweep: &Sweep, recipes: Vec<Recipe>, done: &[bool], before: Option<&Held>) -> Result<(String, bool), Failure> {
+/// Plans the trials that are not done, notes what they are made of, and returns the metric that all are compared by and whether
+/// more of it is better.
+fn plan(
+    sweep: &Sweep,
+    recipes: Vec<Recipe>,
+    trials: &mut [Trial],
+    done: &[bool],
+    before: Option<&Held>,
+) -> Result<(String, bool), Failure> {
     let mut metric = before.map(|held| (held.definition.metric.clone(), held.definition.higher_is_better));
-    for (mut recipe, _) in recipes.into_iter().zip(done).filter(|(_, done)| !**done) {
+    for ((mut recipe, trial), _) in recipes.into_iter().zip(trials).zip(done).filter(|(_, done)| !**done) {
         fetch(&mut recipe, sweep.fresh)?;
         let (plan, _) = resolve(&recipe, &Place::alone())?;
+        trial.files = plan.model.files.iter().chain(&plan.data.files).cloned().collect();
         let found = compared_by(&plan)?;
         if metric.get_or_insert_with(|| found.clone()).0 != found.0 {
             let message = "error: the trials are measured by different metrics, and cannot be compared\n  = help: give all \

@@ -17,6 +17,8 @@ pub struct Generation {
     pub sampling: Sampling,
     /// The most tokens of prompt and continuation together, which the network can hold.
     pub max_positions: usize,
+    /// The number of the first prompt among all, of those that are continued by turns: each draws for itself.
+    pub first: usize,
 }
 
 /// A continuation.
@@ -58,7 +60,7 @@ impl CausalLm {
             let mut kept = Vec::new();
             next = Vec::new();
             for (at, &row) in live.iter().enumerate() {
-                let id = how.sampling.next(&logits[at], &seen[row], row);
+                let id = how.sampling.next(&logits[at], &seen[row], how.first + row);
                 if how.end_ids.contains(&id) {
                     generated[row].ended = true;
                     continue;

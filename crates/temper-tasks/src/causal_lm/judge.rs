@@ -176,8 +176,13 @@ mod tests {
 
     #[test]
     fn answers_are_compared_whole_or_by_what_counts() {
-        let generation =
-            Generation { max_new_tokens: 1, end_ids: vec![], sampling: Sampling::default(), max_positions: 1 };
+        let generation = Generation {
+            max_new_tokens: 1,
+            end_ids: vec![],
+            sampling: Sampling::default(),
+            max_positions: 1,
+            first: 0,
+        };
         let answer = Some(Regex::new(r"#### (-?[0-9.,]+)").unwrap());
         let judge = Judge { metrics: vec![], answer, samples: 0, generation };
         let accepts = |metric, expected: &str, answer: &str| {

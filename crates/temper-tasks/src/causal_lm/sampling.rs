@@ -70,7 +70,7 @@ impl Sampling {
         }
         self.cut(&mut weights);
         let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
-        let mut left = Random::new(self.seed.wrapping_add(row as u64), seen.len() as u64).unit() * total;
+        let mut left = Random::new(self.seed, row as u64).of(seen.len() as u64).unit() * total;
         for (id, weight) in &weights {
             left -= weight;
             if left < 0.0 {
@@ -152,7 +152,13 @@ mod tests {
         let sampling = Sampling { temperature: 1.0, seed: 3, ..Sampling::default() };
         let draws = |sampling: &Sampling| (0..50).map(|n| sampling.next(&logits(), &vec![0; n], 0)).collect::<Vec<_>>();
         assert_eq!(draws(&sampling), draws(&sampling));
-        assert_ne!(draws(&sampling), draws(&Sampling { seed: 4, ..sampling.clone() }));
+        let other = Sampling { seed: 4, ..sampling.clone() };
+        assert_ne!(draws(&sampling), draws(&other));
+        // The next row is not the same row under the next seed.
+        let of =
+            |sampling: &Sampling, row| (0..50).map(|n| sampling.next(&logits(), &vec![0; n], row)).collect::<Vec<_>>();
+        assert_ne!(of(&sampling, 1), of(&sampling, 0));
+        assert_ne!(of(&sampling, 1), of(&other, 0));
         assert!(draws(&sampling).windows(2).any(|pair| pair[0] != pair[1]));
     }
 

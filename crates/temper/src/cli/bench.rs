@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::{Device, Tensor};
 use clap::Args;
 use serde_json::{Value, json};
-use temper_engine::{Event, Stop};
+use temper_engine::{EvalConfig, Event, Every, EveryName, Stop};
 use temper_peft::Method;
 use temper_world::{Place, World};
 
@@ -45,17 +45,19 @@ impl BenchArgs {
     pub(super) fn run(mut self, profile: &Profile) -> Result<(), Failure> {
         self.trace.as_deref().map_or(Ok(()), Profile::check)?;
         let place = tempfile::tempdir().context(Kind::Other, "failed to create a temporary directory")?;
-        let steps = self.warmup + self.steps;
-        let every = if self.eval { steps.to_string() } else { "never".into() };
+        let steps = self.warmup.saturating_add(self.steps);
         let run = place.path().join("run");
         self.recipe.overrides.extend([
             format!("run.dir={}", run.display()),
             "run.tensorboard=false".into(),
             "train.log_every=1".into(),
             format!("train.max_steps={steps}"),
-            format!("eval.every={every}"),
         ]);
         let mut recipe = self.recipe.load()?;
+        // Nothing ends it early.
+        recipe.train.max_wall = None;
+        let every = if self.eval { Every::Steps(steps) } else { Every::Named(EveryName::Never) };
+        recipe.eval = EvalConfig { every, batch: recipe.eval.batch, ..EvalConfig::default() };
         device::set_up(&recipe.device, &Place::alone())?;
         let how = How { fresh: true, push: false };
         let Finished { plan, .. } = train::train(&mut recipe, how, &Stop::default(), &World::single())?;
@@ -73,7 +75,8 @@ impl BenchArgs {
         });
         // Those before the first measured step and those of all, or of all alone.
         let tokens: Vec<u64> = tokens.collect();
-        let tokens = tokens.last().unwrap_or(&0) - if self.warmup > 0 { tokens[0] } else { 0 };
+        let before = if self.warmup > 0 { tokens.first().unwrap_or(&0) } else { &0 };
+        let tokens = tokens.last().unwrap_or(&0) - before;
         let report = report(profile, &plan, tokens, self.warmup, used, peak);
         if self.json { print(&report) } else { lines(&report).iter().try_for_each(|line| writeln(line)) }
     }

@@ -1,6 +1,6 @@
 //! `temper generate` and `temper chat`.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -116,7 +116,7 @@ impl GenerateArgs {
         };
         if let [prompt] = self.prompts.as_slice() {
             let began = Instant::now();
-            let answers = model.generate(&[tokens(prompt)?], &asked, &mut |_, text| say(text))?;
+            let answers = model.generate(&[tokens(prompt)?], 0, &asked, &mut |_, text| say(text))?;
             say("\n");
             report(&answers, began);
             return Ok(());
@@ -127,10 +127,18 @@ impl GenerateArgs {
             None => Box::new(self.prompts.iter().cloned().map(Ok)),
         };
         let prompts: Vec<String> = lines.collect::<Result<_, _>>().context(Kind::Data, "failed to read the prompts")?;
-        let (began, mut all) = (Instant::now(), Vec::new());
-        for prompts in prompts.chunks(self.batch.into()) {
-            let ids: Vec<Vec<u32>> = prompts.iter().map(tokens).collect::<Result<_, _>>()?;
-            let answers = model.generate(&ids, &asked, &mut |_, _| {})?;
+        let of = |(line, prompt)| {
+            let place = match &self.file {
+                Some(path) => format!("{}, line {line}", path.display()),
+                None if self.prompts.is_empty() => format!("stdin, line {line}"),
+                None => format!("prompt {line}"),
+            };
+            tokens(prompt).map_err(|failure| failure.at(place))
+        };
+        let ids: Vec<Vec<u32>> = (1..).zip(&prompts).map(of).collect::<Result<_, _>>()?;
+        let (began, batch, mut all) = (Instant::now(), usize::from(self.batch), Vec::new());
+        for (ids, prompts) in ids.chunks(batch).zip(prompts.chunks(batch)) {
+            let answers = model.generate(ids, all.len(), &asked, &mut |_, _| {})?;
             for (prompt, Answer { text, tokens, ended }) in prompts.iter().zip(&answers) {
                 writeln(&json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }).to_string())?;
             }
@@ -160,7 +168,7 @@ impl ChatArgs {
             }
             messages.push(Message::new("user", line.trim()));
             let prompt = model.conversation(&messages)?;
-            let answers = model.generate(&[prompt], &asked, &mut |_, text| say(text))?;
+            let answers = model.generate(&[prompt], 0, &asked, &mut |_, text| say(text))?;
             say("\n");
             messages.extend(answers.into_iter().map(|answer| Message::new("assistant", answer.text)));
         }
@@ -174,8 +182,13 @@ fn turns(system: Option<&str>, user: &str) -> Vec<Message> {
 /// A piece of text on stdout, at once. A reader that went away ends the process quietly.
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("error: failed to write to stdout: {error}");
+            std::process::exit(Kind::Other as i32);
+        }
     }
 }
 

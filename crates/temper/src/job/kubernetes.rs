@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use temper_hub::yaml::quoted;
 
-use super::values::{LABEL, label, line, mount, quantity, to_label, word};
+use super::values::{LABEL, cores, label, line, memory, mount, object, to_label, word};
 use super::{Work, comment};
 use crate::failure::{Context, Failure, Kind};
 use crate::recipe::plain;
@@ -25,7 +25,7 @@ pub struct Kubernetes {
     image: String,
     /// A PersistentVolumeClaim that exists: the run directory is there, and what the recipe reads. What is left of a run must
     /// outlive its job, so none is made.
-    #[arg(long, value_name = "CLAIM", value_parser = word)]
+    #[arg(long, value_name = "CLAIM", value_parser = object)]
     pvc: String,
     /// Where the claim is mounted. Relative paths, the recipe's and the run directory's, begin there.
     #[arg(long, default_value = "/work", value_name = "DIR", value_parser = mount)]
@@ -37,13 +37,13 @@ pub struct Kubernetes {
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1))]
     gpus: u32,
     /// Cores of the pod, such as `4` or `500m`. Default: no limit.
-    #[arg(long, value_name = "AMOUNT", value_parser = quantity)]
+    #[arg(long, value_name = "AMOUNT", value_parser = cores)]
     cpus: Option<String>,
     /// Memory of the pod, such as `16Gi`. Default: no limit.
-    #[arg(long, value_name = "AMOUNT", value_parser = quantity)]
+    #[arg(long, value_name = "AMOUNT", value_parser = memory)]
     memory: Option<String>,
     /// Namespace. Default: that of `kubectl`.
-    #[arg(long, value_name = "NAME", value_parser = label)]
+    #[arg(long, value_name = "NAME", value_parser = object)]
     namespace: Option<String>,
     /// Name of the job. Default: made from the name of the run.
     #[arg(long, value_name = "NAME", value_parser = label)]
@@ -55,7 +55,7 @@ pub struct Kubernetes {
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1000))]
     restarts: u32,
     /// A Secret whose key HF_TOKEN is a token of the hub.
-    #[arg(long, value_name = "SECRET", value_parser = word)]
+    #[arg(long, value_name = "SECRET", value_parser = object)]
     token_secret: Option<String>,
 }
 
@@ -73,9 +73,14 @@ impl Kubernetes {
         }
         let (name, recipe) = (self.name(work)?, inside(work)?);
         let run = work.recipe.run_dir();
-        if plain(&run).starts_with("..") || run.is_absolute() && !run.starts_with(&self.mount) {
+        let outside = plain(&run).starts_with("..") || run.is_absolute() && !plain(&run).starts_with(&self.mount);
+        if outside {
             let help = "write one that begins at --mount, with `--set run.dir=...`";
             return Err(refused(format!("the run directory {} is not on the claim\n  = help: {help}", run.display())));
+        }
+        if let Some(file) = work.files(&recipe).iter().find(|file| Path::new(file).starts_with("..")) {
+            let help = "write the job where both the recipe and what it reads are below the current directory";
+            return Err(refused(format!("{file} is not on the claim, which begins here\n  = help: {help}")));
         }
         let job = self.job(&name) + &indent(&self.pod(work, &name, &recipe)?, 6);
         Ok([self.head(work, &name, &recipe)?, self.config_map(work, &name)?, job].join("---\n"))

@@ -54,22 +54,42 @@ pub(super) fn slurm_memory(text: &str) -> Result<String, String> {
     }
 }
 
-/// An amount as Kubernetes reads it: `4`, `0.5`, `500m`, `16Gi`.
-pub(super) fn quantity(text: &str) -> Result<String, String> {
+/// Cores as Kubernetes reads them: `4`, `0.5`, `500m`.
+pub(super) fn cores(text: &str) -> Result<String, String> {
+    quantity(text, &["", "m"], "write a number of cores, or of thousandths, such as `4` or `500m`")
+}
+
+/// Memory as Kubernetes reads it: `16Gi`. Without a unit it would be bytes, and `m` thousandths of one.
+pub(super) fn memory(text: &str) -> Result<String, String> {
+    let units = ["Gi", "Mi", "Ki", "Ti", "Pi", "Ei", "k", "M", "G", "T", "P", "E"];
+    quantity(text, &units, "write a number and a unit, such as `16Gi`")
+}
+
+fn quantity(text: &str, units: &[&str], shape: &str) -> Result<String, String> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = &text[number.len()..];
-    let units = ["", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     let digits = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    if digits && number.parse::<f64>().is_ok_and(|number| number > 0.0) && units.contains(&unit) {
+    let counts = digits && number.parse::<f64>().is_ok_and(|number| number > 0.0);
+    if counts && units.contains(&unit) {
         return Ok(text.into());
     }
-    let near = units.into_iter().find(|known| !known.is_empty() && unit.eq_ignore_ascii_case(known));
-    let near =
-        near.or_else(|| unit.get(..1).and_then(|first| units.into_iter().find(|u| u.eq_ignore_ascii_case(first))));
+    let begins = |known: &&&str| unit.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known));
+    let near = units.iter().filter(|known| !known.is_empty()).filter(begins).max_by_key(|known| known.len());
     Err(match near {
-        Some(near) if digits && !number.is_empty() => format!("did you mean `{number}{near}`?"),
-        _ => "write a number, and a unit where there is one, such as `4`, `500m` or `16Gi`".into(),
+        Some(near) if counts => format!("did you mean `{number}{near}`?"),
+        _ => shape.into(),
     })
+}
+
+/// The name of an object of the cluster: lower-case letters, digits, `-` and `.`, a letter or digit at both ends.
+pub(super) fn object(text: &str) -> Result<String, String> {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+    let fits = !text.is_empty() && text.len() <= 253 && text.chars().all(inner);
+    if fits && !text.starts_with(['-', '.']) && !text.ends_with(['-', '.']) {
+        return Ok(text.into());
+    }
+    let rule = "names in Kubernetes are lower-case letters, digits, `-` and `.`";
+    Err(to_label(text, LABEL).filter(|near| near != text).map_or(rule.into(), |near| format!("{rule}: `{near}`")))
 }
 
 /// A name as Kubernetes accepts it for what has an address: lower-case letters, digits and `-`, at most 63.
@@ -161,15 +181,24 @@ mod tests {
 
     #[test]
     fn quantities_are_those_of_kubernetes() {
-        for right in ["4", "0.5", "500m", "16Gi", "1G"] {
-            assert_eq!(quantity(right).unwrap(), right);
+        assert!(["4", "0.5", "500m"].iter().all(|right| cores(right).as_deref() == Ok(right)));
+        assert!(["16Gi", "1G", "0.5Ti", "2k"].iter().all(|right| memory(right).as_deref() == Ok(right)));
+        for (wrong, near) in [("16GB", "16G"), ("16gi", "16Gi"), ("16GiB", "16Gi"), ("2K", "2k"), ("16m", "16M")] {
+            assert!(memory(wrong).unwrap_err().contains(&format!("`{near}`")), "{wrong}: {:?}", memory(wrong));
         }
-        for (wrong, near) in [("16GB", "16G"), ("16gi", "16Gi"), ("16GiB", "16G"), ("2K", "2k")] {
-            assert!(quantity(wrong).unwrap_err().contains(&format!("`{near}`")), "{wrong}: {:?}", quantity(wrong));
+        for wrong in ["", "Gi", "-1", "0", "1e3x", "1 Gi", ".", "0Gi"] {
+            assert!(cores(wrong).is_err() && memory(wrong).is_err(), "{wrong}");
         }
-        for wrong in ["", "Gi", "-1", "0", "1e3x", "1 Gi", "."] {
-            assert!(quantity(wrong).is_err(), "{wrong}");
+        assert!(memory("16").is_err() && cores("4Gi").is_err());
+    }
+
+    #[test]
+    fn names_are_those_of_objects() {
+        assert!(["2024-team", "a.b", "x"].iter().all(|right| object(right).as_deref() == Ok(right)));
+        for (wrong, near) in [("My_Claim", "my-claim"), ("-a-", "a"), ("a/b", "a-b")] {
+            assert!(object(wrong).unwrap_err().ends_with(&format!("`{near}`")), "{wrong}");
         }
+        assert!(object("").is_err() && object(&"a".repeat(254)).is_err());
     }
 
     #[test]

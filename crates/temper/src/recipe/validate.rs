@@ -341,6 +341,23 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
         let because = "an adapter is stored as it trained, in f32; full weights are written with `merge = true` alone";
         rules.idle(&["export.dtype"], because, "adapter.method");
     }
+    let id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.+_".contains(c);
+    if export.license.as_ref().is_some_and(|license| !license.chars().all(id)) {
+        let message = "a licence is written as the hub calls it: lower-case letters, digits, `-` and `.`";
+        rules.wrong("export.license", message, "such as `apache-2.0`, `mit` or `cc-by-4.0`");
+    }
+    let code = |text: &str| {
+        let first = text.split('-').next().unwrap_or_default();
+        let short = (2..=3).contains(&first.len()) && first.bytes().all(|byte| byte.is_ascii_lowercase());
+        short && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') || ["code", "multilingual"].contains(&text)
+    };
+    if export.language.as_ref().is_some_and(|language| !language.is_empty() && !code(language)) {
+        rules.wrong(
+            "export.language",
+            "a language is written by its code in ISO 639",
+            "such as `en`, `pt-BR` or `multilingual`",
+        );
+    }
     let local = recipe.model.base.as_ref().is_some_and(|base| !is_hub_name(recipe, base));
     if !local {
         rules.idle(&["export.base_model"], "`base` in [model] says it", "model.base");

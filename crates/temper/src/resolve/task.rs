@@ -208,10 +208,14 @@ pub fn stop_ids(config: &Config, tokenizer: &Tokenizer, dir: &Path) -> BTreeSet<
     own.into_iter().chain(tokenizer.eos_id()).collect()
 }
 
-/// How the model in `dir` is said to generate; nothing where it has no such file.
+/// How the model in `dir` is said to generate; nothing where it has no such file, or one that nobody can read.
 pub fn generation_config(dir: &Path) -> Map<String, Value> {
-    let text = std::fs::read_to_string(dir.join("generation_config.json")).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
+    let path = dir.join("generation_config.json");
+    let Ok(text) = std::fs::read_to_string(&path) else { return Map::new() };
+    serde_json::from_str(&text).unwrap_or_else(|error| {
+        tracing::warn!(%error, "{} cannot be understood: what it says of stop tokens is not known", path.display());
+        Map::new()
+    })
 }
 
 fn masked_lm(recipe: &Recipe, task: &MaskedLmConfig, tokenizer: &Tokenizer) -> Result<TaskPlan, Failure> {

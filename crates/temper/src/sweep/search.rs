@@ -198,7 +198,9 @@ fn list(flag: &str, text: &str, start: usize, values: &str) -> Result<Values, Di
         if value.is_empty() {
             return Err(Diagnostic::new("a value is missing").at(place(), ""));
         }
-        if found.iter().any(|other| other == value) {
+        let number = |text: &str| text.replace('_', "").parse::<f64>().ok();
+        let same = |other: &String| other == value || number(other).is_some_and(|other| number(value) == Some(other));
+        if found.iter().any(same) {
             return Err(Diagnostic::new(format!("`{value}` is there twice")).at(place(), ""));
         }
         found.push(value.to_owned());

@@ -1,5 +1,6 @@
 //! `sweep.json`: what a sweep tries and how far it has come, so that the same command goes on.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::median::MedianRule;
 use super::search::Setting;
 use crate::failure::{Context, Failure, Kind};
+use crate::plan::PinnedFile;
 use crate::run_dir::write_atomically;
 
 /// The file's name.
@@ -51,6 +53,9 @@ pub struct Trial {
     /// What ended it before its time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// The rows and weights that it was last planned with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PinnedFile>,
 }
 
 /// How a trial stands.
@@ -100,7 +105,7 @@ impl Trial {
     /// The trial of that number, from 0, of `count`.
     pub fn new(number: usize, count: usize, set: Vec<Setting>) -> Self {
         let width = count.to_string().len().max(3);
-        Self { dir: format!("{:0width$}", number + 1), set, state: TrialState::Waiting, why: None }
+        Self { dir: format!("{:0width$}", number + 1), set, state: TrialState::Waiting, why: None, files: Vec::new() }
     }
 
     /// Its values, as on a command line.
@@ -154,7 +159,8 @@ impl Held {
             return Err(Failure::new(Kind::Recipe, message));
         }
         for (new, old) in self.trials.iter_mut().zip(old.trials) {
-            *new = old;
+            let files = if old.state.is_done() { old.files.clone() } else { std::mem::take(&mut new.files) };
+            *new = Trial { files, ..old };
         }
         Ok(())
     }
@@ -183,6 +189,17 @@ impl Held {
         let pairs = self.trials.iter().zip(&old.trials);
         if let Some((new, was)) = pairs.into_iter().find(|(new, was)| new.set != was.set) {
             differ(&format!("trial {}", was.dir), new.shown(), was.shown());
+        }
+        let others = |file: &PinnedFile, trial: &&Trial| {
+            let same = |old: &PinnedFile| old.path == file.path && old.sha256 != file.sha256;
+            trial.state.is_done() && trial.files.iter().any(same)
+        };
+        let files = self.trials.iter().flat_map(|trial| &trial.files);
+        let changed = |file: &PinnedFile| {
+            old.trials.iter().find(|trial| others(file, trial)).map(|trial| (file.path.clone(), trial.dir.clone()))
+        };
+        for (path, trial) in files.filter_map(changed).collect::<BTreeSet<_>>() {
+            out.push(format!("  {path} is not what trial {trial} was made of"));
         }
         if new.recipe != was.recipe {
             let pair = new.recipe.lines().zip(was.recipe.lines()).enumerate().find(|(_, (new, was))| new != was);
@@ -253,6 +270,20 @@ mod tests {
         new.go_on_from(old, Path::new("d")).unwrap();
         let states: Vec<TrialState> = new.trials.iter().map(|trial| trial.state).collect();
         assert_eq!(states, [TrialState::Finished, TrialState::Waiting, TrialState::Waiting]);
+    }
+
+    #[test]
+    fn trials_on_other_rows_are_not_compared() {
+        let file = |sha: &str| PinnedFile { path: "train.jsonl".into(), bytes: 1, sha256: sha.into() };
+        let mut old = held(&["1e-3"]);
+        (old.trials[0].state, old.trials[0].files) = (TrialState::Finished, vec![file("a")]);
+        let mut new = held(&["1e-3", "1e-4"]);
+        new.trials[1].files = vec![file("b")];
+        let message = new.clone().go_on_from(old.clone(), Path::new("d")).unwrap_err().to_string();
+        assert!(message.contains("train.jsonl is not what trial 001 was made of"), "{message}");
+        new.trials[1].files = vec![file("a")];
+        new.go_on_from(old, Path::new("d")).unwrap();
+        assert_eq!(new.trials[0].files, [file("a")]);
     }
 
     #[test]
