@@ -17,8 +17,8 @@ use crate::portable::Float;
 use crate::quantized::{Matrix, Quantized, QuantizedOps};
 use crate::sum::{Place, SumOps};
 
-/// How f32 matrices are multiplied: those of layers, and on GPUs those within [`attention`](crate::attention()), which stay
-/// f32 on the processor.
+/// How f32 matrices are multiplied: those of layers and those within [`attention`](crate::attention()). On a processor without
+/// products of bfloat16, and there in IEEE half precision, those within attention stay f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// As they are.

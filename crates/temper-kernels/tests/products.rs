@@ -5,7 +5,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use temper_kernels::{Format, Precision, Quantized, Weight, biased, linear, lora_product, matmul, set_precision};
+use temper_kernels::{
+    Format, Precision, Quantized, Sight, Weight, attention, biased, linear, lora_product, matmul, set_precision,
+};
 
 /// Rows of the left matrix, its columns, columns of the right one.
 const SHAPES: [[usize; 3]; 10] = [
@@ -296,6 +298,34 @@ fn what_one_thread_computes_another_multiplies() {
             let noise = Tensor::<2>::full([64, 130], 1e6, &device()) * 3.0;
             close(y + 0.0, &expected, tolerance, &format!("{precision:?}"));
             drop(noise);
+        }
+    }
+}
+
+/// Causal attention over several blocks of queries, with heads that share keys: as f32 has it, up to the rounding of operands.
+#[test]
+fn attention_in_half_precision_is_near_that_of_f32() {
+    let device = device().autodiff();
+    let (batch, length, features) = (2, 150, 64);
+    let make = |seed: u64, heads: usize| {
+        let host = Host::random(seed, [batch * length, heads * features]);
+        Tensor::<4>::from_data(TensorData::new(host.values, [batch, length, heads, features]), &device).require_grad()
+    };
+    let run = |precision| {
+        let _within = Within::new(precision);
+        let inputs = [make(1, 6), make(2, 2), make(3, 2)];
+        // Two segments a row, each query sees its own up to itself.
+        let ranges = (0..length as u32).map(|query| if query < 100 { 0..query + 1 } else { 100..query + 1 });
+        let sight = Sight::new(ranges.cycle().take(batch * length).collect(), length);
+        let y = attention(inputs.clone(), &sight, 0.125, None);
+        let gradients = (y.clone() * make(4, 6).detach()).sum().backward();
+        let of = |x: &Tensor<4>| x.grad(&gradients).expect("a gradient").flatten::<2>(1, 3);
+        [y.inner().flatten::<2>(1, 3), of(&inputs[0]), of(&inputs[1]), of(&inputs[2])]
+    };
+    let expected = run(Precision::F32).map(|x| x.try_into_vec_as::<f64>().expect("numbers"));
+    for (precision, tolerance) in precisions().into_iter().skip(1) {
+        for (found, expected) in run(precision).into_iter().zip(&expected) {
+            close(found, expected, tolerance, &format!("{precision:?}"));
         }
     }
 }

@@ -6,9 +6,11 @@ use burn::tensor::Shape;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::*;
+use crate::cpu::bf16::Engine;
 use crate::cpu::gemm::{Matrix, Target};
 use crate::cpu::panels::Right;
 use crate::cpu::{all_f32, math, slice, tensor, vectorised};
+use crate::product::lane::engine;
 
 /// How many queries have their scores at once.
 const BLOCK: usize = 64;
@@ -53,8 +55,8 @@ impl Head {
     }
 
     /// What queries are multiplied by.
-    fn right(self, x: Matrix) -> Right {
-        Right::new(x, self.sizes.queries)
+    fn right(self, x: Matrix, engine: Option<Engine>) -> Right {
+        Right::new(x, self.sizes.queries, engine)
     }
 
     /// Blocks of queries with the ranges of keys that they see, and the keys that a block has scores of.
@@ -98,7 +100,7 @@ impl AttentionOps for Flex {
         if !all_f32([&query, &key, &value]) {
             return blocks::forward::<Self>([query, key, value].map(Float), &form, &Steps::portable());
         }
-        let sizes = Sizes::of::<Flex>(&query, &key);
+        let (sizes, engine) = (Sizes::of::<Flex>(&query, &key), engine([&query, &key, &value]));
         let [query, key, value] = [query, key, value].map(|x| x.to_contiguous());
         let shape = query.layout().shape().clone();
         let [query, key, value] = [&query, &key, &value].map(slice);
@@ -107,7 +109,7 @@ impl AttentionOps for Flex {
         let out = Target::new(result.as_mut_ptr(), count * features);
         let sums = Target::new(lse.as_mut_ptr(), 1);
         heads(sizes, |[scores], head| {
-            let (k, v) = (head.right(head.keys(key).transposed()), head.right(head.keys(value)));
+            let (k, v) = (head.right(head.keys(key).transposed(), engine), head.right(head.keys(value), engine));
             for (block, ranges, keys) in head.blocks(&form.sight) {
                 if keys.is_empty() {
                     // SAFETY: results of this head.
@@ -154,7 +156,7 @@ impl AttentionOps for Flex {
             let inputs = [query, key, value, result, lse, grad].map(Float);
             return blocks::backward::<Self>(inputs, &form, &Steps::portable());
         }
-        let sizes = Sizes::of::<Flex>(&query, &key);
+        let (sizes, engine) = (Sizes::of::<Flex>(&query, &key), engine([&query, &key, &value]));
         let inputs = [query, key, value, result, lse, grad].map(|x| x.to_contiguous());
         let shapes = [0, 1].map(|i| inputs[i].layout().shape().clone());
         let [query, key, value, result, lse, grad] = inputs.each_ref().map(slice);
@@ -167,7 +169,7 @@ impl AttentionOps for Flex {
         let (to_query, to_key, to_value) = (to(&mut of_query), to(&mut of_key), to(&mut of_value));
         heads(sizes, |[weights, slopes], head| {
             let [k, v] = [key, value].map(|x| head.keys(x));
-            let (across, down) = ([k, v].map(|x| head.right(x.transposed())), head.right(k));
+            let (across, down) = ([k, v].map(|x| head.right(x.transposed(), engine)), head.right(k, engine));
             let first = (head.row * all * count + head.head) * features;
             for to in [to_key, to_value] {
                 // SAFETY: gradients of this head.
@@ -207,7 +209,7 @@ impl AttentionOps for Flex {
                     let slopes = Matrix::of(slopes, block.len(), width, width);
                     for (to, left, right) in [(to_value, weights, g), (to_key, slopes, q)] {
                         let part = [0..block.len(), 0..features];
-                        Right::new(right, width).product(to.at(place), true, 1.0, left.transposed(), part);
+                        Right::new(right, width, engine).product(to.at(place), true, 1.0, left.transposed(), part);
                     }
                     down.product(to_query.at(head.query(block.start)), false, 1.0, slopes, [keys, 0..features]);
                 }

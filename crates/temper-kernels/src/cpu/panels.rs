@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::bf16::{self, Operand};
 use super::gemm::{self, Matrix, Target};
 use super::turn::turn;
 
@@ -23,15 +24,23 @@ pub(crate) enum Right {
     Plain(Matrix),
     /// Copied: for each [`WIDTH`] columns, row by row, as many values, the last of them followed by zeros.
     Panels { values: Vec<f32>, rows: usize, columns: usize },
+    /// Rounded to bfloat16, in the panels of [`bf16`].
+    Rounded { engine: bf16::Engine, panels: Vec<u32>, rows: usize, columns: usize },
 }
 
 impl Right {
-    /// A matrix, whose rows or columns lie in one piece each, that is going to be multiplied by others of so many rows.
-    pub fn new(x: Matrix, rows_of_left: usize) -> Self {
-        if rows_of_left < FEW {
+    /// A matrix, whose rows or columns lie in one piece each, that is going to be multiplied by others of so many rows; in
+    /// bfloat16, if there is an engine for it.
+    pub fn new(x: Matrix, rows_of_left: usize, engine: Option<bf16::Engine>) -> Self {
+        let (rows, columns) = (x.rows(), x.columns());
+        if rows_of_left < FEW || rows * columns == 0 {
             return Self::Plain(x);
         }
-        let (rows, columns) = (x.rows(), x.columns());
+        if let Some(engine) = engine {
+            let mut panels = vec![0; bf16::panels_size(rows, columns)];
+            bf16::pack_panels_here(Operand::Plain(x), &mut panels);
+            return Self::Rounded { engine, panels, rows, columns };
+        }
         let mut values = vec![0.0; rows * columns.next_multiple_of(WIDTH)];
         for (panel, values) in values.chunks_exact_mut(rows.max(1) * WIDTH).enumerate() {
             let columns = panel * WIDTH..columns.min((panel + 1) * WIDTH);
@@ -98,6 +107,11 @@ impl Right {
                 assert!(columns.start.is_multiple_of(WIDTH) || columns.is_empty());
                 let panels = &values[(columns.start * all).min(values.len())..];
                 run(Work { out, add, alpha, a, panels, all: *all, rows, columns: columns.len() });
+            }
+            Self::Rounded { engine, panels, rows: height, columns: count } => {
+                assert!(columns.end <= *count);
+                // SAFETY: the caller's.
+                unsafe { bf16::product_here(*engine, out, add, alpha, a, (panels, *height), [rows, columns]) };
             }
         }
     }
@@ -273,7 +287,7 @@ mod tests {
                 for engine in engines {
                     // SAFETY: as above.
                     let own = run(&|out| unsafe {
-                        Right::new(b, m).product_by(engine, out, add, 0.7, a, part.clone());
+                        Right::new(b, m, None).product_by(engine, out, add, 0.7, a, part.clone());
                     });
                     close(std::slice::from_ref(&own), std::slice::from_ref(&expected), 2e-6);
                     // What lies between rows is nobody's.

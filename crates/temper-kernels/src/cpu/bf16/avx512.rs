@@ -24,33 +24,39 @@ const ROWS: usize = 8;
 pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
     for piece in pieces {
         let tile = if piece.columns > 16 { tile::<2> } else { tile::<1> };
+        // The last rows are computed with some before them, or where there are none with packed ones of zeros.
+        let last = piece.rows.saturating_sub(ROWS);
         for row in (0..piece.rows).step_by(ROWS) {
-            // SAFETY: the caller's. Rows beyond the last are packed too, as zeros, and not written.
-            unsafe { tile(&piece, row) };
+            // SAFETY: the caller's.
+            unsafe { tile(&piece, row.min(last), row) };
         }
     }
 }
 
-/// The first `HALVES` halves of a panel: those that hold columns.
+/// The first `HALVES` halves of a panel, those that hold columns, of eight rows from `row` on; those from `from` on are written.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile<const HALVES: usize>(piece: &Piece, row: usize) {
+unsafe fn tile<const HALVES: usize>(piece: &Piece, row: usize, from: usize) {
     let mut sums = [[_mm512_setzero_ps(); HALVES]; ROWS];
     // SAFETY: within the packed operands.
     unsafe {
-        let a = piece.a.add(row / 16 * piece.stride + row % 16 * STEP);
+        let a = piece.a.add(row * piece.stride);
         for pair in 0..piece.depth / 2 {
             let b = piece.b.add(pair * PANEL);
             let b: [__m512bh; HALVES] = std::array::from_fn(|half| bh(b.add(16 * half)));
-            let a = a.add(pair / 16 * (16 * STEP) + pair % 16 * 2);
+            let a = a.add(2 * pair);
             for (i, sums) in sums.iter_mut().enumerate() {
-                let a = a.add(i * STEP).cast::<i32>().read_unaligned();
+                let a = a.add(i * piece.stride).cast::<i32>().read_unaligned();
                 let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(a));
                 for (sum, b) in sums.iter_mut().zip(b) {
                     *sum = _mm512_dpbf16_ps(*sum, a, b);
                 }
             }
         }
-        for (i, sums) in sums.iter().enumerate().take(piece.rows - row) {
+        // All of them by number, or they would lie in memory all the time.
+        for (i, sums) in sums.iter().enumerate() {
+            if row + i < from || row + i >= piece.rows {
+                continue;
+            }
             let out = piece.out.row(row + i);
             for (half, sum) in sums.iter().enumerate() {
                 store(out.at(16 * half).first(), *sum, mask(piece.columns - 16 * half), piece);
@@ -184,18 +190,18 @@ pub(super) unsafe fn interleave<T: Load>(upper: &[T], lower: &[T], out: &mut [u3
     }
 }
 
-/// A tile of 16 rows by 32 values, rounded, of a matrix that lies by columns: sixteen values of each, from `column` on.
+/// Sixteen rows of 32 values, `stride` apart, rounded, of a matrix that lies by columns: sixteen values of each, from `column` on.
 ///
 /// # Safety
 ///
-/// The processor has AVX-512 BF16; these values can be read, and 512 be written.
+/// The processor has AVX-512 BF16; these values can be read, and these rows be written.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn turned<T: Load>(column: impl Fn(usize) -> *const T, out: *mut u16) {
+pub(super) unsafe fn turned<T: Load>(column: impl Fn(usize) -> *const T, out: *mut u16, stride: usize) {
     // SAFETY: the caller's.
     unsafe {
         let pairs = std::array::from_fn(|pair| paired(column(2 * pair), column(2 * pair + 1)));
         for (i, row) in transposed(pairs).into_iter().enumerate() {
-            _mm512_storeu_si512(out.add(i * STEP).cast(), row);
+            _mm512_storeu_si512(out.add(i * stride).cast(), row);
         }
     }
 }
