@@ -446,9 +446,18 @@ fn recipes_that_do_not_fit_their_model_are_refused() {
         assert!(said.contains(words) && found == *code, "{set:?}: {found} {said}");
         assert!(!dir.join("run/export").exists());
     }
+    // An output layer of its own that was loaded trains where it is asked for, and only there.
+    let names = |run: &str| {
+        let bytes = fs::read(dir.join(run).join("export/adapter_model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        tensors.names().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    train(&dir, "lora.toml", "plain", &["train.max_steps=1"]);
+    assert!(names("plain").iter().all(|name| name.contains("lora_")), "{:?}", names("plain"));
     // What is refused above is accepted where it fits.
     train(&dir, "lora.toml", "untied", &[&tied, "task.untie=true", "adapter.modules_to_save=[\"lm_head\"]"]);
     train(&dir, "lora.toml", "saved", &["adapter.modules_to_save=[\"lm_head\", \"embed_tokens\"]"]);
+    assert!(names("saved").iter().any(|name| name.contains("lm_head")), "{:?}", names("saved"));
 }
 
 #[test]

@@ -158,6 +158,39 @@ fn a_base_in_four_bits_goes_on_bit_for_bit_and_ships() {
     assert_ne!(losses(whole.path()), losses(exact.path()));
 }
 
+/// `nohup` has SIGHUP ignored, and so it stays.
+#[test]
+#[cfg(unix)]
+fn a_signal_that_was_ignored_before_stays_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = arguments(dir.path(), &["train.max_steps=30", "train.save_every=1"]);
+    let quoted: Vec<String> = arguments.iter().map(|argument| format!("'{argument}'")).collect();
+    let script = format!("trap '' HUP; exec '{}' {}", env!("CARGO_BIN_EXE_temper"), quoted.join(" "));
+    let mut run = std::process::Command::new("sh").args(["-c", &script]).current_dir(root()).spawn().unwrap();
+    let begun = Instant::now();
+    while !dir.path().join("checkpoints/step-000001").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60) && run.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let hup = std::process::Command::new("kill").args(["-HUP", &run.id().to_string()]).status().unwrap();
+    assert!(hup.success() && run.wait().unwrap().success());
+    assert_eq!(losses(dir.path()).len(), 30);
+}
+
+#[test]
+fn a_run_does_not_delete_what_it_is_made_of() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &["export.merge=true", "train.max_steps=2"]);
+    let base = format!("model.base={}", dir.path().join("merged").display());
+    for fresh in [&[][..], &["--fresh".to_owned()]] {
+        let arguments = [arguments(dir.path(), &[&base]), fresh.to_vec()].concat();
+        let out = temper(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(out.status.code(), Some(2));
+        assert!(text(&out.stderr).contains("/merged, which this run replaces"), "{}", text(&out.stderr));
+    }
+    assert!(dir.path().join("merged/model.safetensors").is_file());
+}
+
 /// The layers without an adapter, too, whose weights are kept in few bits.
 #[test]
 fn what_is_merged_has_every_weight_however_the_base_was_kept() {

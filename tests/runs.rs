@@ -175,6 +175,27 @@ fn compares(place: &Place) {
     assert!(text(&out.stderr).contains("is no run directory"), "{}", text(&out.stderr));
 }
 
+/// What lies in a trial's directory and is not that trial is not its score.
+#[test]
+fn scores_of_other_runs_are_not_the_trials() {
+    let place = Place::new();
+    succeeded(&place.sweep(&["--grid", "train.lr=1e-2"]));
+    fs::remove_file(place.dir().join("sweep.json")).unwrap();
+    let other = ["--grid", "train.lr=1e-3"];
+    let out = place.sweep(&other);
+    assert!(!out.status.success() && text(&out.stderr).contains("no trial came to a score"), "{out:?}");
+    // From the start, whatever lies there.
+    fs::write(place.dir().join("sweep.json"), "{").unwrap();
+    let shown = succeeded(&place.sweep(&[&other[..], &["--fresh"]].concat()));
+    assert!(shown.contains("finished"), "{shown}");
+    let rows = place.home.path().join("train.jsonl");
+    let fewer: String = fs::read_to_string(&rows).unwrap().lines().skip(1).map(|line| format!("{line}\n")).collect();
+    fs::write(&rows, fewer).unwrap();
+    let out = place.sweep(&["--grid", "train.lr=1e-3,1e-4"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("train.jsonl is not what trial 001 was made of"), "{}", text(&out.stderr));
+}
+
 #[test]
 #[cfg(unix)]
 fn a_sweep_goes_on_after_a_kill_and_after_a_signal() {

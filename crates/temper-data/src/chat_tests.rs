@@ -123,6 +123,24 @@ fn what_is_learned_equals_the_marks_made_by_hand() {
     assert_eq!(styles.len(), 10);
 }
 
+/// A template may say something of its own before the first message, which no answer is.
+#[test]
+fn what_a_template_says_by_itself_is_not_learned() {
+    let chat = Chat::new();
+    let path = chat.directory.path().join("own.jinja");
+    let turn = "{{ '<|' + message.role + '|>' + message.content + '</s>' }}";
+    let own = "{% if messages and messages[0].role != 'system' %}<|system|>You are kind.</s>{% endif %}";
+    let prompt = "{% if add_generation_prompt %}<|assistant|>{% endif %}";
+    std::fs::write(&path, format!("{own}{{% for message in messages %}}{turn}{{% endfor %}}{prompt}")).unwrap();
+    let template = ChatTemplate::open(chat.directory.path(), path.to_str()).unwrap();
+    let messages = [("assistant", "I begin."), ("user", "Well."), ("assistant", "Yes.")];
+    let messages = messages.map(|(role, content)| Message::new(role, content)).to_vec();
+    let turns = chat.turns(&template, &(messages, None), TrainOn::Assistant).unwrap();
+    let said: Vec<&str> = turns.spans.iter().map(|span| &turns.text[span.clone()]).collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].starts_with("I begin.") && said[1].starts_with("Yes."), "{said:?}");
+}
+
 #[test]
 fn a_template_that_changes_what_came_before_is_refused() {
     let chat = Chat::new();

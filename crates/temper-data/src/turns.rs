@@ -118,8 +118,16 @@ impl Conversation<'_> {
         let prompt = part(i, true)?;
         let through = if last { whole.to_owned() } else { part(i + 1, false)? };
         let misprompted = !through.starts_with(&prompt);
-        let start = if misprompted { self.after_prompt(i, &prompt, &through)? } else { prompt.len() };
         let found = |span| Found { span, misprompted };
+        let start = match misprompted {
+            // Nothing was said before, but the template may say something of its own, which nobody is to learn.
+            true if i == 0 => match self.said(&through) {
+                Some(said) => said,
+                None => return Ok(found(None)),
+            },
+            true => self.after_prompt(i, &prompt, &through)?,
+            false => prompt.len(),
+        };
         if whole.starts_with(&through) {
             return Ok(found(Some(start..self.end(&through, start))));
         }
@@ -143,10 +151,16 @@ impl Conversation<'_> {
         Ok(found(Some(there - before.len()..end)))
     }
 
+    /// Where what the first message says begins in the rendering of it alone; none where it is not there word for word.
+    fn said(&self, through: &str) -> Option<usize> {
+        let (mark, content) = (self.mark(&self.messages[..1], 0, through)?, self.messages[0].content()?);
+        let before = through[..mark].strip_suffix(content.trim_end()).map(str::len);
+        before.or_else(|| through[..mark].strip_suffix(content.trim()).map(str::len))
+    }
+
     /// Where a turn begins when the generation prompt is not what the conversation shows there: behind their common tokens.
     fn after_prompt(&self, i: usize, prompt: &str, through: &str) -> Result<usize, String> {
-        let header =
-            if i == 0 { String::new() } else { self.template.render_marked(&self.messages[..i], self.tools, false)? };
+        let header = self.template.render_marked(&self.messages[..i], self.tools, false)?;
         let common = common_prefix(prompt, through);
         if common < common_prefix(&header, prompt) {
             return Err(format!("the template changes what comes before message {} when that is added", i + 1));

@@ -31,7 +31,7 @@ use tensors::{Reader, Sum, Writer, sum};
 
 /// How long a rank waits to see what rank 0 has written.
 const VISIBLE: Duration = Duration::from_secs(30);
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 const TRAINABLE: &str = "trainable.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
@@ -45,8 +45,11 @@ pub(crate) struct Progress {
     pub best: Option<(u64, Scores)>,
     /// The last evaluation.
     pub last: Option<Scores>,
-    /// Evaluations since the metric last improved.
+    /// Evaluations since the metric last improved by more than `min_delta`.
     pub stale: u32,
+    /// What it was then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bar: Option<f64>,
     /// Seconds of training.
     pub seconds: f64,
     /// Tokens seen.
@@ -88,6 +91,16 @@ struct State {
     fingerprint: String,
     progress: Progress,
     files: BTreeMap<String, Sum>,
+    /// Of all that stands above.
+    checksum: String,
+}
+
+impl State {
+    fn sum(&self) -> serde_json::Result<String> {
+        let Self { format, fingerprint, progress, files, checksum: _ } = self;
+        let text = serde_json::to_vec(&(format, fingerprint, progress, files))?;
+        Ok(sum(&mut text.as_slice()).map_err(serde_json::Error::io)?.checksum)
+    }
 }
 
 /// The checkpoints of one run.
@@ -106,7 +119,8 @@ impl Store {
             fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
             for name in names(&root)?.iter().filter(|name| name.starts_with(".tmp-")) {
                 let path = root.join(name);
-                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(Error::io("remove", &path))?;
             }
             Ok(())
         };
@@ -263,9 +277,11 @@ impl Store {
 
     /// Gives a checkpoint whose tensors are in `dir` its state and its place.
     fn publish(&self, dir: &Path, path: &Path, progress: &Progress, files: BTreeMap<String, Sum>) -> Result<(), Error> {
-        let state = State { format: FORMAT, fingerprint: self.fingerprint.clone(), progress: progress.clone(), files };
-        let file = dir.join(STATE);
-        let json = serde_json::to_vec_pretty(&state).map_err(|error| Error::io("write", &file)(error.into()))?;
+        let (file, fingerprint, checksum) = (dir.join(STATE), self.fingerprint.clone(), String::new());
+        let mut state = State { format: FORMAT, fingerprint, progress: progress.clone(), files, checksum };
+        let failed = |error: serde_json::Error| Error::io("write", &file)(error.into());
+        state.checksum = state.sum().map_err(failed)?;
+        let json = serde_json::to_vec_pretty(&state).map_err(failed)?;
         let write = || {
             let mut file = File::create(&file)?;
             file.write_all(&json)?;
@@ -306,6 +322,12 @@ impl Store {
             return Err(Error::Format { path: dir.into(), found: format, wanted: FORMAT });
         }
         let state: State = serde_json::from_slice(&bytes).map_err(bad)?;
+        if state.sum().map_err(bad)? != state.checksum {
+            return Err(damaged(dir, format!("{STATE} is not what was written")));
+        }
+        if self.path(state.progress.step) != dir {
+            return Err(damaged(dir, format!("{STATE} is that of step {}", state.progress.step)));
+        }
         if state.fingerprint != self.fingerprint {
             let (found, wanted) = (state.fingerprint, self.fingerprint.clone());
             return Err(Error::OtherPlan { path: dir.into(), found, wanted });

@@ -180,7 +180,7 @@ pub struct EvalConfig {
     pub metric: Option<String>,
     /// Evaluations without improvement after which training stops; 0 (default) never stops early.
     pub patience: u32,
-    /// The smallest change of the metric that counts as improvement. Default 0.
+    /// The smallest change of the metric that counts as improvement for `patience`. Default 0.
     pub min_delta: f64,
     /// Rows per forward pass in evaluation. Default: twice the micro-batch.
     pub batch: Option<usize>,

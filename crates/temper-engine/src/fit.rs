@@ -308,14 +308,18 @@ impl FitPlan {
 
 impl Progress {
     /// Takes note of an evaluation; says whether it is the best so far. Of two whose metric is equal, as accuracies of few
-    /// rows often are, the one with less loss is better; patience asks the metric alone.
+    /// rows often are, the one with less loss is better; patience asks the metric alone, and for more than `min_delta`.
     fn judge(&mut self, scores: &Scores, plan: &FitPlan) -> Result<bool, Error> {
         let new = scores.require(&plan.metric.name)?;
         let best = self.best.as_ref().map(|(_, scores)| scores);
         let old = best.and_then(|best| best.get(&plan.metric.name));
-        let improved = plan.metric.improves(new, old, plan.min_delta);
-        self.stale = if improved { 0 } else { self.stale + 1 };
-        let best = improved || old == Some(new) && best.is_some_and(|best| scores.has_less_loss_than(best));
+        if plan.metric.improves(new, self.bar.or(old), plan.min_delta) {
+            (self.stale, self.bar) = (0, Some(new));
+        } else {
+            self.stale += 1;
+        }
+        let less_loss = old == Some(new) && best.is_some_and(|best| scores.has_less_loss_than(best));
+        let best = plan.metric.improves(new, old, 0.0) || less_loss;
         if best {
             self.best = Some((self.step, scores.clone()));
         }

@@ -149,6 +149,8 @@ pub struct AdapterFile {
     pub tensors: BTreeMap<String, Values>,
     /// Fields of the configuration that temper does not know and that are set to something. They change nothing.
     pub ignored: Vec<String>,
+    /// Whether the configuration leaves out some of the modules that `target_modules` names.
+    pub partial: bool,
 }
 
 /// PEFT's name of the parameter at `path`, a path inside a module that Hugging Face calls `prefix` (`bert`; empty for
@@ -222,7 +224,7 @@ pub fn save(directory: &Path, config: &PeftConfig, tensors: &BTreeMap<String, Va
 ///
 /// When a file is missing or malformed, or the adapter uses what temper does not support; the message names it.
 pub fn open(directory: &Path) -> Result<AdapterFile, Error> {
-    let (config, ignored) = read_config(&directory.join("adapter_config.json"))?;
+    let (config, ignored, partial) = read_config(&directory.join("adapter_config.json"))?;
     let path = directory.join("adapter_model.safetensors");
     if !path.exists() && directory.join("adapter_model.bin").exists() {
         return Err(Error::Unsupported {
@@ -235,7 +237,7 @@ pub fn open(directory: &Path) -> Result<AdapterFile, Error> {
     let bytes = fs::read(&path).map_err(|source| Error::Io { action: "read", path: path.clone(), source })?;
     let tensors = read_tensors(&path, &bytes)?;
     let modules = modules(&path, &config, &tensors)?;
-    Ok(AdapterFile { config, modules, tensors, ignored })
+    Ok(AdapterFile { config, modules, tensors, ignored, partial })
 }
 
 /// Writes a file so that a reader sees the old one or the whole new one: `write` fills a neighbour, which is synced to
@@ -270,7 +272,7 @@ pub fn atomically(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>)
     })
 }
 
-fn read_config(path: &Path) -> Result<(PeftConfig, Vec<String>), Error> {
+fn read_config(path: &Path) -> Result<(PeftConfig, Vec<String>, bool), Error> {
     let malformed = |reason: String| Error::Malformed { path: path.into(), reason };
     let text = fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.into(), source })?;
     let fields: Map<String, Value> = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
@@ -282,22 +284,19 @@ fn read_config(path: &Path) -> Result<(PeftConfig, Vec<String>), Error> {
     let ignored = fields
         .iter()
         .filter(|(name, value)| names.get(name.as_str()).is_none() && set(value))
-        .filter(|(name, _)| !HARMLESS.contains(&name.as_str()))
+        .filter(|(name, _)| ![&HARMLESS[..], &SELECTING].concat().contains(&name.as_str()))
         .map(|(name, _)| name.clone())
         .collect();
-    Ok((config, ignored))
+    let partial = SELECTING.iter().any(|name| fields.get(*name).is_some_and(set));
+    Ok((config, ignored, partial))
 }
 
 /// Fields that PEFT always writes and that say nothing about a plain adapter.
-const HARMLESS: [&str; 7] = [
-    "auto_mapping",
-    "init_lora_weights",
-    "megatron_core",
-    "qalora_group_size",
-    "layers_to_transform",
-    "layers_pattern",
-    "exclude_modules",
-];
+const HARMLESS: [&str; 5] =
+    ["auto_mapping", "init_lora_weights", "megatron_core", "qalora_group_size", "layers_pattern"];
+
+/// Fields that leave out modules that `target_modules` names: those that are in are the ones with tensors.
+const SELECTING: [&str; 2] = ["layers_to_transform", "exclude_modules"];
 
 /// Fields that change what an adapter computes in ways that temper does not implement.
 const REFUSED: [&str; 12] = [

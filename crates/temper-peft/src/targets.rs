@@ -205,12 +205,11 @@ fn ends_with(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// Whether `path` is, or lies in, a module whose path ends with one of `names`.
-/// PEFT compares without a dot here: its `classifier`, which it adds to every sequence classifier, also takes DistilBERT's
-/// `pre_classifier`, so that an adapter file for it must hold both.
+/// Whether `path` is, or lies in, a module whose path ends with one of `names`, as PEFT compares: without a dot. `norm` also takes
+/// `input_layernorm`, and `classifier` DistilBERT's `pre_classifier`.
 fn saved(names: &[String], path: &str) -> bool {
-    let path = format!(".{path}.");
-    names.iter().any(|name| path.contains(&format!(".{name}.")))
+    let modules = || path.match_indices('.').map(|(at, _)| &path[..at]).chain([path]);
+    names.iter().any(|name| modules().any(|module| module.ends_with(name.as_str())))
 }
 
 fn last(path: &str) -> &str {
@@ -234,6 +233,18 @@ mod tests {
     fn paths(targets: Targets) -> Result<Vec<String>, Error> {
         let config = AdapterConfig { targets, ..Default::default() };
         Ok(find(&config, &["query", "value"], &linears())?.into_iter().map(|found| found.path).collect())
+    }
+
+    #[test]
+    fn modules_to_save_match_as_in_peft() {
+        let names = |name: &str| vec![name.to_owned()];
+        let norm = "model.layers.0.input_layernorm.weight";
+        assert!(saved(&names("norm"), norm) && saved(&names("norm"), "model.norm.weight"));
+        assert!(saved(&names("layers.0"), norm) && saved(&names("layernorm"), norm));
+        assert!(
+            !saved(&names("layer"), norm) && !saved(&names("input"), norm) && !saved(&names("norm"), "model.lm_head")
+        );
+        assert!(saved(&names("classifier"), "pre_classifier.weight") && saved(&names("lm_head"), "lm_head"));
     }
 
     #[test]

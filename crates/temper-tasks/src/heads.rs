@@ -103,12 +103,12 @@ fn first_token(hidden: Tensor<3>) -> Tensor<2> {
 }
 
 /// The names (as Transformers has them, without class prefix) of the modules that a checkpoint of the bare backbone
-/// lacks, so that they train whole and are saved beside an adapter.
+/// lacks, so that they train whole and are saved beside an adapter. A decoder has its output layer.
 pub fn new_modules(config: &Config) -> &'static [&'static str] {
     match config.model {
         Model::Bert(_) | Model::Roberta(_) => &["classifier"],
         Model::DistilBert(_) => &["pre_classifier", "classifier"],
-        _ => &["lm_head"],
+        _ => &[],
     }
 }
 

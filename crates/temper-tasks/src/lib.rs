@@ -47,6 +47,11 @@ pub trait Task: Objective<Batch: 'static> {
     /// Builds one micro-batch. `seed` is unique to the step; most tasks need no chance.
     fn collate(collator: &Self::Collator, examples: &Examples, rows: &[u32], seed: u64) -> Self::Batch;
 
+    /// Whether chance has left nothing of a batch to be learned.
+    fn is_idle(_: &Self::Batch) -> bool {
+        false
+    }
+
     /// Measures the model on `examples`, `rows` at a time, without dropout. `ranks` share the work, and each gets what one alone
     /// would have found, to the bit.
     ///

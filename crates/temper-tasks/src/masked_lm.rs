@@ -72,7 +72,7 @@ pub struct MaskedBatch {
 }
 
 impl Masking {
-    /// Hides tokens of `tokens`; where chance hides none of a batch, one of its tokens.
+    /// Hides tokens of `tokens`, each row's by its number and the seed alone: maybe none.
     fn apply(&self, mut tokens: TokenBatch, seed: u64) -> MaskedBatch {
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
         for (row, length) in tokens.lengths().into_iter().enumerate() {
@@ -93,27 +93,7 @@ impl Masking {
                 }
             }
         }
-        if positions.is_empty() {
-            self.hide_one(&mut tokens, &mut positions, &mut targets, seed);
-        }
         MaskedBatch { tokens, positions, targets }
-    }
-
-    /// Hides one token of a batch in which chance has hidden none.
-    fn hide_one(&self, tokens: &mut TokenBatch, positions: &mut Vec<i32>, targets: &mut Vec<i32>, seed: u64) {
-        let lengths = tokens.lengths();
-        let real = |position: &usize| position % tokens.seq < lengths[position / tokens.seq] as usize;
-        let candidates: Vec<usize> = (0..tokens.ids.len())
-            .filter(real)
-            .filter(|&position| !self.special_ids.contains(&(tokens.ids[position] as u32)))
-            .collect();
-        if candidates.is_empty() {
-            return;
-        }
-        let position = candidates[Random::new(seed, u64::MAX).below(candidates.len())];
-        positions.push(position as i32);
-        targets.push(tokens.ids[position]);
-        tokens.ids[position] = self.mask_id as i32;
     }
 
     fn random_token(&self, random: &mut Random) -> u32 {
@@ -173,6 +153,10 @@ impl Task for MaskedLm {
     const CLASS: &'static str = "ForMaskedLM";
 
     type Collator = Masking;
+
+    fn is_idle(batch: &MaskedBatch) -> bool {
+        batch.targets.is_empty()
+    }
 
     fn collate(masking: &Masking, examples: &Examples, rows: &[u32], seed: u64) -> Self::Batch {
         masking.apply(examples.batch(rows, masking.pad_id), seed)
@@ -261,6 +245,10 @@ mod tests {
         for (row, expected) in rows.iter().zip(&together) {
             assert_eq!(hidden(&[*row], 5)[0], *expected, "row {row} alone");
         }
+        // A row alone of which chance hides nothing has nothing to be learned, as among others.
+        let rarely = |rows: &[u32]| masking(0.02).apply(batch(rows), 5);
+        let alone = rows.iter().map(|row| rarely(&[*row]).targets.len()).collect::<Vec<_>>();
+        assert!(alone.contains(&0) && alone.iter().sum::<usize>() == rarely(&rows).targets.len(), "{alone:?}");
         let among_others = hidden(&[33, 2, 17], 5);
         assert_eq!(among_others, [33, 2, 17].map(|row| together[row].clone()));
         assert_ne!(hidden(&rows, 6), together, "another step hides others");

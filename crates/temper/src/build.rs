@@ -14,7 +14,7 @@ use temper_tasks::causal_lm::Terms;
 use temper_tasks::distillation::Teacher;
 use temper_tasks::sequence_classification::Objectives;
 use temper_tasks::{
-    CausalLm, Generation, Judge, Sampling, SequenceClassifier, Task, checkpoint_names, hugging_face_name,
+    CausalLm, Generation, Judge, Problem, Sampling, SequenceClassifier, Task, checkpoint_names, hugging_face_name,
 };
 use temper_world::Place;
 
@@ -69,7 +69,12 @@ pub fn judge(config: &Config, task: &TaskPlan) -> Judge {
 /// the head of another task would be a wrong start that looks like a right one. An output layer that is untied begins as
 /// the token embeddings.
 pub fn names(config: &Config, task: &TaskPlan, path: &str) -> Vec<String> {
-    let foreign = matches!(task, TaskPlan::SequenceClassification { labels, .. } if config.labels() != *labels);
+    // A score has no name that could be another's.
+    let same = |labels: &[String], problem: &Problem| match problem {
+        Problem::Regression => config.labels().len() == labels.len(),
+        _ => config.labels() == labels,
+    };
+    let foreign = matches!(task, TaskPlan::SequenceClassification { labels, problem, .. } if !same(labels, problem));
     match path {
         _ if foreign && path.starts_with("head.") => Vec::new(),
         "head.lm_head.weight" if config.tied() => candidates(config.prefix(), config.embeddings()),

@@ -1,5 +1,6 @@
 //! `events.jsonl`: every event of a run, one JSON object a line, with the wall-clock time.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -41,7 +42,10 @@ pub struct JsonlWriter {
     path: PathBuf,
     file: File,
     begun: bool,
-    waiting: Vec<Record>,
+    /// Bytes of whole lines.
+    length: u64,
+    /// What is not in the file yet.
+    waiting: VecDeque<Record>,
 }
 
 impl JsonlWriter {
@@ -49,7 +53,7 @@ impl JsonlWriter {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
         let file = file.map_err(|error| failed("open", path, error))?;
-        Ok(Self { path: path.to_owned(), file, begun: false, waiting: Vec::new() })
+        Ok(Self { path: path.to_owned(), file, begun: false, length: 0, waiting: VecDeque::new() })
     }
 
     /// Appends `event` with the time of now; the line is in the operating system's hands when this returns.
@@ -58,19 +62,24 @@ impl JsonlWriter {
     }
 
     fn append(&mut self, event: &Event) -> io::Result<()> {
-        self.waiting.push(Record::now(event));
+        self.waiting.push_back(Record::now(event));
         if !self.begun {
             let kept = match event {
                 Event::Refused { .. } => return Ok(()),
                 Event::Resumed { step, .. } => bytes_until(&self.file, *step)?,
                 _ => 0,
             };
-            self.file.set_len(kept)?;
-            self.file.seek(SeekFrom::Start(kept))?;
+            self.length = kept;
             self.begun = true;
         }
-        for record in self.waiting.drain(..) {
-            self.file.write_all(&record.line()?)?;
+        // What a write that failed has left goes, and what it was to write is written with the next event.
+        self.file.set_len(self.length)?;
+        self.file.seek(SeekFrom::Start(self.length))?;
+        while let Some(record) = self.waiting.front() {
+            let line = record.line()?;
+            self.file.write_all(&line)?;
+            self.length += line.len() as u64;
+            self.waiting.pop_front();
         }
         Ok(())
     }
@@ -114,16 +123,17 @@ pub fn read_known(path: &Path) -> io::Result<Known> {
     Ok(known)
 }
 
-/// How many bytes from the start hold whole lines of events up to `step`.
+/// How many bytes from the start hold whole lines up to the events of `step`.
 fn bytes_until(file: &File, step: u64) -> io::Result<u64> {
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(0))?;
     let (mut kept, mut line) = (0, Vec::new());
     while reader.read_until(b'\n', &mut line)? > 0 {
-        let value: serde_json::Value = match serde_json::from_slice(&line) {
-            Ok(value) if line.ends_with(b"\n") => value,
-            _ => break,
-        };
+        if !line.ends_with(b"\n") {
+            break;
+        }
+        // A line that is no event says nothing of those behind it.
+        let value: serde_json::Value = serde_json::from_slice(&line).unwrap_or_default();
         if value["step"].as_u64().is_some_and(|logged| logged > step) {
             break;
         }
@@ -215,6 +225,21 @@ mod tests {
         assert_eq!(events(&path), all);
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("{\"time\":\"20"), "{text}");
+    }
+
+    #[test]
+    fn a_bad_line_takes_no_other_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        write(&path, &[step(1)]);
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"time\":\"2026-0{\"ti\n").unwrap();
+        let more: Vec<u8> = [step(2), step(3)].iter().flat_map(|event| Record::now(event).line().unwrap()).collect();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(&more).unwrap();
+        write(&path, &[resumed(2), step(3)]);
+        let known = read_known(&path).unwrap();
+        let found: Vec<Event> = known.records.into_iter().map(|record| record.event).collect();
+        assert_eq!(found, [step(1), step(2), resumed(2), step(3)]);
+        assert!(known.bad.is_some_and(|bad| bad.contains("line 2")));
     }
 
     #[test]

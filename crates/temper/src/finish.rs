@@ -111,8 +111,11 @@ fn report_data(shipped: &Shipped<'_>, measured: Measured<'_>, rows: &Rows, run: 
         ..ReportData::default()
     };
     let path = run.join("events.jsonl");
-    let records = events::read(&path).context(Kind::Other, format!("failed to read {}", path.display()))?;
-    data.add_events(&records);
+    let known = events::read_known(&path).context(Kind::Other, format!("failed to read {}", path.display()))?;
+    if let Some(bad) = &known.bad {
+        tracing::warn!("{} is damaged, and the report is made of the rest: {bad}", path.display());
+    }
+    data.add_events(&known.records);
     Ok(data)
 }
 

@@ -65,6 +65,24 @@ impl RunDir {
         write_atomically(&self.join(name), bytes)
     }
 
+    /// Refuses a run whose `inputs` lie in what it writes, and with `--fresh` deletes.
+    pub fn spare(plan: &Plan, inputs: &[PathBuf]) -> Result<(), Failure> {
+        let run = Path::new(&plan.run.dir);
+        for input in inputs {
+            let Ok(real) = input.canonicalize() else { continue };
+            let within = |name: &&&str| run.join(name).canonicalize().is_ok_and(|place| real.starts_with(place));
+            if let Some(name) = DIRECTORIES.iter().chain(&FILES).chain([&PLAN]).find(within) {
+                let (input, run) = (input.display(), run.display());
+                let message = format!(
+                    "error: {input} is in {run}/{name}, which this run replaces\n  = help: give this run its own directory with \
+                     `--set run.dir=...`"
+                );
+                return Err(Failure::new(Kind::Recipe, message));
+            }
+        }
+        Ok(())
+    }
+
     fn refuse_another_plan(&self, plan: &Plan) -> Result<(), Failure> {
         let Ok(text) = fs::read_to_string(self.join(PLAN)) else { return Ok(()) };
         let old = serde_json::from_str::<serde_json::Value>(&text);

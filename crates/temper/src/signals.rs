@@ -9,6 +9,36 @@ use temper_engine::Stop;
 
 use crate::failure::{Context, Failure, Kind};
 
+/// Signals that whoever started this process has it ignore: `nohup` does SIGHUP, a shell SIGINT in what runs beside it.
+struct Ignored(Vec<i32>);
+
+impl Ignored {
+    #[cfg(unix)]
+    fn now() -> Self {
+        let ignored = |signal: &i32| {
+            // SAFETY: asks for the action and changes nothing; the struct is plain and the system fills it.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(*signal, std::ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+            }
+        };
+        Self([libc::SIGHUP, libc::SIGINT].into_iter().filter(ignored).collect())
+    }
+
+    #[cfg(not(unix))]
+    fn now() -> Self {
+        Self(Vec::new())
+    }
+
+    fn again(&self) {
+        #[cfg(unix)]
+        for signal in &self.0 {
+            // SAFETY: a valid signal, and the action that it had.
+            unsafe { libc::signal(*signal, libc::SIG_IGN) };
+        }
+    }
+}
+
 /// The handler of this process.
 pub struct Signals {
     patient: Arc<AtomicBool>,
@@ -24,6 +54,7 @@ impl Signals {
         #[cfg(unix)]
         signal_hook::flag::register(signal_hook::consts::SIGUSR1, stop.flag()).context(Kind::Other, WHAT)?;
         let patient = Arc::new(AtomicBool::new(false));
+        let ignored = Ignored::now();
         let (stop, asked, waits) = (stop.clone(), AtomicBool::new(false), patient.clone());
         ctrlc::set_handler(move || {
             let waits = waits.load(Ordering::Relaxed);
@@ -39,6 +70,7 @@ impl Signals {
             }
         })
         .context(Kind::Other, WHAT)?;
+        ignored.again();
         Ok(Self { patient })
     }
 

@@ -121,6 +121,13 @@ fn overrides(sweep: &Sweep, trial: &Trial) -> Vec<String> {
     sweep.set.iter().cloned().chain(own).collect()
 }
 
+/// Whether what lies in the directory of a trial is that trial.
+fn is_planned(place: &Path, trial: &Trial) -> bool {
+    let plan = fs::read(place.join("plan.json")).unwrap_or_default();
+    let plan: serde_json::Value = serde_json::from_slice(&plan).unwrap_or_default();
+    trial.fingerprint.is_empty() || plan["fingerprint"] == trial.fingerprint.as_str()
+}
+
 fn is_done(before: Option<&Held>, trial: &Trial) -> bool {
     let same = |held: &&Trial| held.dir == trial.dir && held.set == trial.set;
     before.and_then(|held| held.trials.iter().find(same)).is_some_and(|held| held.state.is_done())
@@ -143,6 +150,7 @@ fn plan(
     for ((mut recipe, trial), _) in recipes.into_iter().zip(trials).zip(done).filter(|(_, done)| !**done) {
         fetch(&mut recipe, sweep.fresh)?;
         let (plan, _) = resolve(&recipe, &Place::alone())?;
+        trial.fingerprint.clone_from(&plan.fingerprint);
         trial.files = plan.model.files.iter().chain(&plan.data.files).cloned().collect();
         let found = compared_by(&plan)?;
         if metric.get_or_insert_with(|| found.clone()).0 != found.0 {
@@ -271,7 +279,11 @@ impl Walk<'_> {
             }
             std::thread::sleep(LOOK);
         };
-        let (state, why) = self.outcome(ending(status), verdict, &process);
+        let (mut state, mut why) = self.outcome(ending(status), verdict, &process);
+        if state.is_done() && !is_planned(&place, &trial) {
+            let words = "its rows or weights are not those that it was planned with: the sweep counts it out";
+            (state, why) = (TrialState::Failed, Some(words.into()));
+        }
         self.note(number, state, why)?;
         say!("trial {} {}", trial.dir, self.line(number));
         if self.stop.is_requested() || state == TrialState::Interrupted {
@@ -328,7 +340,9 @@ impl Walk<'_> {
         let set = overrides(self.sweep, trial).into_iter().chain(own).flat_map(|one| ["--set".to_owned(), one]);
         let recipe = self.sweep.recipe.display().to_string();
         let begin = ["train".to_owned(), "--no-push".to_owned(), "--recipe".to_owned(), recipe];
-        begin.into_iter().chain(set).collect()
+        // What is there of a trial that has not begun is of something else.
+        let fresh = (self.sweep.fresh && trial.state == TrialState::Waiting).then(|| "--fresh".to_owned());
+        begin.into_iter().chain(fresh).chain(set).collect()
     }
 
     /// What the trial in `place` was measured at so far.

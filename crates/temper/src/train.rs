@@ -31,6 +31,8 @@ use crate::{build, device, logs, memory, push, ranks, units};
 
 /// Batches that wait for the loop.
 const PREFETCH: usize = 4;
+/// How often chance is asked for something to learn of rows that have little.
+const DRAWS: u64 = 100;
 
 /// What a run came to.
 pub struct Finished {
@@ -74,6 +76,9 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
         inputs.reopen(recipe)?;
     }
     let recipe = &*recipe;
+    let of_run = recipe.run.dir.as_deref();
+    let inputs_here = recipe.local_paths().into_iter().filter(|path| Some(path.as_str()) != of_run);
+    RunDir::spare(&plan, &inputs_here.map(|path| recipe.beside(&path)).collect::<Vec<_>>())?;
     signals.wait();
     let open = || {
         let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
@@ -266,8 +271,16 @@ fn batches<T: Task>(
     let (order, seed, steps) = (order(plan, examples), plan.train.config.seed, plan.train.steps);
     let (examples, collator) = (examples.clone(), collator.clone());
     prefetch(plan.data.config.workers, PREFETCH, first, steps, move |step| {
-        let micro = order.micro_batches(step).into_iter().skip(rank).step_by(ranks);
-        micro.map(|rows| T::collate(&collator, &examples, &rows, seed.wrapping_add(step))).collect()
+        let micro = order.micro_batches(step);
+        // Where chance leaves a whole step nothing, of all ranks, it is asked again.
+        let draw = |draw: u64| {
+            let seed = seed.wrapping_add(step).wrapping_add(draw << 32);
+            let collate = |rows: &Vec<u32>| T::collate(&collator, &examples, rows, seed);
+            let own: Vec<T::Batch> = micro.iter().skip(rank).step_by(ranks).map(collate).collect();
+            let idle = own.iter().all(T::is_idle) && micro.iter().all(|rows| T::is_idle(&collate(rows)));
+            (!idle || draw == DRAWS).then_some(own)
+        };
+        (0..=DRAWS).find_map(draw).unwrap_or_default()
     })
     .map(Ok)
 }

@@ -239,6 +239,7 @@ pub(crate) fn panels_size(depth: usize, columns: usize) -> usize {
 /// A term, of some rows of A.
 struct Term<'a> {
     a: &'a [u16],
+    rows: usize,
     /// As in a [`Piece`].
     stride: usize,
     b: &'a [u32],
@@ -257,7 +258,7 @@ impl<'a> Term<'a> {
 
     /// Rows of A where they are, or in `room`, with panels of which a column has `height` values.
     fn new(engine: Engine, a: Operand, rows: Range<usize>, room: &'a mut [u16], b: &'a [u32], height: usize) -> Self {
-        let (depth, tiles) = (a.shape()[1], engine == Engine::Amx);
+        let (depth, count, tiles) = (a.shape()[1], rows.len(), engine == Engine::Amx);
         let padded = depth.next_multiple_of(STEP);
         let stride = if tiles { ROWS * padded } else { padded };
         let (a, stride) = match a {
@@ -267,7 +268,7 @@ impl<'a> Term<'a> {
             Operand::Rounded(a) => (pack_rows(a.part(rows, 0..depth), tiles, padded, room), stride),
             Operand::Plain(a) => (pack_rows(a.part(rows, 0..depth), tiles, padded, room), stride),
         };
-        Self { a, stride, b, height: height.next_multiple_of(STEP), depth, padded }
+        Self { a, rows: count, stride, b, height: height.next_multiple_of(STEP), depth, padded }
     }
 }
 
@@ -275,20 +276,19 @@ impl<'a> Term<'a> {
 ///
 /// # Safety
 ///
-/// As for [`product`], of so many rows and of the columns of these panels.
+/// As for [`product`], of the terms' rows and of the columns of these panels.
 unsafe fn add_up(
     engine: Engine,
     out: Target,
     add: bool,
     alpha: f32,
     terms: &[Term],
-    rows: usize,
     panels: Range<usize>,
     columns: usize,
 ) {
     let (tiles, (_, deepest)) = (engine == Engine::Amx, engine.block());
     let pieces = panels.flat_map(|panel| {
-        terms.iter().enumerate().flat_map(move |(number, &Term { a, stride, b, height, depth, padded })| {
+        terms.iter().enumerate().flat_map(move |(number, &Term { a, rows, stride, b, height, depth, padded })| {
             // A tile of AMX is always whole.
             let end = if tiles { padded } else { depth.next_multiple_of(2) };
             let deep = padded.div_ceil(padded.div_ceil(deepest)).next_multiple_of(STEP);
@@ -362,7 +362,7 @@ unsafe fn product_of_panels(
             // SAFETY: as above.
             unsafe {
                 let out = out.row(own.start);
-                add_up(engine, out, begin != Begin::Nothing, alpha, &of_rows, own.len(), of_group, columns);
+                add_up(engine, out, begin != Begin::Nothing, alpha, &of_rows, of_group, columns);
             }
         });
         drop(of_rows);
@@ -392,7 +392,7 @@ pub(crate) unsafe fn product_here(
     let packed = at_least(&mut room, Term::room(&Operand::Plain(a), count) + SLACK);
     let term = Term::new(engine, Operand::Plain(a), 0..count, packed, &panels[first..], height);
     // SAFETY: the caller's.
-    unsafe { add_up(engine, out, add, alpha, &[term], count, 0..columns.len().div_ceil(PANEL), columns.len()) };
+    unsafe { add_up(engine, out, add, alpha, &[term], 0..columns.len().div_ceil(PANEL), columns.len()) };
     ROWS_OF_A.set(room);
 }
 

@@ -3,7 +3,7 @@
 use temper_models::{Config, LoadReport, Weights};
 use temper_peft::file::AdapterFile;
 use temper_peft::targets::{self, Match, Trainable};
-use temper_peft::{AdapterConfig, Method};
+use temper_peft::{AdapterConfig, Method, Targets};
 use temper_tasks::{checkpoint_names, hugging_face_name, new_modules};
 
 use super::{LazyModel, point};
@@ -93,7 +93,11 @@ pub(super) fn resolve_adapter(
             }
         }
     }
-    let matches = targets::find(&adapter, &lazy.targets, &lazy.linears).map_err(fail)?;
+    let found = targets::find(&adapter, &lazy.targets, &lazy.linears).map_err(fail)?;
+    let matches = match from {
+        Some(from) => of_file(recipe, &mut adapter, from, found)?,
+        None => found,
+    };
     if adapter.method.is_adapter() && matches.is_empty() {
         let message = "every target is among the modules that train whole: no module is left for an adapter";
         return Err(point(recipe, Kind::Recipe, "adapter.modules_to_save", message));
@@ -107,6 +111,25 @@ pub(super) fn resolve_adapter(
     }
     let modules = matches.into_iter().map(|Match { path, rank, alpha }| AdaptedModule { path, rank, alpha }).collect();
     Ok(AdapterPlan { config: adapter, modules, groups })
+}
+
+/// The modules of an adapter that is trained on: those that its file has tensors of, of what its targets find.
+fn of_file(
+    recipe: &Recipe,
+    adapter: &mut AdapterConfig,
+    from: &AdapterFile,
+    found: Vec<Match>,
+) -> Result<Vec<Match>, Failure> {
+    let (there, lost): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|found| from.modules.iter().any(|module| module.path == found.path));
+    if let (Some(lost), false) = (lost.first(), from.partial) {
+        let message = format!("the adapter has no tensors of `{}`, which its `target_modules` name", lost.path);
+        return Err(point(recipe, Kind::Data, "adapter.from", message));
+    }
+    if !lost.is_empty() {
+        adapter.targets = Targets::Names(there.iter().map(|module| module.path.clone()).collect());
+    }
+    Ok(there)
 }
 
 fn groups(

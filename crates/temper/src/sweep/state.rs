@@ -56,6 +56,9 @@ pub struct Trial {
     /// The rows and weights that it was last planned with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<PinnedFile>,
+    /// The fingerprint of that plan: what lies in the trial's directory counts if it has the same.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fingerprint: String,
 }
 
 /// How a trial stands.
@@ -105,7 +108,14 @@ impl Trial {
     /// The trial of that number, from 0, of `count`.
     pub fn new(number: usize, count: usize, set: Vec<Setting>) -> Self {
         let width = count.to_string().len().max(3);
-        Self { dir: format!("{:0width$}", number + 1), set, state: TrialState::Waiting, why: None, files: Vec::new() }
+        Self {
+            dir: format!("{:0width$}", number + 1),
+            set,
+            state: TrialState::Waiting,
+            why: None,
+            files: Vec::new(),
+            fingerprint: String::new(),
+        }
     }
 
     /// Its values, as on a command line.
@@ -159,8 +169,11 @@ impl Held {
             return Err(Failure::new(Kind::Recipe, message));
         }
         for (new, old) in self.trials.iter_mut().zip(old.trials) {
-            let files = if old.state.is_done() { old.files.clone() } else { std::mem::take(&mut new.files) };
-            *new = Trial { files, ..old };
+            let planned = std::mem::take(&mut new.files);
+            *new = match old.state.is_done() {
+                true => old,
+                false => Trial { files: planned, fingerprint: std::mem::take(&mut new.fingerprint), ..old },
+            };
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Held, Summary, Trial, TrialState, Walk, overrides};
+use super::{Held, Summary, Trial, TrialState, Walk, is_planned, overrides};
 use crate::report::{Cell, Table};
 use crate::runs::{Evaluation, Run};
 use crate::units;
@@ -49,10 +49,11 @@ impl Walk<'_> {
 
 /// The best evaluation of a trial that has one.
 fn best(dir: &Path, trial: &Trial) -> Option<Evaluation> {
-    if trial.state == TrialState::Waiting {
+    let place = dir.join(&trial.dir);
+    if trial.state == TrialState::Waiting || !is_planned(&place, trial) {
         return None;
     }
-    Run::read(&dir.join(&trial.dir), String::new()).best.filter(|best| best.value.is_some())
+    Run::read(&place, String::new()).best.filter(|best| best.value.is_some())
 }
 
 fn ranked(mut rows: Vec<(&Trial, Option<Evaluation>)>, higher_is_better: bool) -> Vec<(&Trial, Option<Evaluation>)> {
