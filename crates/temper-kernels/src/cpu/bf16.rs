@@ -28,6 +28,8 @@ const STEP: usize = 32;
 const ROWS: usize = 16;
 /// Rows from which on an engine that can reads A where it is.
 const FEW: usize = 8;
+/// How far ahead of what is packed a column is fetched.
+const AHEAD: usize = 8 * STEP;
 /// What an engine may read behind the packed operands, in 32 bits: one step of a panel.
 const SLACK: usize = STEP / 2 * PANEL;
 
@@ -513,8 +515,11 @@ fn pack<T: Value>(x: Matrix<T>, panel: usize, out: &mut [u32]) {
         for start in (0..depth).step_by(32) {
             let deep = 32.min(depth - start);
             for (j, buffer) in buffer.iter_mut().take(count).enumerate() {
-                let halves: &mut [u16] = bytemuck::cast_slice_mut(buffer);
-                narrow(&columns.row(first + j)[start..start + deep], &mut halves[..deep], STEP);
+                let (column, halves): (_, &mut [u16]) = (columns.row(first + j), bytemuck::cast_slice_mut(buffer));
+                // No processor foresees thirty-two ways through memory.
+                #[cfg(target_arch = "x86_64")]
+                avx512::fetch(&column[(start + AHEAD).min(depth)..]);
+                narrow(&column[start..start + deep], &mut halves[..deep], STEP);
                 halves[deep..].fill(0);
             }
             turn(&buffer, &mut out[start / 2 * PANEL..][..deep.div_ceil(2) * PANEL]);

@@ -1,11 +1,11 @@
 //! The inner loop with AVX-512 BF16: 8 rows by 32 columns in 16 registers.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, __m512bh, __m512i, __mmask16, _mm256_loadu_si256, _mm256_mask_storeu_epi16,
-    _mm256_maskz_loadu_epi16, _mm512_castsi256_si512, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
-    _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_storeu_si512,
+    __m256bh, __m256i, __m512, __m512bh, __m512i, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256,
+    _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_castsi256_si512, _mm512_cvtne2ps_pbh,
+    _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_storeu_si512,
 };
 
 use burn::tensor::bf16;
@@ -150,6 +150,14 @@ pub(super) unsafe fn narrow<T: Load>(x: &[T], mut out: *mut u16, stride: usize) 
         for (part, x) in rest.chunks(16).enumerate() {
             _mm256_mask_storeu_epi16(out.add(16 * part).cast(), mask(x.len()), T::some(x));
         }
+    }
+}
+
+/// Asks for the first [`STEP`] values, which are read soon.
+pub(super) fn fetch<T>(x: &[T]) {
+    for place in (0..STEP.min(x.len())).step_by(64 / size_of::<T>()) {
+        // SAFETY: a hint, which every processor of 64 bits takes.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().add(place).cast()) };
     }
 }
 
