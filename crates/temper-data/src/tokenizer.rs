@@ -75,7 +75,9 @@ impl Tokenizer {
         let settings = vocabulary::settings(directory)?;
         let mut inner = if has("tokenizer.json") {
             let path = directory.join("tokenizer.json");
-            tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(&path, e.to_string()))?
+            let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(&path, e.to_string()))?;
+            vocabulary::overrule(&mut inner, &settings).map_err(|e| fail(&path, e.to_string()))?;
+            inner
         } else if has("vocab.txt") {
             vocabulary::word_piece(&directory.join("vocab.txt"), &settings)?
         } else if has("vocab.json") && has("merges.txt") {
@@ -377,6 +379,24 @@ mod tests {
     fn case_is_kept_where_the_configuration_says_so() {
         let unknown = fixture(true).encode("CAT", None, 64).unwrap().ids[1];
         assert_eq!(unknown, 1);
+    }
+
+    #[test]
+    fn the_configuration_is_above_the_file_as_in_transformers() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        std::fs::write(place("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat\nCAT").unwrap();
+        let ids = |config: &str| {
+            std::fs::write(place("tokenizer_config.json"), config).unwrap();
+            let tokenizer = Tokenizer::from_dir(directory.path()).unwrap();
+            let ids = tokenizer.encode("CAT", None, 8).unwrap().ids;
+            (tokenizer, ids)
+        };
+        let (lower, of_vocabulary) = ids("{}");
+        lower.inner.save(place("tokenizer.json"), false).unwrap();
+        assert_eq!((of_vocabulary, ids("{}").1), (vec![2, 5, 3], vec![2, 5, 3]));
+        assert_eq!(ids(r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": false}"#).1, [2, 6, 3]);
+        assert_eq!(ids(r#"{"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": false}"#).1, [2, 5, 3]);
     }
 
     /// `fixtures/tokenizers.py` made the cases with Transformers.

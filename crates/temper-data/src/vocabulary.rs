@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::{
-    AddedToken, Tokenizer,
+    AddedToken, NormalizerWrapper, PreTokenizerWrapper, Tokenizer,
     decoders::wordpiece::WordPiece as WordPieceDecoder,
     models::{bpe::BPE, wordpiece::WordPiece},
     normalizers::bert::BertNormalizer,
@@ -40,6 +40,29 @@ pub(crate) fn settings(directory: &Path) -> Result<Value> {
         }
     }
     Ok(settings)
+}
+
+/// Settings that Transformers' classes of BERT, RoBERTa and GPT-2 hold above what `tokenizer.json` says of the same.
+pub(crate) fn overrule(tokenizer: &mut Tokenizer, settings: &Value) -> tokenizers::Result<()> {
+    let class = settings["tokenizer_class"].as_str().unwrap_or_default();
+    if ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&class) {
+        return Ok(());
+    }
+    let flag = |key: &str| settings[key].as_bool();
+    if let Some(NormalizerWrapper::BertNormalizer(own)) = tokenizer.get_normalizer() {
+        let accents = if settings.get("strip_accents").is_some() { flag("strip_accents") } else { own.strip_accents };
+        let chinese = flag("tokenize_chinese_chars").unwrap_or(own.handle_chinese_chars);
+        let lower = flag("do_lower_case").unwrap_or(own.lowercase);
+        let normalizer = BertNormalizer::new(own.clean_text, chinese, accents, lower);
+        tokenizer.with_normalizer(Some(normalizer))?;
+    }
+    if let (Some(PreTokenizerWrapper::ByteLevel(own)), Some(prefix)) =
+        (tokenizer.get_pre_tokenizer(), flag("add_prefix_space"))
+    {
+        let splitter = own.add_prefix_space(prefix);
+        tokenizer.with_pre_tokenizer(Some(splitter));
+    }
+    Ok(())
 }
 
 /// A token in a configuration: `"[PAD]"` or `{"content": "[PAD]", …}`.
