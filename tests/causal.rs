@@ -461,6 +461,26 @@ fn recipes_that_do_not_fit_their_model_are_refused() {
 }
 
 #[test]
+fn an_output_that_is_no_number_is_no_answer() {
+    let dir = place("overflow");
+    let export = dir.join("export");
+    fs::create_dir_all(&export).unwrap();
+    for entry in fs::read_dir(TRAINED.join("full/export")).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+        fs::copy(entry.path(), export.join(entry.file_name())).unwrap();
+    }
+    let file = export.join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data = tensors.tensor("model.norm.weight").unwrap().data().as_ptr_range();
+    let [start, end] = [data.start, data.end].map(|at| at as usize - bytes.as_ptr() as usize);
+    bytes[start..end].chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&3e38_f32.to_le_bytes()));
+    fs::write(&file, bytes).unwrap();
+    let out = temper(&["generate", export.to_str().unwrap(), "grass?"]);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stdout));
+    assert!(text(&out.stderr).contains("the network's output is not finite"), "{}", text(&out.stderr));
+}
+
+#[test]
 fn rows_that_teach_nothing_or_lose_something_are_refused() {
     let dir = place("rows");
     write_house(&dir);

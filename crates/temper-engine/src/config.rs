@@ -182,7 +182,8 @@ pub struct EvalConfig {
     pub patience: u32,
     /// The smallest change of the metric that counts as improvement for `patience`. Default 0.
     pub min_delta: f64,
-    /// Rows per forward pass in evaluation. Default: twice the micro-batch.
+    /// Rows per forward pass in evaluation. Default: twice the micro-batch; of one in tokens, as many of the longest rows as
+    /// twice its tokens.
     pub batch: Option<usize>,
 }
 

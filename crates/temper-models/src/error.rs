@@ -95,6 +95,11 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// What a network says of the next token is no number.
+    #[error(
+        "the network's output is not finite: its weights are damaged, or too large for the precision that it computes in"
+    )]
+    Output,
     /// Tensors do not fit the model.
     #[error("the weights in `{}` do not fit the model: {}", path.display(), list(.tensors))]
     Shapes {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use temper_data::{DataConfig, Dataset, Files, Finding, LabelColumns, LabelKind, Target, Tokenizer};
+use temper_data::{DataConfig, Dataset, Files, Finding, LabelColumns, LabelKind, Micro, Target, Tokenizer};
 use temper_device::{Api, DeviceName, Found};
 use temper_engine::{Checkpointing, Every, EveryName, Schedule};
 use temper_kernels::Nccl;
@@ -328,6 +328,12 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset, ranks: usize) -> Result<Tra
     if eval_every.is_some() && dataset.eval.is_empty() {
         return Err(point(recipe, Kind::Recipe, "eval.every", "there are no evaluation rows, and evaluation is on"));
     }
+    // Twice what training takes at a time: nothing is kept for a backward pass.
+    let longest = (0..dataset.eval.len()).map(|row| dataset.eval.length(row)).max().unwrap_or(1).max(1);
+    let eval_batch = match micro {
+        Micro::Tokens(tokens) => (2 * tokens / longest).clamp(1, 2 * micro_batch),
+        Micro::Rows(_) => 2 * micro_batch,
+    };
     Ok(TrainPlan {
         optim: recipe.optim.clone(),
         schedule: recipe.schedule.clone(),
@@ -337,7 +343,7 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset, ranks: usize) -> Result<Tra
         warmup_steps: schedule.warmup_steps,
         micro_batch,
         eval_every,
-        eval_batch: recipe.eval.batch.unwrap_or(2 * micro_batch),
+        eval_batch: recipe.eval.batch.unwrap_or(eval_batch),
         config,
     })
 }

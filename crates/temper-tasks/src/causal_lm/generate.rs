@@ -83,7 +83,7 @@ impl CausalLm {
         Ok(generated)
     }
 
-    /// The logits after the last of `ids`, `rows` lists of V.
+    /// The logits after the last of `ids`, `rows` lists of V, of which each has a largest.
     fn next_logits(&self, ids: Vec<i32>, cache: &mut Cache, rows: usize, pass: &Pass) -> Result<Vec<Vec<f32>>, Error> {
         let output = self.output();
         let [vocabulary, model] = output.dims();
@@ -91,6 +91,9 @@ impl CausalLm {
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, length]), &output.device());
         let states = self.backbone.extend(ids, cache, pass)?.narrow(1, length - 1, 1).reshape([rows, model]);
         let logits: Vec<f32> = self.capped(matmul(states, output.transpose())).into_data().iter().collect();
-        Ok(logits.chunks(vocabulary).map(<[f32]>::to_vec).collect())
+        match logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+            true => Err(Error::Output),
+            false => Ok(logits.chunks(vocabulary).map(<[f32]>::to_vec).collect()),
+        }
     }
 }
