@@ -240,6 +240,11 @@ pub fn open(directory: &Path) -> Result<AdapterFile, Error> {
     Ok(AdapterFile { config, modules, tensors, ignored, partial })
 }
 
+/// Whether `path` leads to something that is neither a file nor a directory: a device, a pipe.
+pub fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir())
+}
+
 /// Writes a file so that a reader sees the old one or the whole new one: `write` fills a neighbour, which is synced to
 /// the disk and then renamed. What a link leads to is replaced, not the link; a device or a pipe is written to.
 ///
@@ -250,7 +255,7 @@ pub fn atomically(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>)
     let failed = |source| Error::Io { action: "write", path: path.into(), source };
     let real = fs::canonicalize(path).ok().filter(|_| path.is_symlink());
     let path = real.as_deref().unwrap_or(path);
-    if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+    if is_special(path) {
         return write(path).map_err(failed);
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -284,7 +289,7 @@ fn read_config(path: &Path) -> Result<(PeftConfig, Vec<String>, bool), Error> {
     let ignored = fields
         .iter()
         .filter(|(name, value)| names.get(name.as_str()).is_none() && set(value))
-        .filter(|(name, _)| ![&HARMLESS[..], &SELECTING].concat().contains(&name.as_str()))
+        .filter(|(name, _)| !HARMLESS.contains(&name.as_str()) && !SELECTING.contains(&name.as_str()))
         .map(|(name, _)| name.clone())
         .collect();
     let partial = SELECTING.iter().any(|name| fields.get(*name).is_some_and(set));

@@ -495,9 +495,15 @@ fn print(value: &Value) -> Result<(), Failure> {
     writeln(&serde_json::to_string_pretty(value).context(Kind::Other, "failed to print JSON")?)
 }
 
-/// A line on stdout. A reader that went away (`| head`) ends the process quietly.
+/// A line on stdout.
 fn writeln(line: &str) -> Result<(), Failure> {
-    match std::io::stdout().lock().write_all(format!("{line}\n").as_bytes()) {
+    write(&format!("{line}\n"))
+}
+
+/// A text on stdout, at once. A reader that went away (`| head`) ends the process quietly.
+fn write(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         written => written.context(Kind::Other, "failed to write to stdout"),
     }

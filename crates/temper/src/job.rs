@@ -12,6 +12,7 @@ mod values;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use temper_peft::file::is_special;
 
 use crate::failure::{Context, Failure, Kind};
 use crate::recipe::{Recipe, plain};
@@ -50,17 +51,15 @@ impl Output {
     pub fn write(&self, text: String) -> Result<Option<String>, Failure> {
         let Some(path) = &self.out else { return Ok(Some(text)) };
         let shown = path.display();
-        let special = std::fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir());
-        let old = if special { Ok(Vec::new()) } else { std::fs::read(path) };
+        let old = if is_special(path) { None } else { Some(std::fs::read(path)) };
         match old {
-            _ if special => {}
-            Ok(old) if old == text.as_bytes() => return Ok(None),
-            Ok(_) if !self.force => {
+            Some(Ok(old)) if old == text.as_bytes() => return Ok(None),
+            Some(Ok(_)) if !self.force => {
                 let help = "give another name, or replace it with `--force`";
                 let message = format!("error: {shown} is there, and is different\n  = help: {help}");
                 return Err(Failure::new(Kind::Recipe, message));
             }
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).context(Kind::Other, format!("failed to read {shown}"));
             }
             _ => {}
@@ -98,8 +97,7 @@ impl Work<'_> {
     /// The files and directories that a recipe at `place` reads.
     fn files(&self, place: &str) -> Vec<String> {
         let beside = Path::new(place).parent().unwrap_or(Path::new(""));
-        let run = self.recipe.run.dir.as_deref();
-        let files = self.recipe.local_paths().into_iter().filter(|path| Some(path.as_str()) != run);
+        let files = self.recipe.local_inputs().into_iter();
         let mut files: Vec<String> = files.map(|path| plain(&beside.join(path)).display().to_string()).collect();
         files.sort();
         files.dedup();

@@ -46,8 +46,12 @@ const SHARDS: &str = "model-*-of-*.safetensors";
 
 /// Whether an export has files or directories of this name.
 pub fn is_exported(name: &str) -> bool {
-    let shard = name.starts_with("model-") && name.ends_with(".safetensors");
-    SHIPPED.contains(&name) || TOKENIZER_FILES.contains(&name) || [INDEX, CHAT_TEMPLATES].contains(&name) || shard
+    let named = SHIPPED.contains(&name) || TOKENIZER_FILES.contains(&name);
+    named || [INDEX, CHAT_TEMPLATES].contains(&name) || is_shard(name)
+}
+
+fn is_shard(name: &str) -> bool {
+    name.starts_with("model-") && name.ends_with(".safetensors") && !name.contains(['/', '\\'])
 }
 
 /// The files of a checkpoint.
@@ -214,9 +218,7 @@ fn shards(from: &Path) -> Result<BTreeSet<String>, Failure> {
     let Ok(text) = fs::read(from.join(INDEX)) else { return Ok(BTreeSet::new()) };
     let wrong = || format!("failed to understand {}", from.join(INDEX).display());
     let index: Index = serde_json::from_slice(&text).context(Kind::Data, wrong())?;
-    let plain =
-        |name: &String| name.starts_with("model-") && name.ends_with(".safetensors") && !name.contains(['/', '\\']);
-    match index.weight_map.values().find(|name| !plain(name)) {
+    match index.weight_map.values().find(|name| !is_shard(name)) {
         Some(name) => Err(Failure::new(Kind::Data, format!("error: {}: it names {name:?}", wrong()))),
         None => Ok(index.weight_map.into_values().chain([INDEX.to_owned()]).collect()),
     }

@@ -116,12 +116,17 @@ impl Recipe {
 
     /// The files and directories of this machine that it names, as it writes them.
     pub fn local_paths(&self) -> Vec<String> {
+        self.local_inputs().into_iter().chain(self.run.dir.clone()).collect()
+    }
+
+    /// Those of them that it reads.
+    pub fn local_inputs(&self) -> Vec<String> {
         let teacher = match &self.task {
             TaskConfig::Distillation(task) => Some(&task.teacher),
             _ => None,
         };
         let model = &self.model;
-        let names = [&model.base, &model.config, &model.tokenizer, &self.adapter.from, &self.run.dir];
+        let names = [&model.base, &model.config, &model.tokenizer, &self.adapter.from];
         let names = names.into_iter().flatten().chain(teacher).cloned();
         let files = std::iter::once(&self.data.train).chain(&self.data.eval).flat_map(Files::entries);
         let on_hub = |name: &String| name.starts_with("hf://") || self.fetched.place(name).is_some();

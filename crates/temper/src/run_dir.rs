@@ -66,7 +66,7 @@ impl RunDir {
     }
 
     /// Refuses a run whose `inputs` lie in what it writes, and with `--fresh` deletes.
-    pub fn spare(plan: &Plan, inputs: &[PathBuf]) -> Result<(), Failure> {
+    pub fn spare(plan: &Plan, inputs: impl Iterator<Item = PathBuf>) -> Result<(), Failure> {
         let run = Path::new(&plan.run.dir);
         for input in inputs {
             let Ok(real) = input.canonicalize() else { continue };

@@ -76,9 +76,7 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
         inputs.reopen(recipe)?;
     }
     let recipe = &*recipe;
-    let of_run = recipe.run.dir.as_deref();
-    let inputs_here = recipe.local_paths().into_iter().filter(|path| Some(path.as_str()) != of_run);
-    RunDir::spare(&plan, &inputs_here.map(|path| recipe.beside(&path)).collect::<Vec<_>>())?;
+    RunDir::spare(&plan, recipe.local_inputs().iter().map(|path| recipe.beside(path)))?;
     signals.wait();
     let open = || {
         let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
@@ -277,7 +275,8 @@ fn batches<T: Task>(
             let seed = seed.wrapping_add(step).wrapping_add(draw << 32);
             let collate = |rows: &Vec<u32>| T::collate(&collator, &examples, rows, seed);
             let own: Vec<T::Batch> = micro.iter().skip(rank).step_by(ranks).map(collate).collect();
-            let idle = own.iter().all(T::is_idle) && micro.iter().all(|rows| T::is_idle(&collate(rows)));
+            let idle =
+                !own.is_empty() && own.iter().all(T::is_idle) && micro.iter().all(|rows| T::is_idle(&collate(rows)));
             (!idle || draw == DRAWS).then_some(own)
         };
         (0..=DRAWS).find_map(draw).unwrap_or_default()

@@ -1,6 +1,6 @@
 //! `temper generate` and `temper chat`.
 
-use std::io::{BufRead, ErrorKind, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use temper_data::Message;
 use temper_tasks::Sampling;
 
-use super::{open, writeln};
+use super::{open, write, writeln};
 use crate::device::DeviceArgs;
 use crate::failure::{Context, Failure, Kind};
 use crate::language::{Answer, Asked, LanguageModel};
@@ -179,16 +179,11 @@ fn turns(system: Option<&str>, user: &str) -> Vec<Message> {
     system.map(|text| Message::new("system", text)).into_iter().chain([Message::new("user", user)]).collect()
 }
 
-/// A piece of text on stdout, at once. A reader that went away ends the process quietly.
+/// A piece of text on stdout. One that cannot be written ends the process: whoever hands on pieces takes no error.
 fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-        Err(error) => {
-            eprintln!("error: failed to write to stdout: {error}");
-            std::process::exit(Kind::Other as i32);
-        }
+    if let Err(failure) = write(text) {
+        eprintln!("{failure}");
+        std::process::exit(failure.kind as i32);
     }
 }
 
