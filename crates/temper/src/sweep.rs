@@ -121,11 +121,9 @@ fn overrides(sweep: &Sweep, trial: &Trial) -> Vec<String> {
     sweep.set.iter().cloned().chain(own).collect()
 }
 
-/// Whether what lies in the directory of a trial is that trial.
-fn is_planned(place: &Path, trial: &Trial) -> bool {
-    let plan = fs::read(place.join("plan.json")).unwrap_or_default();
-    let plan: serde_json::Value = serde_json::from_slice(&plan).unwrap_or_default();
-    trial.fingerprint.is_empty() || plan["fingerprint"] == trial.fingerprint.as_str()
+/// Whether the run that lies in the directory of a trial is that trial.
+fn is_planned(run: &Run, trial: &Trial) -> bool {
+    trial.fingerprint.is_empty() || run.plan["fingerprint"] == trial.fingerprint.as_str()
 }
 
 fn is_done(before: Option<&Held>, trial: &Trial) -> bool {
@@ -280,7 +278,7 @@ impl Walk<'_> {
             std::thread::sleep(LOOK);
         };
         let (mut state, mut why) = self.outcome(ending(status), verdict, &process);
-        if state.is_done() && !is_planned(&place, &trial) {
+        if state.is_done() && !is_planned(&Run::read(&place, String::new()), &trial) {
             let words = "its rows or weights are not those that it was planned with: the sweep counts it out";
             (state, why) = (TrialState::Failed, Some(words.into()));
         }

@@ -49,11 +49,11 @@ impl Walk<'_> {
 
 /// The best evaluation of a trial that has one.
 fn best(dir: &Path, trial: &Trial) -> Option<Evaluation> {
-    let place = dir.join(&trial.dir);
-    if trial.state == TrialState::Waiting || !is_planned(&place, trial) {
+    if trial.state == TrialState::Waiting {
         return None;
     }
-    Run::read(&place, String::new()).best.filter(|best| best.value.is_some())
+    let run = Run::read(&dir.join(&trial.dir), String::new());
+    run.best.clone().filter(|best| best.value.is_some() && is_planned(&run, trial))
 }
 
 fn ranked(mut rows: Vec<(&Trial, Option<Evaluation>)>, higher_is_better: bool) -> Vec<(&Trial, Option<Evaluation>)> {
