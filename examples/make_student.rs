@@ -76,6 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 row.iter().zip(projection[column..].iter().step_by(width)).map(|(x, p)| x * p).sum();
         }
     }
+    let values = values.into_iter().map(|(name, values)| (name, values.into())).collect();
     temper_models::save(Path::new(out), &values, SaveDtype::F32)?;
     println!("{out}: {} of {} tokens, {width} of {teacher_width} dimensions", kept.len(), vocabulary.len());
     Ok(())

@@ -205,7 +205,7 @@ fn a_silent_hub_does_not_hold_up_the_end() {
     // At the end: what was trained is whole.
     let world = World::new();
     world.hub.fault(silent());
-    let (out, took) = world.train_until(&[], "objects/batch", "-INT");
+    let (out, took) = world.train_until(&[], "objects/batch", "-TERM");
     let said = text(&out.stderr);
     assert_eq!(out.status.code(), Some(5), "{said}");
     assert!(took < Duration::from_secs(10) && said.contains("temper push"), "{took:?} {said}");

@@ -274,6 +274,41 @@ fn whoever_asks_gets_a_checkpoint_and_the_code_to_requeue() {
 }
 
 #[test]
+fn nobody_is_left_however_early_or_often_it_is_asked() {
+    if !can_launch() {
+        return;
+    }
+    let overrides = ["train.max_steps=100000", "eval.every=never", "train.save_every=20"];
+    let gone = |dir: &Path| {
+        let started = Instant::now();
+        while !processes(dir).is_empty() {
+            assert!(started.elapsed() < Duration::from_secs(15), "ranks are left");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    for (milliseconds, times) in [(60, 1), (300, 1), (60, 2), (4000, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = spawn(2, dir.path(), &overrides);
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        (0..times).for_each(|_| signal(run.id() as i32, "-TERM"));
+        let (code, said) = ending(run, 30);
+        assert_eq!(code, Some(5), "{times} times after {milliseconds} ms: {said}");
+        gone(dir.path());
+    }
+    // Whoever launched it is killed.
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = spawn(2, dir.path(), &overrides);
+    until_step(&mut run, dir.path(), 3);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    gone(dir.path());
+    // What another launcher left behind is not believed.
+    let mut inherited = launch(2, dir.path(), &["train.max_steps=2", "eval.every=never", "run.name=inherited"]);
+    let out = inherited.arg("--fresh").env("RANK", "0").env("WORLD_SIZE", "1").output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+}
+
+#[test]
 fn what_is_wrong_is_said_once() {
     let out = temper(&["launch", "--nproc", "2", "--recipe", "tests/recipes/short.toml", "--set", "train.lrate=1"]);
     if !temper_world::BUILT {

@@ -76,7 +76,7 @@ def agree(config_map, job):
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert mounts.keys() == volumes.keys()
     assert mounts["recipe"]["subPath"] in config_map["data"]
-    recipe = container["args"][container["args"].index("--recipe") + 1]
+    recipe, = [argument.removeprefix("--recipe=") for argument in container["args"] if argument.startswith("--recipe=")]
     assert mounts["recipe"]["mountPath"] == f"{container['workingDir']}/{recipe}"
     # A podFailurePolicy needs restartPolicy Never, and with it a podReplacementPolicy may only be Failed.
     assert spec["restartPolicy"] == "Never" and job["spec"]["podReplacementPolicy"] == "Failed"
@@ -96,7 +96,7 @@ def least(temper):
     assert config_map["data"]["recipe.toml"] == (ROOT / RECIPE).read_text()
     container, = job["spec"]["template"]["spec"]["containers"]
     assert container["command"] + container["args"] == [
-        "temper", "--log-format", "json", "train", "--recipe", "tests/recipes/short.toml"], container
+        "temper", "--log-format", "json", "train", "--recipe=tests/recipes/short.toml"], container
     assert "resources" not in container
 
 

@@ -48,7 +48,7 @@ impl CausalAudit {
             }
             Some(_) => {}
             None => {
-                let message = "the tokenizer names no eos_token: nothing ends a text or a completion, and a model that \
+                let message = "the tokenizer has no eos_token, or names what is no token: nothing ends a text or a completion, and a model that \
                                learned from them does not stop";
                 self.audit.add(Severity::Warning, "no-end-token", message);
             }

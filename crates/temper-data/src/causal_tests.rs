@@ -102,7 +102,8 @@ fn every_format_says_the_same() {
         let line = if name.ends_with("sv") { 2 } else { 1 };
         assert_eq!(folder.shown(&data.train), [format!("── {name} line {line} ──\n{expected}")]);
         let parquet = folder.path(&format!("{name}.parquet"));
-        to_parquet(&[folder.path(name)], &parquet, |_| None).unwrap();
+        let input = [folder.path(name)];
+        to_parquet(&input, &columns_of(&input).unwrap(), &parquet, |_| None).unwrap();
         let name = parquet.file_name().unwrap().to_string_lossy().into_owned();
         assert_eq!(folder.shown(&folder.load(&name).train), [format!("── {name} row 1 ──\n{expected}")]);
     }

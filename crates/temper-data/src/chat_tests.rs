@@ -141,6 +141,21 @@ fn what_a_template_says_by_itself_is_not_learned() {
     assert!(said[0].starts_with("I begin.") && said[1].starts_with("Yes."), "{said:?}");
 }
 
+/// As Jinja, whatever ends the lines of its file.
+#[test]
+fn a_template_has_the_line_ends_of_unix() {
+    let chat = Chat::new();
+    let path = chat.directory.path().join("crlf.jinja");
+    let source = "{% for message in messages %}\n<{{ message.role }}>\n{{ message.content }}</s>\n{% endfor %}";
+    let rendered = [source.to_owned(), source.replace('\n', "\r\n"), source.replace('\n', "\r")].map(|source| {
+        std::fs::write(&path, source).unwrap();
+        let template = ChatTemplate::open(chat.directory.path(), path.to_str()).unwrap();
+        template.render(&[Message::new("user", "a\r\nb")], None, false).unwrap()
+    });
+    assert!(rendered.iter().all(|text| *text == rendered[0]), "{rendered:?}");
+    assert_eq!(rendered[0].matches('\r').count(), 1);
+}
+
 #[test]
 fn a_template_that_changes_what_came_before_is_refused() {
     let chat = Chat::new();

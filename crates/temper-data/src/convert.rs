@@ -1,22 +1,30 @@
 //! Any file that temper reads as Parquet, with all of its columns: how a data set is pushed.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Seek};
+use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
-use arrow::csv::reader::Format;
-use arrow::datatypes::{DataType, SchemaRef};
-use arrow::json::reader::infer_json_schema_from_seekable;
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringBuilder};
+use arrow::datatypes::{DataType, Field, Metadata, Schema, SchemaRef};
+use arrow::json::reader::infer_json_schema;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use serde_json::Value;
 
+use crate::delimited::Records;
 use crate::error::{Error, Result};
-use crate::source::{Kind, SourceFile};
+use crate::jsonl;
+use crate::source::{Kind, Place, SourceFile};
 use crate::table::{Batches, open_arrow};
+
+/// Rows of a batch.
+const BATCH: usize = 4096;
+/// From here on an f64 has not every integer.
+const EXACT: u64 = 1 << 53;
 
 /// What a Parquet file came to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,42 +36,81 @@ pub struct Converted {
     pub rows: u64,
 }
 
-/// Writes the rows of `inputs`, one file after the other, into the Parquet file `output` (Zstandard, level 3).
+/// A column of a file.
+struct Column {
+    field: Field,
+    /// Its values are text, whatever type they were found to have.
+    written: bool,
+}
+
+impl Column {
+    /// That of two files, if one can hold both: texts where what is written as integers in one is not in the other.
+    fn with(self, other: &Self) -> Option<Self> {
+        let [own, others] = [&self, other].map(|column| column.field.data_type().clone());
+        let texts = |column: &Self| column.written || column.field.data_type() == &DataType::Utf8;
+        let kind = match () {
+            () if own == others => own,
+            () if texts(&self) && texts(other) => DataType::Utf8,
+            () => return None,
+        };
+        let nullable = self.field.is_nullable() || other.field.is_nullable();
+        let named = self.field.name() == other.field.name();
+        let field = self.field.with_data_type(kind).with_nullable(nullable);
+        named.then_some(Self { field, written: self.written && other.written })
+    }
+}
+
+/// The columns of files that are to be one data set. What is text stays as it is written: of CSV a column is one of integers only
+/// if all its cells are written as integers are.
 ///
 /// # Errors
-/// When a file cannot be read, has other columns than the first, or a text that `refused` gives a reason against.
+/// When a file cannot be read, has other columns than the first, or numbers that no column of numbers holds.
+pub fn columns_of(inputs: &[PathBuf]) -> Result<SchemaRef> {
+    let mut all: Option<(Vec<Column>, _)> = None;
+    for input in inputs {
+        let (found, metadata) = columns_of_one(&SourceFile::find(input.clone())?)?;
+        let Some((known, _)) = &mut all else {
+            all = Some((found, metadata));
+            continue;
+        };
+        let names = |columns: &[Column]| {
+            let shown = columns.iter().map(|Column { field, .. }| format!("{} {}", field.name(), field.data_type()));
+            shown.collect::<Vec<_>>().join(", ")
+        };
+        let message = format!("its columns are {}, and those of the first file {}", names(&found), names(known));
+        let same = known.len() == found.len();
+        let merged = std::mem::take(known).into_iter().zip(&found).map(|(known, found)| known.with(found)).collect();
+        let other = || Error::File { path: input.clone(), message };
+        *known = Option::filter(merged, |_| same).ok_or_else(other)?;
+    }
+    let (columns, metadata) =
+        all.ok_or_else(|| Error::Config { field: "train", message: "it names no file".into() })?;
+    let fields: Vec<Field> = columns.into_iter().map(|column| column.field).collect();
+    Ok(Arc::new(Schema::new_with_metadata(fields, metadata)))
+}
+
+/// Writes the rows of `inputs`, one file after the other, into the Parquet file `output` (Zstandard, level 3), with the columns that
+/// [`columns_of`] found in all files of the data set.
+///
+/// # Errors
+/// When a file cannot be read, or has a text that `refused` gives a reason against.
 pub fn to_parquet(
     inputs: &[PathBuf],
+    columns: &SchemaRef,
     output: &Path,
     refused: impl Fn(&str) -> Option<&'static str>,
 ) -> Result<Converted> {
     let fail =
         |path: &Path, error: &dyn std::fmt::Display| Error::File { path: path.into(), message: error.to_string() };
-    let mut writer: Option<ArrowWriter<File>> = None;
-    let mut schema: Option<SchemaRef> = None;
+    let level = ZstdLevel::try_new(3).map_err(|error| fail(output, &error))?;
+    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).build();
+    let file = File::create(output).map_err(|error| fail(output, &error))?;
+    let mut writer =
+        ArrowWriter::try_new(file, columns.clone(), Some(properties)).map_err(|error| fail(output, &error))?;
     let mut rows = 0;
     for input in inputs {
-        let (found, batches) = open(&SourceFile::find(input.clone())?)?;
-        let wanted = schema.get_or_insert_with(|| found.clone());
-        if *wanted != found {
-            let names = |schema: &SchemaRef| {
-                schema.fields().iter().map(|f| format!("{} {}", f.name(), f.data_type())).collect::<Vec<_>>().join(", ")
-            };
-            let message = format!("its columns are {}, and those of the first file {}", names(&found), names(wanted));
-            return Err(Error::File { path: input.clone(), message });
-        }
-        let writer = match &mut writer {
-            Some(writer) => writer,
-            None => {
-                let level = ZstdLevel::try_new(3).map_err(|error| fail(output, &error))?;
-                let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).build();
-                let file = File::create(output).map_err(|error| fail(output, &error))?;
-                let opened = ArrowWriter::try_new(file, found, Some(properties));
-                writer.insert(opened.map_err(|error| fail(output, &error))?)
-            }
-        };
-        for batch in batches {
-            let batch = batch.map_err(|error| fail(input, &error))?;
+        for batch in open(&SourceFile::find(input.clone())?, columns)? {
+            let batch = batch?;
             for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
                 if let Some(reason) = find_text(column, &refused) {
                     let place = format!(
@@ -79,11 +126,8 @@ pub fn to_parquet(
             writer.write(&batch).map_err(|error| fail(output, &error))?;
         }
     }
-    let (Some(writer), Some(schema)) = (writer, schema) else {
-        return Err(Error::Config { field: "train", message: "it names no file".into() });
-    };
     writer.close().map_err(|error| fail(output, &error))?;
-    let columns = schema.fields().iter().map(|field| Some((field.name().clone(), dataset_type(field.data_type())?)));
+    let columns = columns.fields().iter().map(|field| Some((field.name().clone(), dataset_type(field.data_type())?)));
     Ok(Converted { columns: columns.collect::<Option<Vec<_>>>().unwrap_or_default(), rows })
 }
 
@@ -101,37 +145,151 @@ fn find_text<T>(array: &dyn Array, of: &impl Fn(&str) -> Option<T>) -> Option<T>
     }
 }
 
-/// The columns of a file and its rows.
-fn open(source: &SourceFile) -> Result<(SchemaRef, Batches)> {
-    let path = &source.path;
-    let fail = |error: &dyn std::fmt::Display| Error::File { path: path.clone(), message: error.to_string() };
-    let mut file = File::open(path).map_err(|error| fail(&error))?;
+fn of_file(path: &Path) -> impl Fn(&dyn std::fmt::Display) -> Error + Copy + '_ {
+    move |error| Error::File { path: path.into(), message: error.to_string() }
+}
+
+/// The columns of a file, and what else it says of them.
+fn columns_of_one(source: &SourceFile) -> Result<(Vec<Column>, Metadata)> {
+    let (path, fail) = (source.path.as_path(), of_file(&source.path));
+    let file = || File::open(path).map_err(|error| fail(&error));
+    let plain = |schema: &Schema| {
+        let columns = schema.fields().iter().map(|field| Column { field: field.as_ref().clone(), written: false });
+        (columns.collect(), schema.metadata().clone())
+    };
     match source.kind {
         Kind::Jsonl => {
-            let mut reader = BufReader::new(file);
-            let (schema, _) = infer_json_schema_from_seekable(&mut reader, None).map_err(|error| fail(&error))?;
-            let schema = Arc::new(schema);
-            let rows = arrow::json::ReaderBuilder::new(schema.clone()).build(reader).map_err(|error| fail(&error))?;
-            Ok((schema, Box::new(rows)))
+            let mut seen = BTreeMap::new();
+            jsonl::objects(path, file()?, |place, object| {
+                object.iter().try_for_each(|(key, value)| look(&mut seen, key, value, place))
+            })?;
+            let (schema, _) = infer_json_schema(after_mark(file()?).map_err(|error| fail(&error))?, None)
+                .map_err(|error| fail(&error))?;
+            Ok(plain(&schema))
         }
         Kind::Csv | Kind::Tsv => {
-            let tab = source.kind == Kind::Tsv;
-            let format = Format::default().with_header(true).with_delimiter(if tab { b'\t' } else { b',' });
-            // A tab-separated file knows no quotes: none of its bytes is NUL.
-            let format = if tab { format.with_quote(0) } else { format };
-            let (schema, _) = format.infer_schema(&mut file, None).map_err(|error| fail(&error))?;
-            file.rewind().map_err(|error| fail(&error))?;
-            let schema = Arc::new(schema);
-            let rows = arrow::csv::ReaderBuilder::new(schema.clone()).with_format(format).build(file);
-            Ok((schema, Box::new(rows.map_err(|error| fail(&error))?)))
+            let mut records = Records::open(path, file()?, delimiter(source.kind))?;
+            let mut integers = vec![true; records.header.len()];
+            while let Some(record) = records.next()? {
+                for (integers, cell) in integers.iter_mut().zip(&record) {
+                    *integers &= cell.parse::<i64>().is_ok_and(|number| number.to_string() == cell);
+                }
+            }
+            let kind = |integers: bool| if integers { DataType::Int64 } else { DataType::Utf8 };
+            let columns = records.header.iter().zip(integers);
+            let column = |(name, integers)| Column { field: Field::new(name, kind(integers), true), written: true };
+            Ok((columns.map(column).collect(), Metadata::default()))
+        }
+        Kind::Parquet => {
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file()?).map_err(|error| fail(&error))?;
+            Ok(plain(builder.schema()))
+        }
+        Kind::Arrow => Ok(plain(&open_arrow(path, file()?)?.0)),
+    }
+}
+
+/// What kind of values a key has, and which of its numbers a column of floats would change.
+#[derive(Default)]
+struct Seen {
+    kind: Option<&'static str>,
+    float: bool,
+    long: bool,
+}
+
+/// Looks at a value: whether its column can hold it beside those before.
+fn look(seen: &mut BTreeMap<String, Seen>, path: &str, value: &Value, place: &Place<'_>) -> Result<()> {
+    let kind = match value {
+        Value::Null => return Ok(()),
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    };
+    let entry = seen.entry(path.to_owned()).or_default();
+    let before = *entry.kind.get_or_insert(kind);
+    if before != kind {
+        return Err(place.error(format!("`{path}` is {kind}, and {before} in a line before")));
+    }
+    if let Value::Number(number) = value {
+        let long = number.as_i64().is_some_and(|number| number.unsigned_abs() > EXACT);
+        entry.float |= number.as_i64().is_none();
+        entry.long |= long;
+        let beyond = number.as_i64().is_none() && number.as_f64().is_none_or(|number| number.abs() >= i64::MAX as f64);
+        if beyond || entry.float && entry.long {
+            return Err(place.error(format!("`{path}` has numbers such as {number}, whose digits are lost in a column of numbers; write them as texts")));
+        }
+    }
+    match value {
+        Value::Array(items) => items.iter().try_for_each(|item| look(seen, &format!("{path}[]"), item, place)),
+        Value::Object(map) => {
+            map.iter().try_for_each(|(key, value)| look(seen, &format!("{path}.{key}"), value, place))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file from behind the mark of its encoding, if it has one.
+fn after_mark(mut file: File) -> std::io::Result<BufReader<File>> {
+    let mut start = [0; 3];
+    let marked = file.read(&mut start)? == 3 && start == *b"\xEF\xBB\xBF";
+    if !marked {
+        file.rewind()?;
+    }
+    Ok(BufReader::new(file))
+}
+
+fn delimiter(kind: Kind) -> u8 {
+    if kind == Kind::Tsv { b'\t' } else { b',' }
+}
+
+type Rows = Box<dyn Iterator<Item = Result<RecordBatch>>>;
+
+/// The rows of a file with these columns.
+fn open(source: &SourceFile, columns: &SchemaRef) -> Result<Rows> {
+    let (path, fail) = (source.path.as_path(), of_file(&source.path));
+    let (schema, file) = (columns.clone(), File::open(path).map_err(|error| fail(&error))?);
+    let batches: Batches = match source.kind {
+        Kind::Csv | Kind::Tsv => {
+            let mut records = Records::open(path, file, delimiter(source.kind))?;
+            return Ok(Box::new(std::iter::from_fn(move || written(&mut records, &schema).transpose())));
+        }
+        Kind::Jsonl => {
+            let reader = after_mark(file).map_err(|error| fail(&error))?;
+            Box::new(arrow::json::ReaderBuilder::new(schema.clone()).build(reader).map_err(|error| fail(&error))?)
         }
         Kind::Parquet => {
             let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| fail(&error))?;
-            let schema = builder.schema().clone();
-            Ok((schema, Box::new(builder.build().map_err(|error| fail(&error))?)))
+            Box::new(builder.build().map_err(|error| fail(&error))?)
         }
-        Kind::Arrow => open_arrow(path, file),
+        Kind::Arrow => open_arrow(path, file)?.1,
+    };
+    let path = path.to_owned();
+    Ok(Box::new(batches.map(move |batch| {
+        let batch = batch.and_then(|batch| RecordBatch::try_new(schema.clone(), batch.columns().to_vec()));
+        batch.map_err(|error| of_file(&path)(&error))
+    })))
+}
+
+/// The next rows of a text file.
+fn written(records: &mut Records, schema: &SchemaRef) -> Result<Option<RecordBatch>> {
+    let mut columns: Vec<_> = schema.fields().iter().map(|_| StringBuilder::new()).collect();
+    let mut rows = 0;
+    while rows < BATCH
+        && let Some(record) = records.next()?
+    {
+        columns.iter_mut().zip(&record).for_each(|(column, cell)| column.append_value(cell));
+        rows += 1;
     }
+    let columns = columns.into_iter().zip(schema.fields()).map(|(mut cells, field)| -> ArrayRef {
+        let cells = cells.finish();
+        match field.data_type() {
+            DataType::Int64 => Arc::new(cells.iter().map(|cell| cell?.parse().ok()).collect::<Int64Array>()),
+            _ => Arc::new(cells),
+        }
+    });
+    let batch = RecordBatch::try_new(schema.clone(), columns.collect());
+    batch.map(|batch| (rows > 0).then_some(batch)).map_err(|error| records.place().error(error.to_string()))
 }
 
 /// What `datasets` calls a type of a plain column.
@@ -161,6 +319,15 @@ mod tests {
     use super::*;
     use std::fs;
 
+    /// The files as one data set.
+    fn to_parquet(
+        inputs: &[PathBuf],
+        output: &Path,
+        refused: impl Fn(&str) -> Option<&'static str>,
+    ) -> Result<Converted> {
+        super::to_parquet(inputs, &columns_of(inputs)?, output, refused)
+    }
+
     #[test]
     fn text_files_become_parquet_and_back() {
         let dir = tempfile::tempdir().unwrap();
@@ -187,6 +354,36 @@ mod tests {
         let message =
             to_parquet(&[path("b.csv"), path("a.jsonl")], &path("e.parquet"), |_| None).unwrap_err().to_string();
         assert!(message.contains("a.jsonl") && message.contains("x Float64"), "{message}");
+
+        // What is written otherwise than a number is not taken for one, in none of the files of a data set.
+        for (file, text, expected) in [
+            ("z.csv", "id,label\n007,1\n8,2\n", ["id string", "label int64"]),
+            ("y.csv", "id,label\n7,1.0\n8,\n", ["id int64", "label string"]),
+            ("x.tsv", "id\tlabel\n-7\ta\n+8\tb\n", ["id string", "label string"]),
+        ] {
+            fs::write(path(file), text).unwrap();
+            assert_eq!(columns(&to_parquet(&[path(file)], &path("z.parquet"), |_| None).unwrap()), expected, "{file}");
+        }
+        let both = columns_of(&[path("y.csv"), path("z.csv")]).unwrap();
+        assert!(both.fields().iter().all(|field| field.data_type() == &DataType::Utf8));
+        super::to_parquet(&[path("y.csv")], &both, &path("y.parquet"), |_| None).unwrap();
+        let batch = open(&SourceFile::find(path("y.parquet")).unwrap(), &both).unwrap().next().unwrap().unwrap();
+        let cells: Vec<_> = batch.columns().iter().map(|cells| cells.as_string::<i32>().value(1).to_owned()).collect();
+        assert_eq!(cells, ["8", ""]);
+
+        // Numbers whose digits would be lost, keys that come twice and columns of several types are refused with their line.
+        for (text, expected) in [
+            ("{\"a\":1}\n{\"a\":18446744073709551615}", "line 2: `a` has numbers such as 18446744073709551615"),
+            ("{\"a\":[{\"b\":9007199254740993}]}\n{\"a\":[{\"b\":0.5}]}", "line 2: `a[].b` has numbers such as 0.5"),
+            ("{\"a\":1,\"a\":2}", "the key \"a\" comes twice"),
+            ("{\"a\":1}\n\n{\"a\":\"b\"}", "line 3: `a` is a text, and a number in a line before"),
+        ] {
+            fs::write(path("w.jsonl"), text).unwrap();
+            let message = columns_of(&[path("w.jsonl")]).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        fs::write(path("w.jsonl"), "\u{feff}{\"a\":1}\n").unwrap();
+        assert_eq!(to_parquet(&[path("w.jsonl")], &path("w.parquet"), |_| None).unwrap().rows, 1);
 
         // A text is refused wherever it stands.
         let rows = "{\"chat\":[{\"content\":\"a\"},{\"content\":\"secret\"}],\"n\":1}\n";

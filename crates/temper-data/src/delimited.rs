@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     fs::File,
     io::{BufReader, Read},
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
@@ -23,73 +23,128 @@ pub(crate) fn read(
     columns: &Columns,
     sink: &mut dyn FnMut(Record) -> Result<()>,
 ) -> Result<()> {
-    let quoted = delimiter == b',';
-    let quotes = Rc::new(Cell::new(Watch::default()));
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .quoting(quoted)
-        .from_reader(Watched { inner: BufReader::with_capacity(1 << 18, file), watch: quotes.clone() });
-    let header = reader.headers().cloned();
-    refuse_utf16(path, &quotes.get().start)?;
-    // The csv crate takes the line feed of a CRLF for part of the next record.
-    let shift = u64::from(quotes.get().crlf);
-    let header = header.map_err(|e| failure(path, e, 0))?;
-    let there: Vec<&str> = header.iter().collect();
+    let mut records = Records::open(path, file, delimiter)?;
+    let there: Vec<&str> = records.header.iter().map(String::as_str).collect();
     let at = columns.locate(path, &there)?;
-    let mut record = csv::StringRecord::new();
-    let (mut last, mut several_lines) = (1, false);
-    while reader.read_record(&mut record).map_err(|e| failure(path, e, shift))? {
-        // Where the record begins, by where it ends: the crate does not say how many blank lines it skipped.
-        let (end, breaks) = (reader.position(), record.as_slice().matches('\n').count() as u64);
-        let open = shift == 0 && quotes.get().ended_open(end.byte());
-        last = end.line() + shift + u64::from(open) - 1 - breaks;
-        several_lines = breaks > 0;
+    while let Some(record) = records.next()? {
         let cell = |i: Option<usize>| i.map(|i| Value::String(record.get(i).unwrap_or_default().to_owned()));
-        let there = || header.iter().map(str::to_owned).collect();
-        sink(columns.record(
-            &Place { path, unit: "line", line: last },
-            at.iter().copied().map(cell).collect(),
-            there,
-        )?)?;
-    }
-    // A quote that is never closed swallows the rest of the file into one cell without any error.
-    if quoted && quotes.get().odd && several_lines {
-        let place = Place { path, unit: "line", line: last };
-        return Err(place.error("a quote opened in this record is never closed"));
+        let there = || records.header.clone();
+        sink(columns.record(&records.place(), at.iter().copied().map(cell).collect(), there)?)?;
+        records.bytes = record.into_byte_record();
     }
     Ok(())
 }
 
-fn failure(path: &Path, error: csv::Error, shift: u64) -> Error {
-    let place = |position: &Option<csv::Position>| Place {
-        path,
-        unit: "line",
-        line: position.as_ref().map_or(1, |position| position.line() + shift),
-    };
-    match error.kind() {
-        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => place(pos).error(format!(
-            "the record has {len} cells and the header {expected_len}; cells that hold the delimiter need quotes (.csv)"
-        )),
-        csv::ErrorKind::Utf8 { pos, err } => place(pos).error(format!("cell {} is not UTF-8", err.field() + 1)),
-        _ => Error::File { path: path.to_owned(), message: error.to_string() },
+/// The records of a file, and where the last one began.
+pub(crate) struct Records {
+    path: PathBuf,
+    reader: csv::Reader<Watched<BufReader<File>>>,
+    watch: Rc<Cell<Watch>>,
+    /// The names of its columns.
+    pub header: Vec<String>,
+    bytes: csv::ByteRecord,
+    line: u64,
+}
+
+impl Records {
+    /// Reads the header.
+    pub fn open(path: &Path, file: File, delimiter: u8) -> Result<Self> {
+        let quoted = delimiter == b',';
+        let watch = Rc::new(Cell::new(Watch { delimiter, quoted, ..Watch::default() }));
+        let reader = csv::ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .delimiter(delimiter)
+            .quoting(quoted)
+            .from_reader(Watched { inner: BufReader::with_capacity(1 << 18, file), watch: watch.clone() });
+        let (header, bytes) = (Vec::new(), csv::ByteRecord::new());
+        let mut records = Self { path: path.to_owned(), reader, watch, header, bytes, line: 1 };
+        let header = records.record();
+        refuse_utf16(path, &records.watch.get().start)?;
+        records.header = header?.unwrap_or_default().iter().map(str::to_owned).collect();
+        Ok(records)
+    }
+
+    /// The next record, with as many cells as there are columns.
+    pub fn next(&mut self) -> Result<Option<csv::StringRecord>> {
+        let record = self.record()?;
+        let (cells, expected) = (record.as_ref().map(csv::StringRecord::len), self.header.len());
+        match cells {
+            Some(cells) if cells != expected => Err(self.place().error(format!(
+                "the record has {cells} cells and the header {expected}; cells that hold the delimiter need quotes (.csv)"
+            ))),
+            _ => Ok(record),
+        }
+    }
+
+    fn record(&mut self) -> Result<Option<csv::StringRecord>> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let read = self.reader.read_byte_record(&mut bytes);
+        let failed = |error: csv::Error| Error::File { path: self.path.clone(), message: error.to_string() };
+        if !read.map_err(failed)? {
+            return Ok(None);
+        }
+        // Where the record begins, by where it ends: the crate does not say how many blank lines it skipped, and takes the line
+        // feed of a CRLF for part of the next record.
+        let (watch, end) = (self.watch.get(), self.reader.position());
+        let breaks = bytes.as_slice().iter().filter(|byte| **byte == b'\n').count() as u64;
+        let (shift, open) = (u64::from(watch.crlf), !watch.crlf && watch.ended_open(end.byte()));
+        self.line = end.line() + shift + u64::from(open) - 1 - breaks;
+        if watch.state == State::Quoted && end.byte() == watch.count {
+            // It has swallowed the rest of the file, and the csv crate sees no error in that.
+            return Err(self.place().error("a quote opened in this record is never closed"));
+        }
+        let foreign = |error: csv::FromUtf8Error| {
+            self.place().error(format!("cell {} is not UTF-8", error.utf8_error().field() + 1))
+        };
+        csv::StringRecord::from_byte_record(bytes).map(Some).map_err(foreign)
+    }
+
+    /// Where the last record began.
+    pub fn place(&self) -> Place<'_> {
+        Place { path: &self.path, unit: "line", line: self.line }
     }
 }
 
-/// What went by: the first bytes, how the first line ends, whether the count of quotes is odd, how much it was, and the last byte.
+/// What went by: the first bytes, how the first line ends, how much it was, the last byte, and where among quotes it ended.
 #[derive(Clone, Copy, Default)]
 struct Watch {
+    delimiter: u8,
+    quoted: bool,
     seen: bool,
     start: [u8; 2],
     crlf: bool,
-    odd: bool,
     count: u64,
     last: u8,
+    state: State,
+}
+
+/// Where a byte lies, as the csv crate sees it: a quote opens a cell at its beginning only.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum State {
+    #[default]
+    Begin,
+    Plain,
+    Quoted,
+    /// After a quote within quotes, which ends them unless another follows.
+    Closing,
 }
 
 impl Watch {
     /// Whether a record that ends at `byte` is the last one, and no line feed ends it: there is none, or a quote has it.
     fn ended_open(&self, byte: u64) -> bool {
-        byte == self.count && (self.last != b'\n' || self.odd)
+        byte == self.count && (self.last != b'\n' || self.state == State::Quoted)
+    }
+
+    fn after(&self, state: State, byte: u8) -> State {
+        match (state, byte) {
+            (State::Begin | State::Closing, b'"') if self.quoted => State::Quoted,
+            (State::Quoted, b'"') => State::Closing,
+            (State::Quoted, _) => State::Quoted,
+            (_, b'\n' | b'\r') => State::Begin,
+            (_, byte) if byte == self.delimiter => State::Begin,
+            _ => State::Plain,
+        }
     }
 }
 
@@ -108,9 +163,10 @@ impl<R: Read> Read for Watched<R> {
             watch.start = [buffer[0], buffer[1]];
             watch.crlf = buffer.split(|b| *b == b'\n').next().is_some_and(|line| line.ends_with(b"\r"));
         }
+        let text = buffer.strip_prefix(b"\xEF\xBB\xBF").filter(|_| watch.count == 0).unwrap_or(buffer);
+        watch.state = text.iter().fold(watch.state, |state, byte| watch.after(state, *byte));
         watch.count += n as u64;
         watch.last = buffer.last().copied().unwrap_or(watch.last);
-        watch.odd ^= buffer.iter().filter(|b| **b == b'"').count() % 2 == 1;
         self.watch.set(watch);
         Ok(n)
     }

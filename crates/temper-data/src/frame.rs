@@ -32,6 +32,11 @@ impl Frame {
         Ok(Self(pieces))
     }
 
+    /// The same without segments.
+    pub(crate) fn in_one_segment(self) -> Self {
+        Self(self.0.into_iter().map(|(piece, _)| (piece, 0)).collect())
+    }
+
     /// Special tokens in it.
     pub(crate) fn added(&self) -> usize {
         self.0.iter().filter(|(piece, _)| matches!(piece, Piece::Token(_))).count()

@@ -48,13 +48,14 @@ pub(crate) fn environment(templates: &[(String, String)], now: NaiveDateTime) ->
         Ok(out)
     });
     for (name, source) in templates {
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
         // A filter block is what comes nearest to a tag of one's own.
         let source = match GENERATION_TAGS.as_ref() {
-            Some(tags) => tags.replace_all(source, |tag: &regex::Captures<'_>| match tag.get(2) {
+            Some(tags) => tags.replace_all(&source, |tag: &regex::Captures<'_>| match tag.get(2) {
                 Some(_) => format!("{{%{}endfilter{}%}}", &tag[1], &tag[3]),
                 None => format!("{{%{} filter {GENERATION_FILTER} {}%}}", &tag[1], &tag[3]),
             }),
-            None => source.into(),
+            None => source.as_str().into(),
         };
         env.add_template_owned(name.clone(), source.into_owned())?;
     }

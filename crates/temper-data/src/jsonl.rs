@@ -15,16 +15,34 @@ use crate::{
     source::{Columns, Place, Raw, Record, refuse_utf16},
 };
 
-/// Hands every record of a JSON Lines file to `sink`. Blank lines are skipped but counted.
+/// Hands every record of a JSON Lines file to `sink`.
 pub(crate) fn read(
     path: &Path,
     file: File,
     columns: &Columns,
     sink: &mut dyn FnMut(Record) -> Result<()>,
 ) -> Result<()> {
+    let names = columns.names();
+    lines(path, file, |place, line| sink(columns.record(place, cells(line, &names, place)?, || keys(line))?))
+}
+
+/// Hands every object to `sink`, all of its keys.
+pub(crate) fn objects(
+    path: &Path,
+    file: File,
+    mut sink: impl FnMut(&Place<'_>, Vec<(String, Value)>) -> Result<()>,
+) -> Result<()> {
+    lines(path, file, |place, line| {
+        let keys = keys(line);
+        let values = cells(line, &keys.iter().map(String::as_str).collect::<Vec<_>>(), place)?;
+        sink(place, keys.into_iter().zip(values.into_iter().flatten()).collect())
+    })
+}
+
+/// Hands every line to `sink`. Blank lines are skipped but counted.
+fn lines(path: &Path, file: File, mut sink: impl FnMut(&Place<'_>, &str) -> Result<()>) -> Result<()> {
     let mut reader = BufReader::with_capacity(1 << 18, file);
     let mut buffer = Vec::new();
-    let names = columns.names();
     let mut place = Place { path, unit: "line", line: 0 };
     loop {
         buffer.clear();
@@ -43,7 +61,7 @@ pub(crate) fn read(
             .map_err(|e| place.error(format!("byte {} of the line is not UTF-8", e.valid_up_to() + 1)))?
             .trim();
         if !line.is_empty() {
-            sink(columns.record(&place, cells(line, &names, &place)?, || keys(line))?)?;
+            sink(&place, line)?;
         }
     }
 }

@@ -12,7 +12,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub enum LabelKind {
     /// One class a row. With names, a label is a name or its index. Without, the names are those found in the training
-    /// and evaluation files: in numerical order where all are integers, else sorted as text.
+    /// and evaluation files: in numerical order where all are integers, else sorted as text; or those that the first file lists, in
+    /// its order.
     Class(Option<Vec<String>>),
     /// Any number of labels a row: a list of names, or one 0/1 column each. Names as for `Class`; columns give theirs.
     Multi(Option<Vec<String>>),
@@ -195,6 +196,7 @@ impl Labels {
 
     fn id(&mut self, raw: Raw) -> Result<u32, String> {
         let name = match raw {
+            Raw::Class(class, names) => self.listed(class, &names)?,
             Raw::Text(text) => text,
             Raw::Integer(i) => i.to_string(),
             Raw::Bool(b) => b.to_string(),
@@ -226,6 +228,19 @@ impl Labels {
         self.index.insert(name.clone(), id);
         self.names.push(name);
         Ok(id)
+    }
+
+    /// The name of a class of a file that lists them. What no names were given for has those.
+    fn listed(&mut self, class: i64, names: &[String]) -> Result<String, String> {
+        let Some(name) = usize::try_from(class).ok().and_then(|class| names.get(class)) else {
+            return Err(format!("the label is {class}, and the file names {} classes, from 0", names.len()));
+        };
+        if !self.closed && self.names.is_empty() {
+            self.index = names.iter().cloned().zip(0..).collect();
+            (self.names, self.closed) = (names.to_vec(), true);
+        }
+        let known = !self.closed || self.index.contains_key(name);
+        Ok(if known { name.clone() } else { class.to_string() })
     }
 
     /// The names in their final order; the ids in the columns follow them.
@@ -261,7 +276,7 @@ impl Labels {
 
 fn score(raw: &Raw) -> Result<f32, String> {
     let value = match raw {
-        Raw::Integer(i) => *i as f64,
+        Raw::Integer(i) | Raw::Class(i, _) => *i as f64,
         Raw::Float(f) => *f,
         Raw::Text(text) => {
             text.trim().parse().map_err(|_| format!("the score is {}, a number is needed", raw.kind()))?
@@ -274,8 +289,8 @@ fn score(raw: &Raw) -> Result<f32, String> {
 fn flag(raw: &Raw) -> Result<bool, String> {
     match raw {
         Raw::Bool(b) => Ok(*b),
-        Raw::Integer(0) => Ok(false),
-        Raw::Integer(1) => Ok(true),
+        Raw::Integer(0) | Raw::Class(0, _) => Ok(false),
+        Raw::Integer(1) | Raw::Class(1, _) => Ok(true),
         Raw::Float(f) if *f == 0.0 || *f == 1.0 => Ok(*f == 1.0),
         Raw::Text(text) => match text.trim().to_lowercase().as_str() {
             "0" | "false" | "0.0" => Ok(false),

@@ -54,7 +54,7 @@ mod words;
 
 pub use batch::TokenBatch;
 pub use config::{ChatColumns, DataConfig, FileEntry, FileTable, Files, Format, LabelColumns, LongRows, TrainOn};
-pub use convert::{Converted, to_parquet};
+pub use convert::{Converted, columns_of, to_parquet};
 pub use error::{Error, Result};
 pub use examples::{Choice, Examples, Source};
 pub use labels::{Label, LabelKind};

@@ -63,6 +63,8 @@ pub(crate) enum Raw {
     Null,
     Text(String),
     Integer(i64),
+    /// A class by its number among the names that the file gives them.
+    Class(i64, Arc<[String]>),
     Float(f64),
     Bool(bool),
     List(Vec<Raw>),
@@ -185,7 +187,7 @@ impl Raw {
         match self {
             Self::None | Self::Null => "null".into(),
             Self::Text(text) => format!("the text {:?}", text.chars().take(40).collect::<String>()),
-            Self::Integer(i) => format!("the number {i}"),
+            Self::Integer(i) | Self::Class(i, _) => format!("the number {i}"),
             Self::Float(f) => format!("the number {f}"),
             Self::Bool(b) => format!("{b}"),
             Self::List(_) => "a list".into(),

@@ -1,6 +1,6 @@
 //! Columnar files: Parquet, row group by row group, and Arrow IPC (file or stream), batch by batch.
 
-use std::{fs::File, io::BufReader, io::Read, io::Seek, path::Path};
+use std::{fs::File, io::BufReader, io::Read, io::Seek, path::Path, sync::Arc};
 
 use arrow::{
     array::{Array, AsArray, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray},
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Result},
-    source::{Columns, Place, Raw, Record},
+    source::{Columns, LabelSource, Place, Raw, Record},
 };
 
 type Sink<'a> = &'a mut dyn FnMut(Record) -> Result<()>;
@@ -31,16 +31,17 @@ fn fail(path: &Path, message: impl ToString) -> Error {
 pub(crate) fn read_parquet(path: &Path, file: File, columns: &Columns, sink: Sink) -> Result<()> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| fail(path, e))?;
     let at = locate(path, columns, builder.schema())?;
-    let mask = ProjectionMask::roots(builder.parquet_schema(), at.into_iter().flatten());
+    let (schema, mask) =
+        (builder.schema().clone(), ProjectionMask::roots(builder.parquet_schema(), at.into_iter().flatten()));
     let reader = builder.with_projection(mask).with_batch_size(4096).build().map_err(|e| fail(path, e))?;
-    read_batches(path, reader, columns, sink)
+    read_batches(path, &schema, reader, columns, sink)
 }
 
 /// Hands every record of an Arrow IPC file or stream to `sink`.
 pub(crate) fn read_arrow(path: &Path, file: File, columns: &Columns, sink: Sink) -> Result<()> {
     let (schema, batches) = open_arrow(path, file)?;
     locate(path, columns, &schema)?;
-    read_batches(path, batches, columns, sink)
+    read_batches(path, &schema, batches, columns, sink)
 }
 
 /// The columns of an Arrow IPC file or stream, and its rows.
@@ -67,8 +68,27 @@ fn locate(path: &Path, columns: &Columns, schema: &SchemaRef) -> Result<Vec<Opti
     columns.locate(path, &names)
 }
 
+/// The names of a column's classes, as the library `datasets` notes them (`ClassLabel`, or a list of it).
+fn class_names(schema: &SchemaRef, column: &str) -> Option<Arc<[String]>> {
+    let noted: Value = serde_json::from_str(schema.metadata().get("huggingface")?).ok()?;
+    let feature = &noted["info"]["features"][column];
+    let feature = if feature["feature"].is_object() { &feature["feature"] } else { feature };
+    let names = feature["names"].as_array().filter(|_| feature["_type"] == "ClassLabel")?;
+    names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
+}
+
+/// A label of a column whose classes have these names.
+fn classed(raw: Raw, names: &Arc<[String]>) -> Raw {
+    match raw {
+        Raw::Integer(class) => Raw::Class(class, names.clone()),
+        Raw::List(items) => Raw::List(items.into_iter().map(|item| classed(item, names)).collect()),
+        other => other,
+    }
+}
+
 fn read_batches(
     path: &Path,
+    whole: &SchemaRef,
     batches: impl Iterator<Item = Result<RecordBatch, ArrowError>>,
     columns: &Columns,
     sink: Sink,
@@ -86,8 +106,17 @@ fn read_batches(
                     .zip(columns.names())
                     .map(|(i, column)| Cells::new(batch.column(i)).map_err(|message| unreadable(path, column, message)))
                     .collect::<Result<_>>()?;
+                let names = match &labelled.label {
+                    LabelSource::One(column) => class_names(whole, column),
+                    LabelSource::Many(_) | LabelSource::None => None,
+                };
                 for row in 0..batch.num_rows() {
-                    sink(labelled.record(&place(row), cells.iter().map(|column| column.get(row)).collect())?)?;
+                    let mut record =
+                        labelled.record(&place(row), cells.iter().map(|column| column.get(row)).collect())?;
+                    if let Some(names) = &names {
+                        record.label = classed(record.label, names);
+                    }
+                    sink(record)?;
                 }
             }
             Columns::Causal(_) => {
@@ -118,10 +147,32 @@ fn objects(path: &Path, batch: &RecordBatch, mut wanted: Vec<usize>) -> Result<V
     wanted.sort_unstable();
     wanted.dedup();
     let batch = batch.project(&wanted).map_err(|e| fail(path, e))?;
+    for field in batch.schema().fields() {
+        if let Some(kind) = no_text(field.data_type()).or(Some(field.data_type()).filter(|kind| kind.is_temporal())) {
+            let message = format!("it holds {kind}, which is no text; save it as strings");
+            return Err(unreadable(path, field.name(), message));
+        }
+    }
     let mut writer = LineDelimitedWriter::new(Vec::new());
     writer.write(&batch).and_then(|()| writer.finish()).map_err(|e| fail(path, e))?;
     let lines = writer.into_inner();
     serde_json::Deserializer::from_slice(&lines).into_iter().collect::<Result<_, _>>().map_err(|e| fail(path, e))
+}
+
+/// Bytes of which nothing says that they are a text, within a type.
+fn no_text(kind: &DataType) -> Option<&DataType> {
+    match kind {
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => Some(kind),
+        DataType::List(field)
+        | DataType::LargeList(field)
+        | DataType::ListView(field)
+        | DataType::LargeListView(field)
+        | DataType::FixedSizeList(field, _)
+        | DataType::Map(field, _) => no_text(field.data_type()),
+        DataType::Struct(fields) => fields.iter().find_map(|field| no_text(field.data_type())),
+        DataType::Dictionary(_, values) => no_text(values),
+        _ => None,
+    }
 }
 
 /// A column in one of the few types that texts and labels have.

@@ -1,11 +1,11 @@
 //! Files of every kind, whole and damaged, through [`load`].
 
-use std::{fs, path::Path, sync::Arc};
+use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
 use arrow::{
     array::{
-        ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, LargeStringArray, ListBuilder, RecordBatch,
-        StringArray, StringBuilder, StringViewArray,
+        ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, Int64Array, LargeStringArray, ListBuilder,
+        RecordBatch, StringArray, StringBuilder, StringViewArray,
     },
     datatypes::Int32Type,
     ipc::writer::{FileWriter, StreamWriter},
@@ -144,6 +144,48 @@ fn lists_of_labels_in_columnar_files() {
 }
 
 #[test]
+fn classes_have_the_names_that_datasets_gave_them() {
+    let folder = Folder::with(&[("named.jsonl", "{\"text\":\"ok\",\"label\":\"zzz\"}")]);
+    let noted = r#"{"info": {"features": {"label": {"names": ["pos", "neg", "zzz"], "_type": "ClassLabel"}}}}"#;
+    let write = |name: &str, labels: Vec<i64>| {
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["the cat"; labels.len()]));
+        let plain = batch(vec![("text", texts), ("label", Arc::new(Int64Array::from(labels)))]);
+        let schema = plain
+            .schema()
+            .as_ref()
+            .clone()
+            .with_metadata(HashMap::from([("huggingface".to_owned(), noted.to_owned())]));
+        let noted = RecordBatch::try_new(Arc::new(schema), plain.columns().to_vec()).unwrap();
+        write_parquet(&folder.path(name), &noted);
+    };
+    write("a.parquet", vec![1, 0]);
+    let data = folder.load("a.parquet", LabelKind::Class(None)).unwrap();
+    assert_eq!(data.train.label_names(), ["pos", "neg", "zzz"]);
+    assert_eq!((data.train.label(0), data.train.label(1)), (Label::Class(1), Label::Class(0)));
+    // Names of the recipe: the same, or as many.
+    let names = |names: [&str; 3]| LabelKind::Class(Some(names.map(str::to_owned).to_vec()));
+    let first = |kind| folder.load("a.parquet", kind).unwrap().train.label(0);
+    assert_eq!(first(names(["zzz", "neg", "pos"])), Label::Class(1));
+    assert_eq!(first(names(["good", "bad", "none"])), Label::Class(1));
+    assert_eq!(folder.load("a.parquet", LabelKind::Score).unwrap().train.label(0), Label::Score(1.0));
+    write("b.parquet", vec![0, -1]);
+    assert!(folder.failure("b.parquet").contains("row 2: the label is -1, and the file names 3 classes"));
+}
+
+#[test]
+fn bytes_are_no_text() {
+    let folder = Folder::with(&[]);
+    let bytes: ArrayRef = Arc::new(arrow::array::BinaryArray::from(vec![b"the cat".as_slice()]));
+    write_parquet(&folder.path("a.parquet"), &batch(vec![("text", bytes)]));
+    let config =
+        DataConfig { train: crate::Files::one("a.parquet"), eval_fraction: Some(0.0), ..DataConfig::default() };
+    let target = || crate::Target::Causal { vocab_size: None, positions: None };
+    let loaded = crate::load(&config, &folder.path(""), target(), &crate::tokenizer::fixture(false), 8, 0);
+    let said = loaded.err().unwrap().to_string();
+    assert!(said.contains("column `text`") && said.contains("it holds Binary, which is no text"), "{said}");
+}
+
+#[test]
 fn damaged_columnar_files_and_nulls() {
     let folder = Folder::with(&[("not.parquet", "hello"), ("not.arrow", "hello hello"), ("old.feather", "FEA1....")]);
     let text: ArrayRef = Arc::new(StringArray::from(vec![Some("the cat"), None]));
@@ -189,10 +231,12 @@ fn every_mistake_has_its_own_message() {
         ("typo.csv", "Text,label\na,b\n", &["`text`", "\"Text\", \"label\"", "did you mean \"Text\"?"]),
         ("open.csv", "text,label\na,b\n\"c,d\ne,f\ng,h\n", &["line 3"]),
         ("swallow.csv", "label,text\nb,a\nd,\"c\nf,e\nh,g\n", &["line 3", "never closed"]),
+        ("swallow_first.csv", "text,label\na,b\n\"c,d\n\"\"e,f\n", &["line 3", "never closed"]),
         ("empty_label.csv", "text,label\na,\n", &["line 2", "the label is empty"]),
         ("blank_lines.csv", "\ntext,label\na,b\n\n\n\"c\nd\",e\n\n\na,\n\nb,c", &["line 10", "the label is empty"]),
         ("blank_crlf.csv", "text,label\r\na,b\r\n\r\n\r\na,\r\n", &["line 5", "the label is empty"]),
         ("blank_end.csv", "text,label\na,b\n\n\na,", &["line 5", "the label is empty"]),
+        ("blank_ragged.csv", "text,label\n\na,b\n\n\nc\n", &["line 6", "1 cells", "header 2"]),
         ("crlf_end.csv", "text,label\r\na,b\r\na,", &["line 3", "the label is empty"]),
         ("data.txt", "a", &["\".txt\" is not one of", "\"jsonl\""]),
         ("data.csv.gz", "a", &["compressed", "decompress"]),

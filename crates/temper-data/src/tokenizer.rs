@@ -77,6 +77,8 @@ impl Tokenizer {
             let path = directory.join("tokenizer.json");
             let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(&path, e.to_string()))?;
             vocabulary::overrule(&mut inner, &settings).map_err(|e| fail(&path, e.to_string()))?;
+            vocabulary::complete(&mut inner, &settings)
+                .map_err(|message| fail(&directory.join("tokenizer_config.json"), message))?;
             inner
         } else if has("vocab.txt") {
             vocabulary::word_piece(&directory.join("vocab.txt"), &settings)?
@@ -93,21 +95,28 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|e| fail(directory, e.to_string()))?;
         let words = Words::for_tokenizer(&inner);
         let learn = |pair| Frame::learn(&inner, pair).map_err(|e| fail(directory, e.to_string()));
-        let frames = [learn(false)?, learn(true)?];
+        let mut frames = [learn(false)?, learn(true)?];
+        if settings["model_input_names"]
+            .as_array()
+            .is_some_and(|names| !names.iter().any(|name| name == "token_type_ids"))
+        {
+            // The network gets none, so all is one segment to it.
+            frames = frames.map(Frame::in_one_segment);
+        }
         let direction = match settings["truncation_side"].as_str() {
             Some("left") => TruncationDirection::Left,
             Some(_) => TruncationDirection::Right,
             None => stored_direction.unwrap_or(TruncationDirection::Right),
         };
-        let token = |key: &str, usual: [&str; 2]| {
-            vocabulary::content(&settings[key])
-                .and_then(|token| inner.token_to_id(token))
-                .or_else(|| usual.into_iter().find_map(|token| inner.token_to_id(token)))
+        let token = |key: &str, usual: [&str; 2]| match vocabulary::content(&settings[key]) {
+            Some(token) => inner.token_to_id(token),
+            None => usual.into_iter().find_map(|token| inner.token_to_id(token)),
         };
         let pad = token("pad_token", ["[PAD]", "<pad>"]).or(stored_pad).unwrap_or(0);
         let mask = token("mask_token", ["[MASK]", "<mask>"]);
-        let unknown = token("unk_token", ["[UNK]", "<unk>"]);
         let eos = token("eos_token", ["</s>", "<|endoftext|>"]);
+        // Byte-level vocabularies name their end so, and know everything.
+        let unknown = token("unk_token", ["[UNK]", "<unk>"]).filter(|unknown| Some(*unknown) != eos);
         let mut special: HashSet<u32> =
             inner.get_added_tokens_decoder().iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         for key in ["pad_token", "mask_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token"] {
@@ -187,7 +196,9 @@ impl Tokenizer {
         Ok(self.encode_spans(text)?.0)
     }
 
-    pub(crate) fn is_special(&self, id: u32) -> bool {
+    /// Whether a token is none that texts are made of.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
     }
 
@@ -265,7 +276,8 @@ impl Tokenizer {
         self.mask
     }
 
-    /// Id of the token that ends a text; that of `</s>` or `<|endoftext|>` where the configuration names none.
+    /// Id of the token that ends a text; that of `</s>` or `<|endoftext|>` where the configuration names none. There is none where it
+    /// names what is no token.
     #[must_use]
     pub fn eos_id(&self) -> Option<u32> {
         self.eos
@@ -397,6 +409,36 @@ mod tests {
         assert_eq!((of_vocabulary, ids("{}").1), (vec![2, 5, 3], vec![2, 5, 3]));
         assert_eq!(ids(r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": false}"#).1, [2, 6, 3]);
         assert_eq!(ids(r#"{"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": false}"#).1, [2, 5, 3]);
+    }
+
+    /// As Transformers: tokens that only the configuration has, and what swallows the space before it.
+    #[test]
+    fn tokens_of_the_configuration_are_added() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        std::fs::write(place("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb").unwrap();
+        Tokenizer::from_dir(directory.path()).unwrap().inner.save(place("tokenizer.json"), false).unwrap();
+        let open = |config: &str| {
+            std::fs::write(place("tokenizer_config.json"), config).unwrap();
+            Tokenizer::from_dir(directory.path())
+        };
+        let added =
+            open(r#"{"added_tokens_decoder": {"7": {"content": "<new>", "special": true}}, "eos_token": "<new>"}"#);
+        let added = added.unwrap();
+        assert_eq!(added.encode("a <new> b", None, 8).unwrap().ids, [2, 5, 7, 6, 3]);
+        assert_eq!((added.eos_id(), added.is_special(7), added.vocab_size()), (Some(7), true, 8));
+        let wrong = open(r#"{"added_tokens_decoder": {"9": {"content": "<new>"}}}"#);
+        assert!(wrong.err().unwrap().to_string().contains("has `<new>` as 9, and in tokenizer.json it is token 7"));
+
+        // A name that is no token stands for no other, and what ends texts is not unknown.
+        let slip = open(r#"{"eos_token": "[SPE]", "mask_token": "[MAKS]"}"#).unwrap();
+        assert_eq!((slip.eos_id(), slip.mask_id(), slip.unknown_id()), (None, None, Some(1)));
+        assert_eq!(open(r#"{"eos_token": "[UNK]"}"#).unwrap().unknown_id(), None);
+
+        // Without segments among the inputs there are none.
+        let pair = |config: &str| open(config).unwrap().encode("a", Some("b"), 8).unwrap().type_ids;
+        assert_eq!(pair("{}"), [0, 0, 0, 1, 1]);
+        assert_eq!(pair(r#"{"model_input_names": ["input_ids", "attention_mask"]}"#), [0; 5]);
     }
 
     /// `fixtures/tokenizers.py` made the cases with Transformers.

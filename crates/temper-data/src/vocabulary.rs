@@ -65,6 +65,32 @@ pub(crate) fn overrule(tokenizer: &mut Tokenizer, settings: &Value) -> tokenizer
     Ok(())
 }
 
+/// Adds the tokens of `added_tokens_decoder`, as Transformers does: those that `tokenizer.json` lacks, and how others take the space
+/// around them.
+pub(crate) fn complete(tokenizer: &mut Tokenizer, settings: &Value) -> Result<(), String> {
+    let listed = settings["added_tokens_decoder"].as_object();
+    let mut listed: Vec<(u32, &Value)> =
+        listed.into_iter().flatten().filter_map(|(id, token)| Some((id.parse().ok()?, token))).collect();
+    listed.sort_by_key(|(id, _)| *id);
+    for (id, token) in listed {
+        let Some(text) = content(token) else { continue };
+        let flag = |key: &str, default: bool| token[key].as_bool().unwrap_or(default);
+        let special = flag("special", false);
+        let added = AddedToken::from(text, special)
+            .lstrip(flag("lstrip", false))
+            .rstrip(flag("rstrip", false))
+            .single_word(flag("single_word", false))
+            .normalized(flag("normalized", !special));
+        tokenizer.add_tokens([added]).map_err(|error| error.to_string())?;
+        let found = tokenizer.token_to_id(text);
+        if found != Some(id) {
+            let found = found.map_or_else(|| "no token".to_owned(), |id| format!("token {id}"));
+            return Err(format!("added_tokens_decoder has `{text}` as {id}, and in tokenizer.json it is {found}"));
+        }
+    }
+    Ok(())
+}
+
 /// A token in a configuration: `"[PAD]"` or `{"content": "[PAD]", …}`.
 pub(crate) fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())

@@ -79,6 +79,9 @@ where
     let shared = Rc::new(Shared::new(site.world, weights::held(&model)?, &plan.sharing));
     let lending = Lending::new(&shared);
     shared.agree("the decisions of its plan", 0, &plan.fingerprint)?;
+    // What decides no number decides what the ranks do together.
+    let together = (&plan.sharing, plan.save_every, plan.max_wall);
+    shared.agree("its [distributed], `save_every` or `max_wall`", 0, &format!("{together:?}"))?;
     let store = Store::open(site, &plan.fingerprint, plan.keep_last)?;
     let mut optimizer = Optimizer::new(&plan.optim);
     let mut progress;
@@ -365,7 +368,8 @@ impl Window {
             loss_scale: progress.scale.as_ref().map(|scale| scale.factor),
             skipped: progress.scale.as_ref().map(|scale| scale.skipped),
             tokens: progress.tokens,
-            tokens_per_second: self.tokens as f64 / self.seconds,
+            // A clock may stand still.
+            tokens_per_second: self.tokens as f64 / self.seconds.max(1e-9),
             step_ms: self.seconds * 1e3 / f64::from(self.steps),
             communication_ms: several.then(|| self.communication * 1e3 / f64::from(self.steps)),
             communication_bytes: several.then(|| self.bytes as f64 / f64::from(self.steps)),

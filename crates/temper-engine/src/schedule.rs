@@ -26,17 +26,21 @@ impl Schedule {
     /// The schedule of a recipe over `steps` steps. A warmup given as a ratio is rounded up to whole steps, as in
     /// Transformers.
     pub fn new(config: &ScheduleConfig, steps: u64) -> Self {
-        let of = |ratio: f64| (ratio * steps as f64).ceil() as u64;
-        // A run of one step that names no warmup does train.
-        let unnamed = || of(WARMUP_RATIO).min(steps.saturating_sub(1));
+        // Every run comes to its learning rate, if in its last step.
+        let of = |ratio: f64| ((ratio * steps as f64).ceil() as u64).min(steps.saturating_sub(1));
         Self {
             kind: config.kind,
-            warmup_steps: config.warmup_steps.or(config.warmup_ratio.map(of)).unwrap_or_else(unnamed),
+            warmup_steps: config.warmup_steps.unwrap_or_else(|| of(config.warmup_ratio.unwrap_or(WARMUP_RATIO))),
             steps,
             min_ratio: config.min_ratio,
             decay_ratio: config.decay_ratio,
             decay: config.decay,
         }
+    }
+
+    /// Of WSD: the steps at the end in which it falls.
+    pub fn decay_steps(&self) -> u64 {
+        (self.decay_ratio * self.steps as f64).round() as u64
     }
 
     /// The factor at a step counted from 0, so that the first step of a warmup has the factor 0.
@@ -55,8 +59,8 @@ impl Schedule {
             ScheduleKind::Linear => above_min(1.0 - progress(step, self.warmup_steps, self.steps)),
             ScheduleKind::Cosine => above_min(half_cosine(progress(step, self.warmup_steps, self.steps))),
             ScheduleKind::Wsd => {
-                let decay_steps = (self.decay_ratio * self.steps as f64).round() as u64;
-                let x = progress(step, self.steps.saturating_sub(decay_steps).max(self.warmup_steps), self.steps);
+                let stays = self.steps.saturating_sub(self.decay_steps());
+                let x = progress(step, stays.max(self.warmup_steps), self.steps);
                 above_min(match self.decay {
                     Decay::Linear => 1.0 - x,
                     Decay::Cosine => half_cosine(x),
@@ -118,5 +122,8 @@ mod tests {
     fn a_warmup_ratio_rounds_up() {
         let config = ScheduleConfig { warmup_ratio: Some(0.1), ..Default::default() };
         assert_eq!(Schedule::new(&config, 11).warmup_steps, 2);
+        // But ends.
+        let most = ScheduleConfig { warmup_ratio: Some(0.99), ..Default::default() };
+        assert_eq!([1, 2, 12].map(|steps| Schedule::new(&most, steps).warmup_steps), [0, 1, 11]);
     }
 }

@@ -103,7 +103,9 @@ impl Refusal {
             }
             (401, Some(repo)) if !logged_in => Error::RepoMissing { repo: repo.clone(), endpoint, logged_in },
             (401, _) => bad_token(),
-            (403, _) => Error::Forbidden { doing, message: self.message.clone(), advice: advice_on_403(about) },
+            (403, _) => {
+                Error::Forbidden { doing, message: self.message.clone(), advice: advice_on_403(about, logged_in) }
+            }
             (404, Some(repo)) => self.missing(repo, about, endpoint, logged_in),
             (429, _) => Error::RateLimited { doing, retry_after: self.retry_after },
             (status @ 500.., _) => Error::Server { doing, status, message: self.message.clone() },
@@ -127,8 +129,9 @@ impl Refusal {
     }
 }
 
-fn advice_on_403(about: &About<'_>) -> String {
+fn advice_on_403(about: &About<'_>, logged_in: bool) -> String {
     match about.repo {
+        _ if !logged_in => format!("no token was sent: {LOGIN}; or a proxy between here and there refuses"),
         Some(repo) => format!("the token needs the permission for that on {repo} (a read token cannot write)"),
         None => "use a token with the permission for that".into(),
     }

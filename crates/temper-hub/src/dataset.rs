@@ -2,8 +2,8 @@
 //!
 //! The rules are those of Hugging Face's `datasets`
 //! (<https://huggingface.co/docs/hub/datasets-data-files-configuration>): first a path or glob of the reference; then the
-//! `configs:` of the card; then the names of files and directories (`train`, `validation`, `test` and their synonyms);
-//! else everything is `train`. On the branch `refs/convert/parquet`, which the hub makes, directories are configuration
+//! `configs:` of the card; then names such as `data/SPLIT-00000-of-00001.parquet`, directories, and files (`train`, `validation`,
+//! `test` and their synonyms); else everything is `train`. What is hidden is no data. On the branch `refs/convert/parquet`, which the hub makes, directories are configuration
 //! and split.
 
 use std::{collections::BTreeMap, fs};
@@ -97,6 +97,7 @@ fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataF
     let wrong_part = |(part, reason): WrongPart| error(part, reason);
     let configs = card.get("configs").and_then(Value::as_array).filter(|configs| !configs.is_empty());
     let converted = listing.pinned.revision == "refs/convert/parquet";
+    let named = request.path.is_some() || configs.is_some() && !converted;
     let (config, mut splits) = match (&request.path, configs) {
         (Some(path), _) => {
             let split = request.split.clone().unwrap_or_else(|| "train".into());
@@ -105,12 +106,17 @@ fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataF
         (None, _) if converted => by_directories(&listing, request).map_err(wrong_part)?,
         (None, Some(configs)) => {
             let config = choose_config(configs, request.config.as_deref()).map_err(|reason| error("config", reason))?;
-            let patterns = patterns_of(config).map_err(wrong)?;
+            let dir = config.get("data_dir").and_then(Value::as_str).unwrap_or_default().trim_matches('/');
             let name = config.get("config_name").and_then(Value::as_str).unwrap_or("default").to_string();
             let mut splits = BTreeMap::new();
-            for (split, patterns) in patterns {
-                for pattern in patterns {
-                    splits.entry(split.clone()).or_insert_with(Vec::new).extend(matching(&listing, &pattern)?);
+            match config.get("data_files") {
+                None if !dir.is_empty() => splits = by_names(&listing, &format!("{dir}/")),
+                files => {
+                    for (split, patterns) in patterns_of(files, dir).map_err(wrong)? {
+                        for pattern in patterns {
+                            splits.entry(split.clone()).or_insert_with(Vec::new).extend(matching(&listing, &pattern)?);
+                        }
+                    }
                 }
             }
             (name, splits)
@@ -121,10 +127,9 @@ fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataF
                 let reason = format!("it has no configurations, so not {config:?} either; leave `config` out");
                 return Err(error("config", reason));
             }
-            (String::new(), by_names(&listing))
+            (String::new(), by_names(&listing, ""))
         }
     };
-    keep_one_format(&mut splits).map_err(wrong)?;
     if let Some(split) = &request.split {
         let names: Vec<_> = splits.keys().cloned().collect();
         splits.retain(|name, _| name == split);
@@ -132,6 +137,10 @@ fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataF
             return Err(error("split", format!("it has no split {split:?}; it has {}", names.join(", "))));
         }
     }
+    if named {
+        refuse_several_formats(&splits).map_err(wrong)?;
+    }
+    keep_one_format(&mut splits).map_err(wrong)?;
     let license = strings(card.get("license")).into_iter().next();
     Ok(DataFiles { listing, config, splits, license })
 }
@@ -162,14 +171,13 @@ fn choose_config<'a>(configs: &'a [Value], wanted: Option<&str>) -> std::result:
     }
 }
 
-/// `data_files` of a configuration: a glob, a list of globs, a table by split, or a list of `{split, path}`.
-fn patterns_of(config: &Value) -> std::result::Result<Patterns, String> {
-    let dir = config.get("data_dir").and_then(Value::as_str).unwrap_or_default().trim_matches('/').to_string();
+/// `data_files` of a configuration, below `dir`: a glob, a list of globs, a table by split, or a list of `{split, path}`.
+fn patterns_of(files: Option<&Value>, dir: &str) -> std::result::Result<Patterns, String> {
     let within = |patterns: Vec<String>| -> Vec<String> {
         let join = |pattern: String| if dir.is_empty() { pattern } else { format!("{dir}/{pattern}") };
         patterns.into_iter().map(|pattern| join(pattern.trim_start_matches("./").into())).collect()
     };
-    let patterns: Patterns = match config.get("data_files") {
+    let patterns: Patterns = match files {
         Some(Value::Array(entries)) if entries.iter().any(Value::is_object) => entries
             .iter()
             .map(|entry| {
@@ -181,7 +189,6 @@ fn patterns_of(config: &Value) -> std::result::Result<Patterns, String> {
             splits.iter().map(|(split, globs)| (split.clone(), within(strings(Some(globs))))).collect()
         }
         Some(globs) => vec![("train".into(), within(strings(Some(globs))))],
-        None if !dir.is_empty() => vec![("train".into(), vec![format!("{dir}/")])],
         None => return Err("a configuration of its card names no data_files".into()),
     };
     let elsewhere = patterns.iter().flat_map(|(_, globs)| globs).find(|glob| glob.contains("://"));
@@ -193,30 +200,49 @@ fn patterns_of(config: &Value) -> std::result::Result<Patterns, String> {
     }
 }
 
-/// Splits by words in the names of directories and files.
-fn by_names(listing: &Listing) -> Splits {
-    let mut splits: Splits = BTreeMap::new();
-    let data: Vec<_> = listing.files.iter().filter(|file| format_of(&file.path).is_some()).collect();
-    for file in &data {
-        if let Some(split) = split_of(&file.path) {
-            splits.entry(split.into()).or_default().push((*file).clone());
+/// Splits by the names of what is below `dir`: of the ways to name them, the first one that any file follows.
+fn by_names(listing: &Listing, dir: &str) -> Splits {
+    let below = |file: &'_ TreeFile| file.path.strip_prefix(dir).map(|path| (path.to_owned(), file.clone()));
+    let mut data: Vec<(String, TreeFile)> = listing.files.iter().filter_map(below).collect();
+    data.retain(|(path, _)| format_of(path).is_some() && !is_hidden(path));
+    let ways: [fn(&str) -> Option<&str>; 4] = [
+        shard_of,
+        |path| path.rsplit('/').skip(1).find_map(split_of),
+        |path| split_of(path.rsplit('/').next()?),
+        |_| Some("train"),
+    ];
+    let by = |way: fn(&str) -> Option<&str>| {
+        let mut splits = Splits::new();
+        for (path, file) in &data {
+            if let Some(split) = way(path) {
+                splits.entry(split.into()).or_default().push(file.clone());
+            }
         }
-    }
-    if splits.is_empty() && !data.is_empty() {
-        splits.insert("train".into(), data.into_iter().cloned().collect());
-    }
-    splits
+        splits
+    };
+    ways.into_iter().map(by).find(|splits| !splits.is_empty()).unwrap_or_default()
 }
 
-/// The split that a path names; the file's own name counts before its directories'.
-fn split_of(path: &str) -> Option<&'static str> {
-    let word =
-        |component: &str, word: &str| component.split(|c: char| !c.is_ascii_alphabetic()).any(|part| part == word);
-    path.rsplit('/').find_map(|component| {
-        let component = component.to_ascii_lowercase();
-        let named = |(_, words): &&(&str, &[&str])| words.iter().any(|synonym| word(&component, synonym));
-        SPLITS.iter().find(named).map(|(split, _)| *split)
-    })
+/// Whether a name, or that of a directory above it, is one of those that programs hide.
+fn is_hidden(path: &str) -> bool {
+    let (dirs, name) = path.rsplit_once('/').unwrap_or(("", path));
+    name.starts_with('.') || dirs.split('/').any(|dir| dir.starts_with('.') || dir.starts_with("__"))
+}
+
+/// The split of `data/SPLIT-00000-of-00001…`.
+fn shard_of(path: &str) -> Option<&str> {
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let name = path.strip_prefix("data/").filter(|name| !name.contains('/'))?;
+    let (before, after) = name.rsplit_once("-of-")?;
+    let (split, number) = before.rsplit_once('-')?;
+    (is_number(number) && after.get(..5).is_some_and(is_number) && !split.is_empty()).then_some(split)
+}
+
+/// The split that the name of a file or directory says.
+fn split_of(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_lowercase();
+    let word = |word: &&str| name.split(|c: char| !c.is_ascii_alphabetic()).any(|part| part == *word);
+    SPLITS.iter().find(|(_, words)| words.iter().any(word)).map(|(split, _)| *split)
 }
 
 /// `CONFIG/SPLIT/0000.parquet`; a `partial-` split holds only the first gigabytes and must be asked for by that name.
@@ -253,6 +279,24 @@ fn by_directories(listing: &Listing, request: &DataRequest) -> std::result::Resu
     }
     splits.retain(|name, _| !name.starts_with("partial-") || asked(name));
     Ok((wanted, splits))
+}
+
+/// Of files that somebody named, none may be left out.
+fn refuse_several_formats(splits: &Splits) -> std::result::Result<(), String> {
+    let files = || splits.values().flatten().map(|file| file.path.as_str());
+    let packed = |path: &&str| {
+        format_of(path).is_none() && path.rsplit_once('.').is_some_and(|(inner, _)| format_of(inner).is_some())
+    };
+    if let Some(path) = files().find(packed) {
+        return Err(format!("it names {path}, which is compressed; such files are not read"));
+    }
+    let formats = FORMATS.iter().filter_map(|(format, _)| files().find(|path| format_of(path) == Some(format)));
+    match formats.collect::<Vec<_>>()[..] {
+        [one, other, ..] => Err(format!(
+            "it names {one} and {other}, and files of several formats are not read together; name some of them"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Keeps the files of the most common format that can be read.

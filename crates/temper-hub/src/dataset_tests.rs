@@ -51,6 +51,15 @@ fn splits_by_names() {
     assert_eq!(plain(&["README.md", "a.csv", "b.csv", "c.parquet"]), ["train: a.csv b.csv"]);
     assert_eq!(plain(&["a.csv", "a.parquet"]), ["train: a.parquet"]);
     assert_eq!(plain(&["dataset_infos.json", "train.json", "test.ndjson"]), ["test: test.ndjson", "train: train.json"]);
+    // Names of shards count first and may be any; then directories, the innermost of them; then files.
+    let shards =
+        ["data/train_gen-00000-of-00001.parquet", "data/train_sft-00000-of-00001.parquet", "data/train.parquet"];
+    assert_eq!(
+        plain(&shards),
+        ["train_gen: data/train_gen-00000-of-00001.parquet", "train_sft: data/train_sft-00000-of-00001.parquet"]
+    );
+    assert_eq!(plain(&["test/x/train.csv", "train/x/test.csv"]), ["test: test/x/train.csv", "train: train/x/test.csv"]);
+    assert_eq!(plain(&["a/.x/train.csv", "__pycache__/train.csv", "._train.csv", "train.csv"]), ["train: train.csv"]);
 }
 
 #[test]
@@ -74,6 +83,20 @@ fn configurations_of_the_card() {
     assert!(chosen(&paths, elsewhere, "org/name", None, None).0.contains("elsewhere"));
     let missing = "configs:\n- config_name: a\n  data_files: de/*";
     assert!(chosen(&paths, missing, "org/name", None, None).0.contains("de/*"));
+    // A directory alone has splits by the names in it.
+    let dir = "configs:\n- config_name: a\n  data_dir: en";
+    assert_eq!(chosen(&paths, dir, "org/name", None, None).1, ["test: en/test.jsonl", "train: en/train.jsonl"]);
+}
+
+#[test]
+fn of_named_files_none_is_left_out() {
+    let paths = ["test.jsonl", "train.csv", "a.jsonl.gz", "a.jsonl"];
+    let of = |reference, split| chosen(&paths, "", reference, None, split).0;
+    assert!(of("hf://datasets/org/name/t*", None).contains("test.jsonl and train.csv"));
+    assert!(of("hf://datasets/org/name/a.*", None).contains("a.jsonl.gz, which is compressed"));
+    let card = "configs:\n- config_name: a\n  data_files:\n    train: train.csv\n    test: test.jsonl";
+    assert_eq!(chosen(&paths, card, "org/name", None, Some("train")).1, ["train: train.csv"]);
+    assert!(chosen(&paths, card, "org/name", None, None).0.contains("several formats"));
 }
 
 #[test]

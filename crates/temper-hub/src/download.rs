@@ -13,7 +13,7 @@ use crate::{
     answer::About,
     cache::Folder,
     http::{Answer, Http, Request},
-    names::is_hex,
+    names::{is_hex, printable},
     tree::hostile,
     verify::Checksum,
 };
@@ -134,6 +134,8 @@ impl Download<'_> {
     fn transfer(&self, file: &TreeFile, incomplete: &Path) -> Result<u64> {
         let length = fs::metadata(incomplete).map(|data| data.len()).unwrap_or(0);
         let mut there = if length > file.size { 0 } else { length };
+        let dir = incomplete.parent().unwrap_or(incomplete);
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let mut out =
             File::options().create(true).append(true).open(incomplete).map_err(Error::io("write", incomplete))?;
         out.set_len(there).map_err(Error::io("write", incomplete))?;
@@ -148,9 +150,9 @@ impl Download<'_> {
                 error => error,
             })?;
             fruitless = if there > before { 0 } else { fruitless + 1 };
-            if let Some(reason) = broken {
+            if let Some(error) = broken {
                 if fruitless >= self.http.patience().tries {
-                    return Err(self.http.no_network(&self.about(file), reason));
+                    return Err(error);
                 }
                 self.http.pause(self.http.backoff(fruitless.max(1)))?;
             }
@@ -159,21 +161,35 @@ impl Download<'_> {
     }
 
     /// Reads one answer into the file, and says why it ended early if it did.
-    fn stretch(&self, file: &TreeFile, out: &mut File, there: &mut u64) -> Result<Option<String>> {
+    fn stretch(&self, file: &TreeFile, out: &mut File, there: &mut u64) -> Result<Option<Error>> {
         let path = PathBuf::from(&file.path);
-        let mut response = self.ask(file, *there, None)?;
+        let asked = self.ask(file, *there, None);
+        let mut response = match asked {
+            // It cannot go on from there, whatever the reason.
+            Err(Error::Refused { status: 416, .. } | Error::BadAnswer { .. }) if *there > 0 => {
+                self.ask(file, 0, None)?
+            }
+            asked => asked?,
+        };
+        let whole = response.content_length();
         if response.status() != 206 && *there > 0 {
             // The server starts anew, so do we.
             out.set_len(0).map_err(Error::io("write", &path))?;
             (self.advance)(-i64::try_from(*there).unwrap_or(i64::MAX));
             *there = 0;
         }
-        let mut buffer = vec![0; CHUNK];
+        let (begun, mut buffer) = (*there, vec![0; CHUNK]);
         while *there < file.size {
             self.http.check_abandoned()?;
             let room = usize::try_from(file.size - *there).unwrap_or(CHUNK).min(CHUNK);
             match response.read(&mut buffer[..room]) {
-                Ok(0) => return Ok(Some("the connection ends early".into())),
+                Ok(0) if whole == Some(*there - begun) => {
+                    let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+                    let (came, kind) = (*there - begun, kind.map_or_else(|| "something".into(), printable));
+                    let said = format!("it serves {came} bytes of {kind}, and the commit names {}", file.size - begun);
+                    return Ok(Some(self.http.bad_answer(&self.about(file), said)));
+                }
+                Ok(0) => return Ok(Some(self.http.no_network(&self.about(file), "the connection ends early"))),
                 Ok(length) => {
                     let incomplete = self.folder.incomplete(file.checksum().hex());
                     out.write_all(&buffer[..length]).map_err(Error::io("write", incomplete))?;
@@ -181,7 +197,10 @@ impl Download<'_> {
                     (self.advance)(length as i64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Ok(Some(format!("the connection broke: {error}"))),
+                Err(error) => {
+                    let reason = format!("the connection broke: {error}");
+                    return Ok(Some(self.http.no_network(&self.about(file), reason)));
+                }
             }
         }
         Ok(None)

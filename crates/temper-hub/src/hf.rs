@@ -8,12 +8,14 @@
 
 use hf_hub::{HFClient, HFClientSync, HFError};
 use serde_json::Value;
+use url::Url;
 
 use crate::{
     Error, RepoId, RepoKind, Result, Settings,
     answer::{About, Refusal},
     http::{Failure, Http},
     names::printable,
+    settings::is_loopback,
 };
 
 /// A token that fits into no header: `hf-hub` then sends none, and does not look for one in the environment.
@@ -65,7 +67,9 @@ impl Hf {
             reason: printable(&error.to_string()),
         };
         let agent = concat!("temper/", env!("CARGO_PKG_VERSION"));
-        let http = reqwest::Client::builder()
+        let local = Url::parse(&settings.endpoint.value).is_ok_and(|endpoint| is_loopback(&endpoint));
+        let builder = reqwest::Client::builder();
+        let http = if local { builder.no_proxy() } else { builder }
             .user_agent(agent)
             .connect_timeout(settings.patience.connect)
             .timeout(settings.patience.silence)

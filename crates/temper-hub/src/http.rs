@@ -125,7 +125,10 @@ impl Http {
         if token.is_some() && endpoint.scheme() != "https" && !is_loopback(&endpoint) {
             return Err(Error::Plaintext { endpoint: shown });
         }
-        let client = Client::builder()
+        // What would stay on this machine goes to no proxy: it may carry the token.
+        let builder = Client::builder();
+        let builder = if is_loopback(&endpoint) { builder.no_proxy() } else { builder };
+        let client = builder
             .user_agent(concat!("temper/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
             .connect_timeout(settings.patience.connect)

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    Commit, Error, Listing, Pinned, Reference, RepoId, Result, Settings,
+    Commit, Error, Listing, Pinned, Reference, RepoId, RepoKind, Result, Settings,
     answer::About,
     cache::{Cache, Folder},
     hf::Hf,
@@ -104,6 +104,13 @@ impl Hub {
         let kept = folder.read_tree(&pinned.commit).and_then(|text| tree::from_json(&text, pinned));
         match kept {
             Some(listing) => Ok(listing),
+            // Python keeps no list. Of a model it has what it read; a data set of which files are missing would be another one.
+            None if self.offline()
+                && pinned.repo.kind() == RepoKind::Model
+                && folder.snapshot(&pinned.commit).is_dir() =>
+            {
+                Ok(tree::of_snapshot(&folder.snapshot(&pinned.commit), pinned))
+            }
             None if self.offline() => {
                 let what = format!("{} at {}", pinned.repo, pinned.commit);
                 Err(Error::OfflineIncomplete { what, missing: vec!["the list of its files".into()] })

@@ -258,7 +258,8 @@ fn check_room(folder: &Folder, files: &[TreeFile]) -> Result<()> {
     }
     match folder.free() {
         Some(free) if needed > 0 && free < needed.saturating_add(SPARE) => {
-            Err(Error::DiskFull { path: folder.root().into(), needed: Some(needed), free: Some(free) })
+            // With the room that is to stay free.
+            Err(Error::DiskFull { path: folder.root().into(), needed: Some(needed + SPARE), free: Some(free) })
         }
         _ => Ok(()),
     }

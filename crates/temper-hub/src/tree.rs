@@ -1,6 +1,6 @@
 //! The files of a repository at one commit: names, sizes and hashes, before a byte of them is fetched.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -197,6 +197,36 @@ pub(crate) fn to_json(listing: &Listing) -> String {
 }
 
 /// Reads `trees/COMMIT.json`. `None` when it is of another format or names anything that [`list`] would refuse.
+/// The files of a snapshot in the cache that is complete by nobody's word: those that link to a blob, which is named by its hash.
+pub(crate) fn of_snapshot(snapshot: &Path, pinned: &Pinned) -> Listing {
+    let mut files = Vec::new();
+    let mut dirs = vec![(snapshot.to_path_buf(), String::new())];
+    while let Some((dir, name)) = dirs.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = format!("{name}{}", entry.file_name().to_string_lossy());
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                dirs.push((entry.path(), path + "/"));
+                continue;
+            }
+            let blob = fs::read_link(entry.path()).ok().and_then(|blob| Some(blob.file_name()?.to_str()?.to_owned()));
+            let (Some(hash), Ok(data)) = (blob, fs::metadata(entry.path())) else { continue };
+            let large = is_hex(&hash, 64);
+            let file = TreeFile {
+                path,
+                size: data.len(),
+                blob: if large { String::new() } else { hash.clone() },
+                sha256: large.then_some(hash),
+                xet: None,
+            };
+            if large || is_hex(&file.blob, 40) {
+                files.push(file);
+            }
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Listing { pinned: pinned.clone(), files }
+}
+
 pub(crate) fn from_json(text: &str, pinned: &Pinned) -> Option<Listing> {
     let kept: Kept = serde_json::from_str(text).ok().filter(|kept: &Kept| kept.format_version == 1)?;
     let file = |(path, kept): (String, KeptFile)| TreeFile {

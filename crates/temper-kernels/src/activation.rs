@@ -8,6 +8,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 
 use crate::portable::Float;
+use crate::product::ProductOps;
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -109,7 +110,7 @@ impl Activation {
 
 /// The extension behind [`Activation`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
-pub trait ActivationOps: Backend {
+pub trait ActivationOps: ProductOps {
     /// `act(x)`.
     fn activate(x: FloatTensor<Self>, kind: Activation) -> FloatTensor<Self> {
         kind.portable::<Self>(Float(x)).0.0
@@ -125,7 +126,16 @@ pub trait ActivationOps: Backend {
         (kind.portable::<Self>(Float(gate)).0 * Float(up)).0
     }
 
-    /// The gradients of gate and up.
+    /// The same, and gate and up as they are [kept](ProductOps::kept).
+    fn gated_kept(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        kind: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        (Self::gated(gate.clone(), up.clone(), kind), Self::kept(gate), Self::kept(up))
+    }
+
+    /// The gradients of gate and up, which come as they were kept.
     fn gated_backward(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
@@ -332,10 +342,12 @@ impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
             }
         }
         let ((gate, of_gate), (up, of_up)) = (gate.into_parts(), up.into_parts());
-        let y = B::gated(gate.clone(), up.clone(), kind);
         match Step.prepare::<C>([of_gate, of_up]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((gate, up, kind), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
+            OpsKind::Tracked(prep) => {
+                let (y, gate, up) = B::gated_kept(gate, up, kind);
+                prep.finish((gate, up, kind), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::gated(gate, up, kind)),
         }
     }
 }
@@ -343,9 +355,14 @@ impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;
+    use burn::tensor::{DType, bf16};
+    use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+    use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
     use super::*;
-    use crate::cpu::{all_f32, map, math, slice, tensor};
+    use crate::cpu::bf16::narrowed;
+    use crate::cpu::{CHUNK, Wide, all_f32, map, math, rows, slice, slice_bf16, tensor, vectorised, widened};
+    use crate::product::lane::{engine, of_bf16};
 
     /// `x -> (act(x), act'(x))`, a type so that it is compiled into its loop.
     trait Curve {
@@ -428,13 +445,47 @@ mod lane {
             |[gate, up]| [F::at(gate).0 * up],
         )
     }
-    fn gated_back<F: Curve>(gate: &[f32], up: &[f32], grad: &[f32]) -> [Vec<f32>; 2] {
-        map(
-            [gate, up, grad],
+    /// The same, and both rounded while they are at hand.
+    fn gated_kept<F: Curve>(gate: &[f32], up: &[f32]) -> (Vec<f32>, [Vec<bf16>; 2]) {
+        let count = gate.len();
+        let (mut y, mut kept) = (Vec::with_capacity(count), [(); 2].map(|()| Vec::with_capacity(count)));
+        let [of_gate, of_up] = kept.each_mut().map(|kept| kept.spare_capacity_mut()[..count].par_chunks_mut(CHUNK));
+        let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
+        let outputs = y.spare_capacity_mut()[..count].par_chunks_mut(CHUNK).zip(of_gate.zip(of_up));
+        inputs.zip(outputs).for_each(|((gate, up), (y, (of_gate, of_up)))| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, (gate, up)) in y.iter_mut().zip(gate.iter().zip(up)) {
+                        y.write(F::at(*gate).0 * up);
+                    }
+                },
+            );
+            for (x, out) in [(gate, of_gate), (up, of_up)] {
+                // SAFETY: bf16 needs no initialisation to be written.
+                narrowed(x, unsafe { out.assume_init_mut() });
+            }
+        });
+        // SAFETY: all were written.
+        unsafe {
+            y.set_len(count);
+            kept.iter_mut().for_each(|kept| kept.set_len(count));
+        }
+        (y, kept)
+    }
+    fn gated_back<F: Curve>(gate: &[impl Wide], up: &[impl Wide], grad: &[f32]) -> [Vec<f32>; 2] {
+        rows(
+            grad.len(),
+            CHUNK,
+            [1; 2],
             #[inline(always)]
-            |[gate, up, grad]| {
-                let (y, slope) = F::at(gate);
-                [grad * up * slope, grad * y]
+            |range, [of_gate, of_up]| {
+                let inputs = gate[range.clone()].iter().zip(&up[range.clone()]).zip(&grad[range]);
+                for (((gate, up), grad), (of_gate, of_up)) in inputs.zip(of_gate.iter_mut().zip(of_up.iter_mut())) {
+                    let (y, slope) = F::at(gate.wide());
+                    of_gate.write(grad * up.wide() * slope);
+                    of_up.write(grad * y);
+                }
             },
         )
     }
@@ -467,17 +518,32 @@ mod lane {
             tensor(y, gate.layout().shape().clone())
         }
 
+        fn gated_kept(gate: FlexTensor, up: FlexTensor, kind: Activation) -> (FlexTensor, FlexTensor, FlexTensor) {
+            if !all_f32([&gate, &up]) || engine([&gate, &up]).is_none() {
+                return (Self::gated(gate.clone(), up.clone(), kind), gate, up);
+            }
+            let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+            let (y, [of_gate, of_up]) = by_kind!(kind, gated_kept(slice(&gate), slice(&up)));
+            let shape = || gate.layout().shape().clone();
+            (tensor(y, shape()), of_bf16(of_gate, shape()), of_bf16(of_up, shape()))
+        }
+
         fn gated_backward(
             gate: FlexTensor,
             up: FlexTensor,
             grad: FlexTensor,
             kind: Activation,
         ) -> (FlexTensor, FlexTensor) {
-            if !all_f32([&gate, &up, &grad]) {
-                return kind.portable_gated_backward::<Self>(gate, up, grad);
+            let kept = [gate.dtype(), up.dtype()] == [DType::BF16; 2];
+            if !kept && !all_f32([&gate, &up]) || !all_f32([&grad]) {
+                return kind.portable_gated_backward::<Self>(widened(gate), widened(up), grad);
             }
             let (gate, up, grad) = (gate.to_contiguous(), up.to_contiguous(), grad.to_contiguous());
-            let [of_gate, of_up] = by_kind!(kind, gated_back(slice(&gate), slice(&up), slice(&grad)));
+            let [of_gate, of_up] = if kept {
+                by_kind!(kind, gated_back(slice_bf16(&gate), slice_bf16(&up), slice(&grad)))
+            } else {
+                by_kind!(kind, gated_back(slice(&gate), slice(&up), slice(&grad)))
+            };
             let shape = gate.layout().shape();
             (tensor(of_gate, shape.clone()), tensor(of_up, shape.clone()))
         }

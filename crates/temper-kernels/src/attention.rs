@@ -16,6 +16,7 @@ use blocks::Steps;
 
 use crate::dropout::Drop;
 use crate::portable::Float;
+use crate::product::ProductOps;
 
 /// Queries that share an entry of [`Sight::spans`].
 #[cfg(feature = "cube")]
@@ -121,7 +122,7 @@ pub struct Form {
 
 /// The extension behind [`attention`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
-pub trait AttentionOps: Backend {
+pub trait AttentionOps: ProductOps {
     /// The result alone.
     fn attention(
         query: FloatTensor<Self>,
@@ -209,7 +210,10 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         let [query, key, value] = [query, key, value].map(B::laid_out);
         let (result, lse) = B::attention_forward(query.clone(), key.clone(), value.clone(), form.clone());
         match Step.prepare::<C>([of_query, of_key, of_value]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(([query, key, value, result.clone(), lse], form), result),
+            OpsKind::Tracked(prep) => {
+                let [query, key, value, kept] = [query, key, value, result.clone()].map(B::kept);
+                prep.finish(([query, key, value, kept, lse], form), result)
+            }
             OpsKind::UnTracked(prep) => prep.finish(result),
         }
     }

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::{Bytes, DType, Shape, bf16 as Bf16};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 /// How many values a thread takes at a time: 64 KiB of f32.
@@ -45,6 +45,55 @@ pub(crate) fn own(x: FlexTensor) -> FlexTensor {
     }
     let x = x.to_contiguous();
     tensor(slice(&x).to_vec(), x.layout().shape().clone())
+}
+
+/// A value that is read as f32.
+pub(crate) trait Wide: Copy + Sync {
+    fn wide(self) -> f32;
+}
+
+impl Wide for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+}
+
+impl Wide for Bf16 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+/// Values of a tensor that is contiguous, and in bf16.
+pub(crate) fn slice_bf16(x: &FlexTensor) -> &[Bf16] {
+    x.as_slice().expect("a contiguous tensor of bf16")
+}
+
+/// What is in bf16 as f32.
+pub(crate) fn wide(values: &[Bf16]) -> Vec<f32> {
+    let [wide] = rows(
+        values.len(),
+        CHUNK,
+        [1],
+        #[inline(always)]
+        |range, [out]| {
+            for (out, value) in out.iter_mut().zip(&values[range]) {
+                out.write(value.wide());
+            }
+        },
+    );
+    wide
+}
+
+/// The same of a tensor.
+pub(crate) fn widened(x: FlexTensor) -> FlexTensor {
+    if x.dtype() != DType::BF16 {
+        return x;
+    }
+    let x = x.to_contiguous();
+    tensor(wide(slice_bf16(&x)), x.layout().shape().clone())
 }
 
 /// Whether the lane can take these: it computes in f32 alone.

@@ -222,6 +222,12 @@ pub trait ProductOps: QuantizedOps + SumOps {
         Self::rounded(x)
     }
 
+    /// A value as it is kept until the backward pass: of half the size where products round and the kernels that read it again
+    /// take it so.
+    fn kept(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        x
+    }
+
     /// `alpha · lhs · rhs` as an operand of another product.
     fn operand(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, alpha: f64) -> FloatTensor<Self> {
         Self::rounded(Self::product(lhs, rhs, alpha))

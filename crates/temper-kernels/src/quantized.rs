@@ -441,7 +441,7 @@ pub(crate) mod lane {
     use burn::backend::flex::FlexTensor;
 
     use super::*;
-    use crate::cpu::{CHUNK, all_f32, group, rows, slice, tensor};
+    use crate::cpu::{all_f32, group, rows, slice, slice_bf16, tensor, wide};
 
     const _: () = assert!(cfg!(target_endian = "little"), "codes are read as the bytes of words");
 
@@ -462,20 +462,7 @@ pub(crate) mod lane {
             let (count, block, table) = (layout.count(), layout.block(), layout.format.table());
             let blocks = count.div_ceil(block.max(1));
             let decoded = match layout.format {
-                Format::Bf16 => {
-                    let values: &[burn::tensor::bf16] = scales.as_slice().expect("contiguous values");
-                    rows(
-                        count,
-                        CHUNK,
-                        [1],
-                        #[inline(always)]
-                        |range, [out]| {
-                            for (out, value) in out.iter_mut().zip(&values[range]) {
-                                out.write(f32::from_bits(u32::from(value.to_bits()) << 16));
-                            }
-                        },
-                    )
-                }
+                Format::Bf16 => [wide(slice_bf16(&scales))],
                 Format::Bf16Packed => {
                     let [height, width] = layout.shape;
                     let panels = panels(words, layout)[1];

@@ -1,13 +1,14 @@
 //! Writing safetensors that Transformers reads.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
 use safetensors::{Dtype, View};
 use temper_peft::file::atomically;
-use temper_peft::parameters::Values;
+use temper_peft::parameters::Deferred;
 
 use crate::Error;
 
@@ -26,24 +27,25 @@ pub enum SaveDtype {
 pub const SHARD_BYTES: usize = 5_000_000_000;
 
 /// Writes `tensors`, by name, as `model.safetensors` into `directory`, which must exist; above [`SHARD_BYTES`] as several
-/// files with `model.safetensors.index.json`. A reader sees whole files only.
+/// files with `model.safetensors.index.json`. A reader sees whole files only. Values are on the host one tensor at a time.
 ///
 /// # Errors
 ///
-/// When a file cannot be written.
-pub fn save(directory: &Path, tensors: &BTreeMap<String, Values>, dtype: SaveDtype) -> Result<(), Error> {
+/// When a file cannot be written, or a device fails.
+pub fn save(directory: &Path, tensors: &BTreeMap<String, Deferred>, dtype: SaveDtype) -> Result<(), Error> {
     save_shards(directory, tensors, dtype, SHARD_BYTES)
 }
 
 fn save_shards(
     directory: &Path,
-    tensors: &BTreeMap<String, Values>,
+    tensors: &BTreeMap<String, Deferred>,
     dtype: SaveDtype,
     shard_bytes: usize,
 ) -> Result<(), Error> {
+    let failure = RefCell::default();
     let mut shards: Vec<(usize, Vec<(&String, Stored)>)> = Vec::new();
     for (name, values) in tensors {
-        let tensor = Stored { values, dtype };
+        let tensor = Stored { values, dtype, failure: &failure };
         let bytes = tensor.data_len();
         match shards.last_mut() {
             Some((total, shard)) if *total + bytes <= shard_bytes => {
@@ -55,7 +57,7 @@ fn save_shards(
     }
     if shards.len() <= 1 {
         let tensors = shards.pop().unwrap_or_default().1;
-        write(&directory.join("model.safetensors"), tensors)?;
+        write(&directory.join("model.safetensors"), tensors, &failure)?;
         return remove(&directory.join("model.safetensors.index.json"));
     }
     let (count, mut total, mut map) = (shards.len(), 0, BTreeMap::new());
@@ -63,7 +65,7 @@ fn save_shards(
         let file = format!("model-{:05}-of-{count:05}.safetensors", number + 1);
         total += bytes;
         map.extend(shard.iter().map(|(name, _)| ((*name).clone(), file.clone())));
-        write(&directory.join(file), shard)?;
+        write(&directory.join(file), shard, &failure)?;
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
     let path = directory.join("model.safetensors.index.json");
@@ -71,11 +73,11 @@ fn save_shards(
     remove(&directory.join("model.safetensors"))
 }
 
-fn write(path: &Path, tensors: Vec<(&String, Stored)>) -> Result<(), Error> {
+fn write(path: &Path, tensors: Vec<(&String, Stored)>, failure: &Failure) -> Result<(), Error> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     atomically(path, |file| {
         safetensors::serialize_to_file(tensors, Some(metadata), file).map_err(std::io::Error::other)?;
-        readable(file)
+        failure.take().map_or_else(|| readable(file), |error| Err(std::io::Error::other(error)))
     })?;
     Ok(())
 }
@@ -98,10 +100,14 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// A tensor that is encoded when it is written, one at a time.
+/// What went wrong when a tensor was read, of which safetensors cannot hear.
+type Failure = RefCell<Option<temper_peft::Error>>;
+
+/// A tensor that is read and encoded when it is written, one at a time.
 struct Stored<'a> {
-    values: &'a Values,
+    values: &'a Deferred,
     dtype: SaveDtype,
+    failure: &'a Failure,
 }
 
 impl View for Stored<'_> {
@@ -118,7 +124,12 @@ impl View for Stored<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = self.values.data.iter();
+        let read = self.values.read().map(|values| values.data);
+        let values = read.unwrap_or_else(|error| {
+            self.failure.replace(Some(error));
+            Vec::new()
+        });
+        let values = values.iter();
         Cow::Owned(match self.dtype {
             SaveDtype::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
             SaveDtype::F16 => values.flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
@@ -127,7 +138,7 @@ impl View for Stored<'_> {
     }
 
     fn data_len(&self) -> usize {
-        self.values.data.len() * if self.dtype == SaveDtype::F32 { 4 } else { 2 }
+        self.values.shape.iter().product::<usize>() * if self.dtype == SaveDtype::F32 { 4 } else { 2 }
     }
 }
 
@@ -136,17 +147,30 @@ impl View for Stored<'_> {
 mod tests {
     use super::*;
     use crate::Weights;
+    use temper_peft::parameters::Values;
+
+    #[test]
+    fn what_cannot_be_read_leaves_no_file() {
+        let lost = || Err(temper_peft::Error::Device { path: "t".into(), reason: "it is gone".into() });
+        let tensors = BTreeMap::from([("t".to_owned(), Deferred::new(vec![2], lost))]);
+        let directory = tempfile::tempdir().unwrap();
+        let error = save(directory.path(), &tensors, SaveDtype::F32).unwrap_err();
+        assert!(format!("{error:?}").contains("it is gone"), "{error:?}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn what_was_saved_is_read_whole_or_in_shards() {
         let values = |n: usize| Values { shape: vec![n], data: (0..n).map(|i| i as f32).collect() };
-        let tensors: BTreeMap<_, _> = (1..6).map(|n| (format!("t{n}"), values(n))).collect();
+        let tensors: BTreeMap<_, _> = (1..6).map(|n| (format!("t{n}"), Deferred::from(values(n)))).collect();
         let directory = tempfile::tempdir().unwrap();
         for bytes in [1000, 24, 1000] {
             for dtype in [SaveDtype::F32, SaveDtype::BF16, SaveDtype::F16, SaveDtype::F32] {
                 save_shards(directory.path(), &tensors, dtype, bytes).unwrap();
                 let weights = Weights::open(directory.path()).unwrap();
-                assert!(tensors.iter().all(|(name, values)| weights.read(name).unwrap() == values.data));
+                assert!(
+                    tensors.iter().all(|(name, values)| weights.read(name).unwrap() == values.read().unwrap().data)
+                );
                 assert_eq!(weights.names().count(), 5);
             }
         }

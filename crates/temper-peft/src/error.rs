@@ -37,6 +37,18 @@ pub enum Error {
         /// The parser's complaint.
         source: Box<regex::Error>,
     },
+    /// An entry of `modules_to_save` names a module and one within it.
+    #[error(
+        "`{name}` in `modules_to_save` names `{outer}` and, within it, `{inner}`: PEFT cannot load such an adapter; name only one"
+    )]
+    Nested {
+        /// The entry.
+        name: String,
+        /// A module.
+        outer: String,
+        /// A module of that module.
+        inner: String,
+    },
     /// A number of the `[adapter]` table is out of range.
     #[error("`{field}` of the adapter for `{module}` is {value}: {rule}")]
     Range {

@@ -114,33 +114,60 @@ pub struct Values {
     pub data: Vec<f32>,
 }
 
+/// A parameter whose values are copied to the host each time that they are asked for.
+pub struct Deferred {
+    /// The shape.
+    pub shape: Vec<usize>,
+    read: Box<dyn Fn() -> Result<Vec<f32>, Error>>,
+}
+
+impl Deferred {
+    /// A parameter of that shape whose values `read` copies.
+    pub fn new(shape: Vec<usize>, read: impl Fn() -> Result<Vec<f32>, Error> + 'static) -> Self {
+        Self { shape, read: Box::new(read) }
+    }
+
+    /// Copies the values.
+    ///
+    /// # Errors
+    ///
+    /// When a device fails.
+    pub fn read(&self) -> Result<Values, Error> {
+        Ok(Values { shape: self.shape.clone(), data: (self.read)()? })
+    }
+}
+
+impl From<Values> for Deferred {
+    fn from(Values { shape, data }: Values) -> Self {
+        Self::new(shape, move || Ok(data.clone()))
+    }
+}
+
+/// The parameters for whose path `wanted` says so, by path, to be copied to the host one at a time.
+pub fn deferred<M: Module>(module: &M, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, Deferred> {
+    struct Defer<F>(F, BTreeMap<String, Deferred>);
+    impl<F: Fn(&str) -> bool> Visitor for Defer<F> {
+        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            if (self.0)(path) {
+                let (tensor, name) = (param.val(), path.to_owned());
+                let failed = move |error: String| Error::Device { path: name.clone(), reason: error };
+                let read = move || tensor.clone().try_into_vec_as::<f32>().map_err(|error| failed(error.to_string()));
+                self.1.insert(path.into(), Deferred::new(param.lazy_shape().to_vec(), read));
+            }
+        }
+    }
+    let mut defer = Defer(wanted, BTreeMap::new());
+    visit(module, &mut defer);
+    defer.1
+}
+
 /// Copies the parameters for whose path `wanted` says so to the host, as f32, by path.
 ///
 /// # Errors
 ///
 /// When a device fails.
 pub fn read<M: Module>(module: &M, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Values>, Error> {
-    struct Read<F> {
-        wanted: F,
-        values: Result<BTreeMap<String, Values>, Error>,
-    }
-    impl<F: Fn(&str) -> bool> Visitor for Read<F> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            let Ok(values) = &mut self.values else { return };
-            if !(self.wanted)(path) {
-                return;
-            }
-            match param.val().try_into_vec_as::<f32>() {
-                Ok(data) => {
-                    values.insert(path.into(), Values { shape: param.lazy_shape().to_vec(), data });
-                }
-                Err(error) => self.values = Err(Error::Device { path: path.into(), reason: error.to_string() }),
-            }
-        }
-    }
-    let mut read = Read { wanted, values: Ok(BTreeMap::new()) };
-    visit(module, &mut read);
-    read.values
+    deferred(module, wanted).into_iter().map(|(path, values)| Ok((path, values.read()?))).collect()
 }
 
 /// Replaces parameters, by path. Each keeps its device and whether it trains.

@@ -88,6 +88,10 @@ impl Trainable {
                 let nearest = nearest(name, names);
                 return Err(Error::NoSuchKey { field: "modules_to_save", key: name.clone(), what: "module", nearest });
             }
+            if let Some((outer, inner)) = parameters.iter().find_map(|path| nested(name, path)) {
+                let [name, outer, inner] = [name.as_str(), outer, inner].map(str::to_owned);
+                return Err(Error::Nested { name, outer, inner });
+            }
         }
         let mut freeze = Vec::new();
         for pattern in &config.freeze {
@@ -210,6 +214,12 @@ fn ends_with(path: &str, name: &str) -> bool {
 fn saved(names: &[String], path: &str) -> bool {
     let modules = || path.match_indices('.').map(|(at, _)| &path[..at]).chain([path]);
     names.iter().any(|name| modules().any(|module| module.ends_with(name.as_str())))
+}
+
+/// Two modules of a parameter, one within the other, that one name of `modules_to_save` names.
+fn nested<'a>(name: &str, path: &'a str) -> Option<(&'a str, &'a str)> {
+    let mut named = path.match_indices('.').map(|(at, _)| &path[..at]).filter(|module| module.ends_with(name));
+    Some((named.next()?, named.next()?))
 }
 
 fn last(path: &str) -> &str {

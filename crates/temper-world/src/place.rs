@@ -73,7 +73,12 @@ impl Place {
                 "{local_rank_name} is {local_rank} of {local_size} on its machine, of {size} in all"
             )));
         }
-        Ok(Self { rank, size, local_rank, local_size, launcher })
+        // What one launcher left to be inherited must not make each of several ranks believe that it is alone.
+        let several = LAUNCHERS.iter().filter(|(_, names)| size == 1 && is_set(names)).find_map(|(other, names)| {
+            let size = var(names[1])?.trim().parse::<usize>().ok().filter(|size| *size > 1)?;
+            Some(format!("{size_name} is 1, and {} is {size} ({other}); unset what is left over", names[1]))
+        });
+        several.map_or(Ok(Self { rank, size, local_rank, local_size, launcher }), |what| Err(wrong(what)))
     }
 }
 
@@ -136,5 +141,8 @@ mod tests {
         assert!(error(&[("RANK", "2"), ("WORLD_SIZE", "2")]).contains("RANK is 2, and WORLD_SIZE is 2"));
         let local = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "2")];
         assert!(error(&local).contains("LOCAL_RANK is 3 of 2"));
+        let inherited =
+            [("RANK", "0"), ("WORLD_SIZE", "1"), ("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")];
+        assert!(error(&inherited).contains("WORLD_SIZE is 1, and OMPI_COMM_WORLD_SIZE is 2 (Open MPI)"));
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! - dead, when its connection ends without a goodbye;
 //! - silent, when nothing came from it for [`Limits::silence`]: stopped, or cut off;
-//! - hung, when others have waited for it for [`Limits::patience`] in an operation that it has not begun.
+//! - hung, when others have waited for it for [`Limits::patience`] in an operation that it has not begun, or all of them have in
+//!   one that does not end.
 //!
 //! Who was stopped together with all others (a scheduler may suspend a job) judges nobody by that time.
 
@@ -352,7 +353,10 @@ impl Shared {
         let others = self.peers.iter().map(|peer| (peer.rank, peer.whence.clone(), peer.seen().status));
         let all: Vec<_> = std::iter::once(own).chain(others).collect();
         let ahead = all.iter().filter(|(_, _, status)| status.waiting).map(|(_, _, status)| status.begun).max()?;
-        let (rank, whence, late) = all.iter().find(|(_, _, status)| status.begun < ahead)?;
+        let late = all.iter().find(|(_, _, status)| status.begun < ahead);
+        let stuck = late.is_none();
+        let (rank, whence, late) =
+            late.or_else(|| all.first().filter(|_| all.iter().all(|(_, _, own)| own.waiting)))?;
         let since = match waited {
             Some((operation, since)) if operation == ahead && !late.busy => since,
             _ => now,
@@ -360,7 +364,10 @@ impl Shared {
         if now - since > patience {
             let seconds = patience.as_secs_f64();
             let place = if whence.is_empty() { String::new() } else { format!(" ({whence})") };
-            let cause = format!("it hangs{place}: the others have waited for it for {seconds} s");
+            let cause = match stuck {
+                true => format!("it hangs, as all others do: for {seconds} s all have waited for each other"),
+                false => format!("it hangs{place}: the others have waited for it for {seconds} s"),
+            };
             self.end(&Verdict { rank: *rank, step: late.step, cause, code: WORLD_FAILED }, true);
         }
         Some((ahead, since))

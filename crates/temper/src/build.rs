@@ -69,10 +69,13 @@ pub fn judge(config: &Config, task: &TaskPlan) -> Judge {
 /// the head of another task would be a wrong start that looks like a right one. An output layer that is untied begins as
 /// the token embeddings.
 pub fn names(config: &Config, task: &TaskPlan, path: &str) -> Vec<String> {
-    // A score has no name that could be another's.
+    let own = config.labels();
+    // A score has no name that could be another's, and `LABEL_0` is how Transformers calls a class that was given none.
+    let number = |(own, label): (&String, &String)| own.strip_prefix("LABEL_") == Some(label);
     let same = |labels: &[String], problem: &Problem| match problem {
-        Problem::Regression => config.labels().len() == labels.len(),
-        _ => config.labels() == labels,
+        _ if own.len() != labels.len() => false,
+        Problem::Regression => true,
+        _ => own == labels || own.iter().zip(labels).all(number),
     };
     let foreign = matches!(task, TaskPlan::SequenceClassification { labels, problem, .. } if !same(labels, problem));
     match path {

@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use temper_data::{DataConfig, Files, LabelColumns};
-use temper_engine::Stop;
 use temper_world::{Place, World};
 
 use crate::device::DeviceArgs;
@@ -29,6 +28,7 @@ use crate::opened::Opened;
 use crate::profile::Profile;
 use crate::recipe::{Recipe, schema};
 use crate::resolve::resolve;
+use crate::signals::Signals;
 use crate::train::{self, Finished, How};
 use crate::{device, logs, ranks};
 
@@ -277,8 +277,10 @@ impl RecipeArgs {
 impl TrainArgs {
     fn run(self, profile: &Profile) -> Result<(), Failure> {
         self.profile.as_deref().map_or(Ok(()), Profile::check)?;
+        // Joining takes a moment, in which a signal may come.
+        let signals = Signals::install(ranks::place()?.rank == 0)?;
         let world = ranks::join()?;
-        let finished = ranks::end(&world, self.train(&world));
+        let finished = ranks::end(&world, self.train(&signals, &world));
         if let Some(path) = self.profile.as_ref().filter(|_| world.leads()) {
             profile.write_trace(path)?;
         }
@@ -309,7 +311,10 @@ impl TrainArgs {
     /// The arguments that say the same.
     fn to_args(&self) -> Vec<OsString> {
         let Self { recipe: RecipeArgs { recipe, overrides }, fresh, no_push, profile } = self;
-        let mut args: Vec<OsString> = vec!["--recipe".into(), recipe.into()];
+        // In one word: a name may begin as an option does.
+        let mut named = OsString::from("--recipe=");
+        named.push(recipe);
+        let mut args = vec![named];
         overrides.iter().for_each(|set| args.extend(["--set".into(), set.into()]));
         args.extend(fresh.then(|| "--fresh".into()));
         args.extend(no_push.then(|| "--no-push".into()));
@@ -317,11 +322,11 @@ impl TrainArgs {
         args
     }
 
-    fn train(&self, world: &World) -> Result<Finished, Failure> {
+    fn train(&self, signals: &Signals, world: &World) -> Result<Finished, Failure> {
         let mut recipe = self.recipe.load()?;
         world.set_limits(ranks::limits(&recipe.distributed));
         device::set_up(&recipe.device, world.place())?;
-        train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, &Stop::default(), world)
+        train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, signals, world)
     }
 }
 
@@ -355,26 +360,24 @@ impl EvalArgs {
             [column] => data.label = LabelColumns::One(column.clone()),
             columns => data.label = LabelColumns::Many(columns.to_vec()),
         }
-        let (examples, scores) = if opened.config.is_decoder() {
+        let (rows, scores) = if opened.config.is_decoder() {
             if !self.label.is_empty() || self.columns.text_pair.is_some() {
                 let message =
                     "error: a language model reads neither labels nor pairs: leave out --label and --text-pair";
                 return Err(Failure::new(Kind::Recipe, message));
             }
             let model = LanguageModel::new(opened, None, &self.device.open()?)?;
-            let examples = model.examples(&data)?;
-            let scores = model.evaluate(&examples).scores;
-            (examples, scores)
+            let rows = model.rows(&data)?;
+            (rows.report.train.rows, model.evaluate(&rows.train).scores)
         } else {
             let model = Trained::new(opened, &self.device.open()?)?;
-            let examples = model.examples(&data)?;
-            let scores = model.evaluate(&examples).scores;
-            (examples, scores)
+            let rows = model.rows(&data)?;
+            (rows.report.train.rows, model.evaluate(&rows.train).scores)
         };
         if self.json {
-            return print(&serde_json::json!({ "rows": examples.len(), "scores": scores }));
+            return print(&serde_json::json!({ "rows": rows, "scores": scores }));
         }
-        writeln(&format!("{} rows of {}", examples.len(), self.data.display()))?;
+        writeln(&format!("{rows} rows of {}", self.data.display()))?;
         scores.iter().try_for_each(|(name, value)| writeln(&format!("{name:<12} {value:.4}")))
     }
 }
@@ -476,6 +479,7 @@ fn text_of(line: &str, text: &str, pair: Option<&str>, place: &str) -> Result<(S
     let wrong = |what: String| Failure::new(Kind::Data, format!("error: {place}: {what}"));
     let object = match (serde_json::from_str(line), pair) {
         (Ok(Value::Object(object)), _) => object,
+        (Err(error), _) if line.starts_with("{\"") => return Err(wrong(format!("it begins as JSON does: {error}"))),
         (_, None) => return Ok((line.to_owned(), None)),
         (_, Some(pair)) => return Err(wrong(format!("pairs of texts are JSON objects with `{text}` and `{pair}`"))),
     };

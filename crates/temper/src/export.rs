@@ -13,7 +13,7 @@ use temper_hub::{CHAT_TEMPLATES, Decision};
 use temper_models::Config;
 use temper_peft::AdapterConfig;
 use temper_peft::file::{self, PeftConfig};
-use temper_peft::parameters::{self, Values};
+use temper_peft::parameters::{self, Deferred, Values};
 use temper_peft::targets::{self, Match};
 use temper_tasks::{Problem, Task, hugging_face_name};
 
@@ -47,10 +47,10 @@ pub struct Shipped<'a> {
 }
 
 /// The trained parameters that the checkpoint in `dir` holds, by path.
-pub fn of_checkpoint(dir: &Path) -> Result<BTreeMap<String, Values>, Failure> {
+pub fn of_checkpoint(dir: &Path) -> Result<BTreeMap<String, Deferred>, Failure> {
     let values = read_trained(dir).context(Kind::Other, "failed to read the checkpoint")?;
     let decoded = |data: TensorData| Values { shape: data.shape().to_vec(), data: data.iter().collect() };
-    Ok(values.into_iter().map(|(path, data)| (path, decoded(data))).collect())
+    Ok(values.into_iter().map(|(path, data)| (path, decoded(data).into())).collect())
 }
 
 /// What ships of a model, by path: of an adapter the parameters that `trained`, else all. Of the trained ones `parts` has those
@@ -58,20 +58,19 @@ pub fn of_checkpoint(dir: &Path) -> Result<BTreeMap<String, Values>, Failure> {
 pub fn values<T: Task>(
     model: &T,
     trained: &[String],
-    parts: BTreeMap<String, Values>,
+    parts: BTreeMap<String, Deferred>,
     plan: &Plan,
-) -> Result<BTreeMap<String, Values>, Failure> {
+) -> BTreeMap<String, Deferred> {
     let ships = |path: &str| !plan.adapter.config.method.is_adapter() || trained.iter().any(|trained| trained == path);
-    let values = parameters::read(model, |path| ships(path) && !parts.contains_key(path));
-    let mut values = values.context(Kind::Other, "failed to read the trained parameters")?;
+    let mut values = parameters::deferred(model, |path| ships(path) && !parts.contains_key(path));
     values.extend(parts);
-    Ok(values)
+    values
 }
 
 /// Writes an adapter, or a model that trained whole, into `dir`, which is replaced as a whole. `values` are those of the
 /// trained parameters by path.
 pub fn export(
-    values: BTreeMap<String, Values>,
+    values: BTreeMap<String, Deferred>,
     ships_head: bool,
     shipped: &Shipped<'_>,
     front: &Front,
@@ -105,20 +104,20 @@ fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, front: &Front, dir: &Pa
     front.write(dir)
 }
 
-/// Adds the adapter into the weights, proves on `outputs` that nothing changed, and writes the model into `dir`.
+/// Adds the adapter into the weights, in their place, proves on `outputs` that nothing changed, and writes the model into `dir`.
 /// Returns the largest difference of an output.
 ///
 /// # Errors
 /// When an output changes by more than rounding can explain; then nothing is written.
 pub fn export_merged<T: Task>(
-    model: &T,
+    mut model: T,
     outputs: impl Fn(&T) -> Result<Vec<f32>, Failure>,
     write: impl FnOnce(&T, &Path) -> Result<(), Failure>,
     dir: &Path,
 ) -> Result<f32, Failure> {
-    let mut merged = model.clone();
-    merged.backbone_mut().merge();
-    let (before, after) = (outputs(model)?, outputs(&merged)?);
+    let before = outputs(&model)?;
+    model.backbone_mut().merge();
+    let after = outputs(&model)?;
     let largest = before.iter().map(|x| x.abs()).fold(1.0, f32::max);
     let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     if after.iter().any(|x| x.is_nan()) || difference > TOLERANCE * largest {
@@ -126,7 +125,7 @@ pub fn export_merged<T: Task>(
             format!("error: merging changes an output by {difference:e} (largest {largest}); nothing was written");
         return Err(Failure::new(Kind::Other, message));
     }
-    replace(dir, |dir| write(&merged, dir))?;
+    replace(dir, |dir| write(&model, dir))?;
     Ok(difference)
 }
 
@@ -149,7 +148,7 @@ pub fn replace(dir: &Path, fill: impl FnOnce(&Path) -> Result<(), Failure>) -> R
     replaced
 }
 
-fn write_adapter(values: BTreeMap<String, Values>, shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
+fn write_adapter(values: BTreeMap<String, Deferred>, shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
     let (config, plan) = (shipped.config, shipped.plan);
     let adapted = |path: &str| {
         let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
@@ -157,10 +156,12 @@ fn write_adapter(values: BTreeMap<String, Values>, shipped: &Shipped<'_>, dir: &
     };
     let tensors = values.into_iter().map(|(path, values)| {
         let path = hugging_face_name(config.prefix(), &path);
-        (file::to_peft("", &path, adapted(&path)), values)
+        Ok((file::to_peft("", &path, adapted(&path)), values.read()?))
     });
+    let tensors: Result<_, temper_peft::Error> = tensors.collect();
+    let tensors = tensors.context(Kind::Other, "failed to read the adapter")?;
     let peft = peft_config(&plan.adapter.config, shipped);
-    file::save(dir, &peft, &tensors.collect()).context(Kind::Other, "failed to write the adapter")
+    file::save(dir, &peft, &tensors).context(Kind::Other, "failed to write the adapter")
 }
 
 fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
@@ -190,18 +191,17 @@ fn absolute(path: &Path) -> String {
 
 /// Writes every parameter that ships under the name that Transformers gives it.
 pub fn write_weights<T: Task>(model: &T, config: &Config, dtype: Dtype, dir: &Path) -> Result<(), Failure> {
-    let values = parameters::read(model, |_| true).context(Kind::Other, "failed to read the parameters")?;
-    save_weights(values, T::SHIPS_HEAD, config, dtype, dir)
+    save_weights(parameters::deferred(model, |_| true), T::SHIPS_HEAD, config, dtype, dir)
 }
 
 fn save_weights(
-    values: BTreeMap<String, Values>,
+    values: BTreeMap<String, Deferred>,
     ships_head: bool,
     config: &Config,
     dtype: Dtype,
     dir: &Path,
 ) -> Result<(), Failure> {
-    let ships = |(path, _): &(String, Values)| ships_head || !path.starts_with("head.");
+    let ships = |(path, _): &(String, Deferred)| ships_head || !path.starts_with("head.");
     let named = values.into_iter().filter(ships);
     let named = named.map(|(path, values)| (hugging_face_name(config.prefix(), &path), values));
     temper_models::save(dir, &named.collect(), dtype.into()).context(Kind::Other, "failed to write the weights")
@@ -274,6 +274,8 @@ fn drop_foreign(settings: &mut Map<String, Value>) {
 /// there are segments. What is said already stays, `null` included.
 fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer) {
     const CLASS: &str = "PreTrainedTokenizerFast";
+    // What Transformers 5 calls the same.
+    const NEW_CLASS: &str = "TokenizersBackend";
     const USUAL: [(&str, [&str; 2]); 5] = [
         ("unk_token", ["[UNK]", "<unk>"]),
         ("cls_token", ["[CLS]", "<s>"]),
@@ -281,7 +283,8 @@ fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer) {
         ("pad_token", ["[PAD]", "<pad>"]),
         ("mask_token", ["[MASK]", "<mask>"]),
     ];
-    if settings.entry("tokenizer_class").or_insert_with(|| json!(CLASS)) != CLASS {
+    let class = settings.entry("tokenizer_class").or_insert_with(|| json!(CLASS));
+    if class != CLASS && class != NEW_CLASS {
         return;
     }
     // `<s>` and `</s>` are these only where texts are framed by them.

@@ -62,6 +62,12 @@ impl Failure {
         Self { message: message.unwrap_or(self.message), ..self }
     }
 
+    /// The same with some help, if there is any.
+    pub fn help(self, text: &str) -> Self {
+        let help = if text.is_empty() { String::new() } else { format!("\n  = help: {text}") };
+        Self { message: self.message + &help, ..self }
+    }
+
     /// The same, which another rank says.
     pub fn unsaid(self) -> Self {
         Self { message: String::new(), ..self }

@@ -168,7 +168,16 @@ pub fn model(name: &str, revision: Option<&str>) -> Result<PathBuf, Failure> {
     let reference = name.parse::<Reference>().and_then(|name| revision.map_or(Ok(name.clone()), |at| name.at(at)));
     let hub = hub()?;
     let model = reference.and_then(|reference| hub.model_files(&hub.pin(&reference)?, &PullOptions::default()));
-    model.and_then(|model| Ok(bring(&hub, &model.listing, &model.files)?.dir)).map_err(failure)
+    let dir = model.and_then(|model| Ok(bring(&hub, &model.listing, &model.files)?.dir));
+    dir.map_err(|error| failure(error).help(&no_directory(name)))
+}
+
+/// Why something was asked of the hub; nothing where it says so itself.
+fn no_directory(name: &str) -> String {
+    match name.strip_prefix("hf://") {
+        Some(_) => String::new(),
+        None => format!("there is no directory {name} here, so it was taken for a repository"),
+    }
 }
 
 /// Files of a commit, with progress on standard error.
@@ -193,6 +202,7 @@ fn kind(error: &temper_hub::Error) -> Kind {
         | Error::Name { .. }
         | Error::DataFiles { .. }
         | Error::Licence { .. } => Kind::Recipe,
+        Error::DiskFull { .. } | Error::Io { .. } => Kind::Other,
         _ => Kind::Hub,
     }
 }
@@ -282,7 +292,8 @@ impl Fetcher<'_> {
 
     fn model(&mut self, key: &'static str, name: &str) -> Result<PathBuf, Failure> {
         let reference: Reference = name.parse().map_err(|error| self.fail(key, error))?;
-        let pinned = self.hub.pin(&self.known(&reference)).map_err(|error| self.fail(key, error))?;
+        let pinned = self.hub.pin(&self.known(&reference));
+        let pinned = pinned.map_err(|error| self.fail(key, error).help(&no_directory(name)))?;
         let pinned = Pinned { revision: reference.revision, ..pinned };
         self.fetched.sources.push(Source { key: key.into(), pinned: pinned.clone(), config: None, split: None });
         let dir = match key {

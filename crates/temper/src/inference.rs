@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use serde_json::{Map, Value, json};
-use temper_data::{DataConfig, Examples, LabelKind, Target, TokenBatch};
+use temper_data::{DataConfig, Dataset, Examples, LabelKind, Target, TokenBatch};
 use temper_nn::Pass;
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
 
@@ -46,7 +46,7 @@ impl Trained {
     }
 
     /// Reads the rows of a labelled file.
-    pub fn examples(&self, data: &DataConfig) -> Result<Examples, Failure> {
+    pub fn rows(&self, data: &DataConfig) -> Result<Dataset, Failure> {
         let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else {
             unreachable!("checked in open")
         };
@@ -55,7 +55,9 @@ impl Trained {
             Problem::MultiLabel => LabelKind::Multi(Some(labels.clone())),
             Problem::Regression => LabelKind::Score,
         };
-        Ok(self.opened.rows(data, Target::Labels(kind))?.train)
+        let dataset = self.opened.rows(data, Target::Labels(kind))?;
+        Opened::tell(&dataset.report, |_| false)?;
+        Ok(dataset)
     }
 
     /// Measures the model on labelled rows.
@@ -65,27 +67,12 @@ impl Trained {
 
     /// One JSON object for each text or pair: `label` and `scores` by label name.
     pub fn predict(&self, texts: &[(String, Option<String>)]) -> Result<Vec<Value>, Failure> {
-        let logits = self.logits(&self.model, texts)?;
+        let logits = logits(&self.opened, &self.model, texts)?;
         Ok(texts
             .iter()
             .zip(logits)
             .map(|((text, pair), logits)| self.prediction(text, pair.as_deref(), &logits))
             .collect())
-    }
-
-    fn logits(&self, model: &SequenceClassifier, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<f32>>, Failure> {
-        let mut all = Vec::with_capacity(texts.len());
-        for texts in texts.chunks(ROWS) {
-            let encode = |(text, pair): &(String, Option<String>)| {
-                self.opened.tokenizer.encode(text, pair.as_deref(), self.opened.max_length)
-            };
-            let encoded: Result<Vec<_>, _> = texts.iter().map(encode).collect();
-            let encoded = encoded.context(Kind::Data, "failed to read a text")?;
-            all.extend(
-                model.predict_batch(&TokenBatch::from_encoded(&encoded, self.opened.tokenizer.pad_id()), &Pass::eval()),
-            );
-        }
-        Ok(all)
     }
 
     fn prediction(&self, text: &str, pair: Option<&str>, logits: &[f32]) -> Value {
@@ -116,10 +103,26 @@ impl Trained {
 
     /// Adds the adapter into the weights, proves that nothing changed on `probe` texts, and writes the model into `out`.
     /// Returns the largest difference of logits.
-    pub fn merge(&self, out: &Path, probe: &[(String, Option<String>)]) -> Result<f32, Failure> {
-        let outputs = |model: &SequenceClassifier| Ok(self.logits(model, probe)?.concat());
-        self.opened.merge(&self.model, &self.task, outputs, out)
+    pub fn merge(self, out: &Path, probe: &[(String, Option<String>)]) -> Result<f32, Failure> {
+        let outputs = |model: &SequenceClassifier| Ok(logits(&self.opened, model, probe)?.concat());
+        self.opened.merge(self.model, &self.task, outputs, out)
     }
+}
+
+fn logits(
+    opened: &Opened,
+    model: &SequenceClassifier,
+    texts: &[(String, Option<String>)],
+) -> Result<Vec<Vec<f32>>, Failure> {
+    let mut all = Vec::with_capacity(texts.len());
+    for texts in texts.chunks(ROWS) {
+        let encode =
+            |(text, pair): &(String, Option<String>)| opened.tokenizer.encode(text, pair.as_deref(), opened.max_length);
+        let encoded: Result<Vec<_>, _> = texts.iter().map(encode).collect();
+        let encoded = encoded.context(Kind::Data, "failed to read a text")?;
+        all.extend(model.predict_batch(&TokenBatch::from_encoded(&encoded, opened.tokenizer.pad_id()), &Pass::eval()));
+    }
+    Ok(all)
 }
 
 /// What a `config.json` of ours, or of Transformers, says about the head.

@@ -90,7 +90,8 @@ impl Work<'_> {
         }
         let cuda = (gpus && device == "auto").then(|| "device.use=cuda".to_owned());
         let set = self.overrides.iter().cloned().chain(cuda).map(|set| vec!["--set".to_owned(), set]);
-        let train = [vec!["train".to_owned()], vec!["--recipe".to_owned(), recipe.to_owned()]];
+        // In one word: a name may begin as an option does.
+        let train = [vec!["train".to_owned()], vec![format!("--recipe={recipe}")]];
         Ok(train.into_iter().chain(set).collect())
     }
 

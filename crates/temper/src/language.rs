@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use temper_data::{
-    ChatTemplate, DataConfig, Encoded, Examples, Finding, Message, Severity, Target, TokenBatch, Tokenizer,
-};
+use temper_data::{ChatTemplate, DataConfig, Dataset, Encoded, Examples, Message, Target, TokenBatch, Tokenizer};
 use temper_nn::Pass;
 use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Sampling, Task, input};
 
@@ -135,14 +133,18 @@ impl LanguageModel {
         asked: &Asked,
         on_text: &mut dyn FnMut(usize, &str),
     ) -> Result<Vec<Answer>, Failure> {
-        let how = Generation {
+        let tokenizer = &self.opened.tokenizer;
+        let mut how = Generation {
             max_new_tokens: asked.max_new_tokens,
             sampling: asked.sampling.clone(),
             first,
             ..build::judge(&self.opened.config, &self.task).generation
         };
+        // Special tokens are in no text.
+        let special = |stop: &String| tokenizer.token_id(stop).filter(|id| tokenizer.is_special(*id));
+        how.end_ids.extend(asked.stop.iter().filter_map(special));
         let mut streams: Vec<Stream> =
-            prompts.iter().map(|prompt| Stream::new(prompt, &asked.stop, &self.opened.tokenizer)).collect();
+            prompts.iter().map(|prompt| Stream::new(prompt, &asked.stop, tokenizer)).collect();
         let generated = self
             .model
             .generate(prompts, &how, &Pass::eval(), &mut |row, id| streams[row].push(id, |text| on_text(row, text)));
@@ -155,21 +157,13 @@ impl LanguageModel {
     }
 
     /// Reads the rows of a file as training would.
-    pub fn examples(&self, data: &DataConfig) -> Result<Examples, Failure> {
+    pub fn rows(&self, data: &DataConfig) -> Result<Dataset, Failure> {
         let opened = &self.opened;
         let target = Target::Causal { vocab_size: Some(opened.config.vocab_size()), positions: None };
         let dataset = opened.rows(&DataConfig { packing: false, ..data.clone() }, target)?;
-        // Rows that training would refuse are no measure; only of long ones the beginning is.
-        for Finding { severity, code, message } in &dataset.report.findings {
-            match severity {
-                Severity::Error if *code != "long-rows" => {
-                    return Err(Failure::new(Kind::Data, format!("error: {message}")));
-                }
-                Severity::Error | Severity::Warning => tracing::warn!("{message}"),
-                Severity::Info => {}
-            }
-        }
-        Ok(dataset.train)
+        // Rows that training would refuse; only of long ones the beginning is measured.
+        Opened::tell(&dataset.report, |code| code != "long-rows")?;
+        Ok(dataset)
     }
 
     /// Measures the model on rows.
@@ -181,10 +175,10 @@ impl LanguageModel {
 
     /// Adds the adapter into the weights, proves that nothing changed on `probe` texts, and writes the model into `out`.
     /// Returns the largest difference of the last layer's states.
-    pub fn merge(&self, out: &Path, probe: &[String]) -> Result<f32, Failure> {
+    pub fn merge(self, out: &Path, probe: &[String]) -> Result<f32, Failure> {
         let prompts: Vec<Vec<u32>> = probe.iter().map(|text| self.prompt(text)).collect::<Result<_, _>>()?;
         let outputs = |model: &CausalLm| Ok(prompts.iter().flat_map(|ids| states(model, ids)).collect());
-        self.opened.merge(&self.model, &self.task, outputs, out)
+        self.opened.merge(self.model, &self.task, outputs, out)
     }
 }
 

@@ -4,10 +4,11 @@
 //! in the largest micro-batch that the run will meet; `resolve::footprint` says what that is. The estimate is compared with
 //! the measured peak at the end of each run.
 //!
-//! Where layers are computed again, they keep their inputs, and one of them at a time keeps the rest.
+//! Where layers are computed again, they keep their inputs, and one of them at a time keeps the rest. Files are read before
+//! the first step, evaluations come between steps, and a merge after the last: each takes the room of what a step does not need
+//! by then, and counts with what it takes more.
 //!
-//! Not predicted: what the allocator holds back of memory that was freed, some percent of activations; and evaluation, which
-//! takes less than training but for rows that are much longer than those of training.
+//! Not predicted: what the allocator holds back of memory that was freed, some percent of activations.
 
 use serde::Serialize;
 use temper_kernels::Activations;
@@ -40,6 +41,10 @@ pub struct Needs {
     pub logits: u64,
     /// Bytes that a product takes beside its operands and its result.
     pub workspace: u64,
+    /// Values that an evaluation holds at once.
+    pub evaluation: u64,
+    /// Bytes that weights take more once they are merged and written.
+    pub merged: u64,
     /// Bytes that the device can give, where that is known.
     pub available: Option<u64>,
 }
@@ -65,6 +70,10 @@ pub struct Memory {
     pub program: u64,
     /// What more it takes at the beginning, while the files of weights are read.
     pub loading: u64,
+    /// What more it takes while it evaluates: the values of a layer in which nothing is kept, keys and values of answers.
+    pub evaluation: u64,
+    /// What more it takes at the end, while adapters are merged and weights are written.
+    pub merging: u64,
     /// What layers keep for their gradients.
     #[serde(skip)]
     pub layers: Activations,
@@ -88,12 +97,19 @@ impl Memory {
             data: (4 * needs.tokens).min(64 << 20),
             program: PROGRAM + TOKENIZER * needs.tokenizer_files,
             loading: 0,
+            evaluation: 0,
+            merging: 0,
             layers: Activations::Keep,
             largest_micro_batch: None,
             available: needs.available,
         };
-        let training = memory.gradients + memory.optimizer + memory.activations + memory.logits + memory.workspace;
-        memory.loading = needs.mapped.saturating_sub(training);
+        let state = memory.optimizer + memory.workspace;
+        let most = state + memory.gradients + memory.activations + memory.logits;
+        memory.loading = needs.mapped.saturating_sub(most);
+        let most = most + memory.loading;
+        memory.evaluation = (state + 4 * needs.evaluation).saturating_sub(most);
+        let most = most + memory.evaluation;
+        memory.merging = (needs.merged + 4 * needs.evaluation).saturating_sub(most);
         memory
     }
 
@@ -107,7 +123,7 @@ impl Memory {
         self.items().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    fn items(&self) -> [(&'static str, u64); 9] {
+    fn items(&self) -> [(&'static str, u64); 11] {
         let kept = match self.layers {
             Activations::Keep => "activations",
             Activations::Recompute => "activations (layers computed again)",
@@ -123,6 +139,8 @@ impl Memory {
             ("data", self.data),
             ("program", self.program),
             ("loading", self.loading),
+            ("evaluation", self.evaluation),
+            ("merging", self.merging),
         ]
     }
 
@@ -187,6 +205,20 @@ mod tests {
             memory.total() - PROGRAM
         };
         assert_eq!([0, 500, 1000, 2000].map(of), [4000, 4000, 4000, 8000]);
+    }
+
+    #[test]
+    fn evaluations_have_the_room_of_a_step_and_a_merge_that_of_the_optimizer_too() {
+        let of = |evaluation, merged| {
+            let step = Needs { gradients: 100, optimizer: 1000, activations: 50, ..Needs::default() };
+            let memory = Memory::estimate(Needs { evaluation, merged, ..step });
+            assert_eq!(memory.total() - PROGRAM, 1300 + memory.evaluation + memory.merging);
+            [memory.evaluation, memory.merging]
+        };
+        assert_eq!(of(75, 0), [0, 0]);
+        assert_eq!(of(100, 0), [100, 0]);
+        assert_eq!(of(100, 1000), [100, 0]);
+        assert_eq!(of(75, 1500), [0, 500]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use temper_data::{DataConfig, Dataset, Target, Tokenizer};
+use temper_data::{DataConfig, DataReport, Dataset, Finding, Severity, Target, Tokenizer};
 use temper_hub::{Card, Pipeline, Relation, RepoId, license_of};
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile, PeftConfig};
@@ -117,11 +117,26 @@ impl Opened {
         }
     }
 
+    /// Says what the audit found of rows that are measured; what it `refuses` is no measure.
+    pub fn tell(report: &DataReport, refuses: impl Fn(&str) -> bool) -> Result<(), Failure> {
+        for Finding { severity, code, message } in &report.findings {
+            let message = message.replace("training row", "row");
+            match severity {
+                Severity::Error if refuses(code) => {
+                    return Err(Failure::new(Kind::Data, format!("error: {message}")));
+                }
+                Severity::Error | Severity::Warning => tracing::warn!("{message}"),
+                Severity::Info => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Adds the adapter of `model` into its weights, proves on `outputs` that nothing changed, and writes it into `out`.
     /// Returns the largest difference of an output.
     pub fn merge<T: Task>(
         &self,
-        model: &T,
+        model: T,
         task: &TaskPlan,
         outputs: impl Fn(&T) -> Result<Vec<f32>, Failure>,
         out: &Path,

@@ -167,7 +167,7 @@ pub fn shipped(from: &Path, copies: &Path, export: &ExportConfig) -> Result<Vec<
         return refuse(&format!("{INDEX} names {lost}, which is not there"));
     }
     if !has("adapter_model.safetensors") && !has(SINGLE) && shards.is_empty() {
-        return refuse("there are no weights to push: has the run finished?");
+        return refuse("there are no weights to push: has the run finished? (`temper merge` makes the merged ones)");
     }
     if !has("README.md") {
         return refuse("there is no model card, and nothing is pushed without one");

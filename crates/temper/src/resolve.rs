@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use temper_data::{DataConfig, Dataset, Files, Finding, LabelColumns, LabelKind, Micro, Target, Tokenizer};
 use temper_device::{Api, DeviceName, Found};
-use temper_engine::{Checkpointing, Every, EveryName, Schedule};
+use temper_engine::{Checkpointing, Every, EveryName, Schedule, ScheduleKind};
 use temper_kernels::Nccl;
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
@@ -71,7 +71,13 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
     let train = resolve_train(recipe, &dataset, place.size)?;
     let distributed = RanksPlan::new(&recipe.distributed, place.size, recipe.adapter.method.is_adapter());
     let footprint = Footprint {
-        made: Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter_plan },
+        made: Made {
+            config: &config,
+            lazy: &lazy,
+            task: &task,
+            adapter: &adapter_plan,
+            halved: halves(recipe, &found),
+        },
         train: &train,
         dataset: &dataset,
         bucket: recipe.data.bucket,
@@ -79,6 +85,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
         tokenizer: &tokenizer,
         frozen: recipe.model.frozen_dtype,
         precision: recipe.device.precision,
+        merged: recipe.export.merge.then_some(recipe.export.dtype),
         available: available(&found),
         scratch: device::scratch(&found) as u64,
         shard: distributed.shard,
@@ -319,6 +326,13 @@ fn resolve_train(recipe: &Recipe, dataset: &Dataset, ranks: usize) -> Result<Tra
         let message = format!("`warmup_steps` in [schedule] must be below the steps of the run, which are {steps}");
         return Err(point(recipe, Kind::Recipe, "schedule.warmup_steps", message));
     }
+    // Both are rounded.
+    let overlap = schedule.warmup_steps + schedule.decay_steps() > steps + 1;
+    if overlap && recipe.schedule.kind == ScheduleKind::Wsd && recipe.source.wrote("schedule.decay_ratio") {
+        let [warmup, decay] = [schedule.warmup_steps, schedule.decay_steps()];
+        let message = format!("of {steps} steps {warmup} are warmup, which leaves no room for {decay} of decay");
+        return Err(point(recipe, Kind::Recipe, "schedule.decay_ratio", message));
+    }
     let eval_every = match recipe.eval.every {
         Every::Steps(steps) => Some(steps),
         Every::Named(EveryName::Epoch) if dataset.eval.is_empty() && !recipe.source.wrote("eval.every") => None,
@@ -429,6 +443,12 @@ fn check_device(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
             Err(point(recipe, Kind::Recipe, key, error))
         }
     }
+}
+
+/// Whether the processor keeps what it reads again in the bfloat16 that its products round to.
+fn halves(recipe: &Recipe, device: &Found) -> bool {
+    let processor = matches!(device.name, DeviceName::Auto | DeviceName::Cpu);
+    processor && recipe.device.precision == Precision::Bf16 && temper_kernels::has_bf16_products()
 }
 
 /// The memory that the device can still give, in bytes, where that is known.

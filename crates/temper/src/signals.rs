@@ -4,10 +4,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use temper_engine::Stop;
 
 use crate::failure::{Context, Failure, Kind};
+
+/// What comes so soon after another signal is the same request: whoever stops all processes of a job stops a launcher too, which
+/// stops them again.
+const SAME: Duration = Duration::from_millis(500);
 
 /// Signals that whoever started this process has it ignore: `nohup` does SIGHUP, a shell SIGINT in what runs beside it.
 struct Ignored(Vec<i32>);
@@ -42,6 +47,8 @@ impl Ignored {
 /// The handler of this process.
 pub struct Signals {
     patient: Arc<AtomicBool>,
+    /// What they ask for.
+    pub stop: Stop,
 }
 
 impl Signals {
@@ -49,29 +56,41 @@ impl Signals {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn install(stop: &Stop, speaks: bool) -> Result<Self, Failure> {
+    pub fn install(speaks: bool) -> Result<Self, Failure> {
+        Self::install_for(speaks, || std::process::exit(Kind::Interrupted as i32))
+    }
+
+    /// The same of a process that ends in another way at once.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn install_for(speaks: bool, end: impl Fn() + Send + 'static) -> Result<Self, Failure> {
         const WHAT: &str = "failed to install the signal handler";
+        let stop = Stop::default();
         #[cfg(unix)]
         signal_hook::flag::register(signal_hook::consts::SIGUSR1, stop.flag()).context(Kind::Other, WHAT)?;
         let patient = Arc::new(AtomicBool::new(false));
         let ignored = Ignored::now();
-        let (stop, asked, waits) = (stop.clone(), AtomicBool::new(false), patient.clone());
+        let (asks, mut asked, waits) = (stop.clone(), None::<Instant>, patient.clone());
         ctrlc::set_handler(move || {
             let waits = waits.load(Ordering::Relaxed);
-            if asked.swap(true, Ordering::Relaxed) || !waits {
+            if waits && asked.is_some_and(|asked| asked.elapsed() < SAME) {
+                return;
+            }
+            if asked.replace(Instant::now()).is_some() || !waits {
                 if speaks && !waits {
                     say!("stopped before there was anything to save");
                 }
-                std::process::exit(Kind::Interrupted as i32);
+                return end();
             }
-            stop.request_stop();
+            asks.request_stop();
             if speaks {
                 say!("stopping when the work at hand is safe; once more to stop at once");
             }
         })
         .context(Kind::Other, WHAT)?;
         ignored.again();
-        Ok(Self { patient })
+        Ok(Self { patient, stop })
     }
 
     /// From now on there is something to save.

@@ -94,8 +94,8 @@ pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
     if let Some(before) = before {
         held.go_on_from(before, &dir)?;
     }
-    let stop = Stop::default();
-    Signals::install(&stop, true)?.wait();
+    let signals = Signals::install(true)?;
+    signals.wait();
     let _lock = lock(&dir)?;
     match Held::read(&dir) {
         Ok(Some(old)) if sweep.fresh => clear(&old, &dir)?,
@@ -106,7 +106,7 @@ pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
         Err(failure) => return Err(failure),
     }
     held.write(&dir)?;
-    let mut walk = Walk { sweep, name, dir, held, stop };
+    let mut walk = Walk { sweep, name, dir, held, stop: signals.stop };
     for number in 0..walk.held.trials.len() {
         if !walk.held.trials[number].state.is_done() {
             walk.trial(number)?;

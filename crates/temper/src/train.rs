@@ -18,7 +18,7 @@ use crate::export::{self, Shipped, export};
 use crate::failure::{Context, Failure, Kind};
 use crate::fetch::{fetch, fetch_weights};
 use crate::finish::{Front, Pages, Rows};
-use crate::plan::{Plan, TaskPlan};
+use crate::plan::{ModelPlan, Plan, TaskPlan};
 use crate::provenance::Trained;
 use crate::push::Permission;
 use crate::pushing::Pushing;
@@ -56,13 +56,12 @@ pub struct How {
     pub push: bool,
 }
 
-/// Runs `recipe`.
+/// Runs `recipe`, until `signals` ask it to stop.
 ///
 /// # Errors
 /// Whatever is wrong with the recipe, the data, the weights, the disk, or the numbers.
-pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Result<Finished, Failure> {
-    let started = Instant::now();
-    let signals = Signals::install(stop, world.leads())?;
+pub fn train(recipe: &mut Recipe, how: How, signals: &Signals, world: &World) -> Result<Finished, Failure> {
+    let (started, stop) = (Instant::now(), &signals.stop);
     together(world.by_machine(|| fetch(recipe, how.fresh)))??;
     let (plan, mut inputs) = resolve(recipe, world.place())?;
     refuse_what_cannot_fit(&plan)?;
@@ -86,6 +85,13 @@ pub fn train(recipe: &mut Recipe, how: How, stop: &Stop, world: &World) -> Resul
     let run = together(world.lead_alone(open))?.transpose()?.unwrap_or_else(|| RunDir::beside(&plan));
     for finding in plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info) {
         tracing::warn!("{}", finding.message);
+    }
+    let ModelPlan { new_parameters, unused_tensors, .. } = &plan.model;
+    if let Some(head) = new_parameters.iter().find(|path| unused_tensors.contains(path)) {
+        let labels = inputs.config.labels().join(", ");
+        tracing::warn!(
+            "the base's head (`{head}`) is for other labels ({labels}): that of this run begins from random values"
+        );
     }
     let opened = device::open(&inputs.device).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
     tracing::info!(device = plan.device.name, facts = ?inputs.device.facts(&opened));
@@ -223,12 +229,12 @@ impl Corridor<'_> {
         let pages = Pages::read(&shipped, measured.as_ref().map(|measured| (measured, &eval)), &rows, run.path())?;
         // A model of which each rank has its part is whole in the checkpoint.
         let parts = if divided { export::of_checkpoint(&checkpoint)? } else { BTreeMap::new() };
-        let values = export::values(&model, &trained, parts, plan)?;
+        let values = export::values(&model, &trained, parts, plan);
         export(values, T::SHIPS_HEAD, &shipped, &pages.front(false), &run.join("export"))?;
         if plan.export.merge {
             let probe = if eval.is_empty() { &*train } else { &eval };
             let outputs = |model: &T| model.outputs(&collator, probe, plan.train.eval_batch);
-            self.merge(&model, &shipped, &pages.front(true), outputs)?;
+            self.merge(model, &shipped, &pages.front(true), outputs)?;
         }
         run.write("report.html", pages.report().as_bytes())?;
         tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
@@ -239,7 +245,7 @@ impl Corridor<'_> {
     /// Writes the model with its adapter merged, once it is proved to say the same.
     fn merge<T: Task>(
         &self,
-        model: &T,
+        model: T,
         shipped: &Shipped<'_>,
         front: &Front,
         outputs: impl Fn(&T) -> Vec<f32>,

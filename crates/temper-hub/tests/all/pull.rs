@@ -173,6 +173,18 @@ fn offline_answers_from_the_cache_or_names_what_is_missing() {
 }
 
 #[test]
+fn offline_a_model_that_python_fetched_is_there_without_a_list() {
+    let bench = Bench::new();
+    bench.seed_model("lab/tiny");
+    let online = pull_model(&bench.hub(), "lab/tiny").unwrap();
+    fs::remove_dir_all(bench.folder("models--lab--tiny/trees")).unwrap();
+    assert_eq!(pull_model(&bench.offline(), "lab/tiny").unwrap().dir, online.dir);
+    fs::remove_file(online.dir.join("model.safetensors")).unwrap();
+    let listing = bench.offline().list(&bench.offline().pin(&"lab/tiny".parse().unwrap()).unwrap()).unwrap();
+    assert!(listing.file("config.json").is_some() && listing.file("model.safetensors").is_none());
+}
+
+#[test]
 fn a_spoilt_cache_is_found_and_mended() {
     let bench = Bench::new();
     bench.seed_model("lab/tiny");

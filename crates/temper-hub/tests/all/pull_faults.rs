@@ -102,6 +102,22 @@ fn an_error_page_in_place_of_weights_is_never_kept() {
 }
 
 #[test]
+fn a_server_that_cannot_go_on_begins_anew() {
+    let bench = with_model(Fault::new("GET", WEIGHTS, Trouble::CutDownload(300_000)));
+    bench.server.fault(Fault::new("GET", WEIGHTS, Trouble::CutDownload(0)).times(3));
+    assert!(pull_model(&bench.hub(), "lab/tiny").is_err());
+    assert_eq!(bench.server.pending_faults(), 0);
+    bench.server.faults(vec![Fault::new("GET", WEIGHTS, Trouble::Status(416))]);
+    is_right(&bench);
+}
+
+#[test]
+fn what_is_served_in_place_of_a_file_is_named() {
+    let bench = with_model(Fault::new("GET", WEIGHTS, Trouble::Page(200)).times(8));
+    says(pull_model(&bench.hub(), "lab/tiny"), &["bytes of text/html", "the commit names 700000"]);
+}
+
+#[test]
 fn hostile_names_stop_before_anything_is_written() {
     for name in ["../../../evil", "/etc/evil", "a/../../evil", "C:\\evil", ".git/config", "a\\b", "x\u{0}y", "a//b"] {
         let bench = Bench::new();

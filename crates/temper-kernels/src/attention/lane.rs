@@ -9,7 +9,7 @@ use super::*;
 use crate::cpu::bf16::Engine;
 use crate::cpu::gemm::{Matrix, Target};
 use crate::cpu::panels::Right;
-use crate::cpu::{all_f32, math, slice, tensor, vectorised};
+use crate::cpu::{all_f32, math, slice, tensor, vectorised, widened};
 use crate::product::lane::engine;
 
 /// How many queries have their scores at once.
@@ -152,6 +152,7 @@ impl AttentionOps for Flex {
         grad: FlexTensor,
         form: Form,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let [query, key, value, result] = [query, key, value, result].map(widened);
         if !all_f32([&query, &key, &value, &grad]) {
             let inputs = [query, key, value, result, lse, grad].map(Float);
             return blocks::backward::<Self>(inputs, &form, &Steps::portable());

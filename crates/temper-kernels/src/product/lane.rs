@@ -106,6 +106,10 @@ impl ProductOps for Flex {
         if rounds { narrowed(x) } else { x }
     }
 
+    fn kept(x: FlexTensor) -> FlexTensor {
+        Self::rounded(x)
+    }
+
     fn shared(x: FlexTensor) -> FlexTensor {
         if x.dtype() != DType::F32 || engine([&x]).is_none() {
             return x;

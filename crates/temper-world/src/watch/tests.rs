@@ -185,6 +185,7 @@ fn a_watch_ends_its_rank_for_what_happens_to_others() {
             who_dies_is_named_to_all,
             who_says_nothing_is_given_up_after_the_silence,
             whom_the_others_wait_for_hangs_after_the_patience_unless_it_is_busy,
+            all_who_wait_for_each_other_hang_after_the_patience,
             who_said_goodbye_may_go,
             who_was_stopped_with_all_others_judges_nobody,
             what_happened_on_a_rank_is_said_by_rank_0_alone,
@@ -238,6 +239,17 @@ fn whom_the_others_wait_for_hangs_after_the_patience_unless_it_is_busy() {
     let cause = "it hangs (host 2): the others have waited for it for 1 s";
     assert_eq!(verdict, Verdict { rank: 2, step: 4, cause: cause.into(), code: WORLD_FAILED });
     assert_eq!(lead.end(), (Some(8), format!("rank 2 at step 4: {cause}\n")));
+}
+
+fn all_who_wait_for_each_other_hang_after_the_patience() {
+    let (mut lead, ranks) = Watcher::lead(1);
+    lead.tell("at 5");
+    lead.tell("wait -");
+    ranks[0].says(5, 1, true);
+    let verdict = ranks[0].verdict();
+    let cause = "it hangs, as all others do: for 1 s all have waited for each other";
+    assert_eq!(verdict, Verdict { rank: 0, step: 5, cause: cause.into(), code: WORLD_FAILED });
+    assert_eq!(lead.end(), (Some(8), format!("rank 0 at step 5: {cause}\n")));
 }
 
 fn who_said_goodbye_may_go() {

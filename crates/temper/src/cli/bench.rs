@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::{Device, Tensor};
 use clap::Args;
 use serde_json::{Value, json};
-use temper_engine::{EvalConfig, Event, Every, EveryName, Stop};
+use temper_engine::{EvalConfig, Event, Every, EveryName};
 use temper_peft::Method;
 use temper_world::{Place, World};
 
@@ -13,6 +13,7 @@ use super::{RecipeArgs, print, writeln};
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::Plan;
 use crate::profile::{Profile, by_part};
+use crate::signals::Signals;
 use crate::train::{self, Finished, How};
 use crate::{device, events, memory, units};
 
@@ -60,7 +61,8 @@ impl BenchArgs {
         recipe.eval = EvalConfig { every, batch: recipe.eval.batch, ..EvalConfig::default() };
         device::set_up(&recipe.device, &Place::alone())?;
         let how = How { fresh: true, push: false };
-        let Finished { plan, .. } = train::train(&mut recipe, how, &Stop::default(), &World::single())?;
+        let signals = Signals::install(true)?;
+        let Finished { plan, .. } = train::train(&mut recipe, how, &signals, &World::single())?;
         if let Some(path) = &self.trace {
             profile.write_trace(path)?;
         }

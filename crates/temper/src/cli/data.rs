@@ -134,11 +134,14 @@ impl DataPushArgs {
             ..DataCard::default()
         };
         let mut files = Vec::new();
+        // Readers take all splits to have the same columns.
+        let all: Vec<PathBuf> = splits.values().flatten().cloned().collect();
+        let columns = temper_data::columns_of(&all).context(Kind::Data, "failed to read the data")?;
         for (split, inputs) in splits {
             let name = format!("data/{split}-00000-of-00001.parquet");
             let local = dir.path().join(format!("{split}.parquet"));
-            let converted =
-                temper_data::to_parquet(&inputs, &local, secret).context(Kind::Data, "failed to convert the data")?;
+            let converted = temper_data::to_parquet(&inputs, &columns, &local, secret);
+            let converted = converted.context(Kind::Data, "failed to convert the data")?;
             let bytes = fs::metadata(&local).map(|metadata| metadata.len()).unwrap_or_default();
             card.splits.push(DataSplit { name: split, files: name.clone(), rows: converted.rows, bytes });
             card.columns = converted.columns;

@@ -3,8 +3,10 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use temper_engine::Stop;
@@ -13,6 +15,15 @@ use super::{LogArgs, TrainArgs};
 use crate::failure::{Context, Failure, Kind};
 use crate::ranks;
 use crate::signals::Signals;
+
+/// Between two times that ranks are asked to stop: whoever is being started hears nothing.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long ranks have that were told to end at once.
+const GRACE: Duration = Duration::from_secs(3);
+/// Seconds that mpirun leaves ranks for a checkpoint when everybody gets SIGTERM.
+const CHECKPOINT: &str = "20";
+/// What other launchers tell the processes that they start, and may have told this one.
+const FOREIGN: [&str; 4] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"];
 
 #[derive(Debug, Args)]
 pub(super) struct LaunchArgs {
@@ -38,13 +49,17 @@ impl LaunchArgs {
         }
         // What is wrong with the recipe is said once, not by every rank.
         train.recipe.load()?;
-        let stop = Stop::default();
-        Signals::install(&stop, true)?.wait();
+        let at_once = Arc::new(AtomicBool::new(false));
+        let hurry = at_once.clone();
+        let signals = Signals::install_for(true, move || hurry.store(true, Ordering::Relaxed))?;
+        signals.wait();
+        let stop = &signals.stop;
         let mut left = restarts;
         loop {
-            let kind = wait(start(nproc, &train, logs)?, &stop)?;
-            if kind != Some(Kind::World) || left == 0 || stop.is_requested() {
-                return kind.map_or(Ok(()), |kind| Err(Failure::new(kind, "")));
+            let ended = wait(start(nproc, &train, logs)?, stop, &at_once)?;
+            let Err(failure) = ended else { return Ok(()) };
+            if failure.kind != Kind::World || left == 0 || stop.is_requested() {
+                return Err(failure);
             }
             left -= 1;
             // What was there before is what the next start goes on from.
@@ -59,8 +74,20 @@ fn start(nproc: u32, train: &TrainArgs, logs: &LogArgs) -> Result<Child, Failure
     let own = std::env::current_exe().context(Kind::Other, "failed to find this program")?;
     let mut command = if nproc == 1 { Command::new(own) } else { mpirun(nproc, own) };
     command.args(logs.to_args()).arg("train").args(train.to_args()).stdin(Stdio::null());
+    for name in FOREIGN {
+        command.env_remove(name);
+    }
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    #[cfg(target_os = "linux")]
+    // SAFETY: between fork and exec it does nothing but this system call, which has no conditions.
+    unsafe {
+        // Whatever ends this process ends the ranks.
+        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        });
+    }
     command.spawn().map_err(|error| {
         let help = match error.kind() {
             ErrorKind::NotFound => "\n  = help: `mpirun` is not there; Debian's package openmpi-bin has it",
@@ -76,6 +103,7 @@ fn mpirun(nproc: u32, program: PathBuf) -> Command {
     command.arg("-n").arg(nproc.to_string()).arg(program);
     // Threads of a rank may use any core, and there may be more ranks than cores.
     command.env("OMPI_MCA_hwloc_base_binding_policy", "none").env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+    command.env("OMPI_MCA_odls_base_sigkill_timeout", CHECKPOINT);
     command
         .env("PRTE_MCA_hwloc_default_binding_policy", "none")
         .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
@@ -88,31 +116,61 @@ fn mpirun(nproc: u32, program: PathBuf) -> Command {
     command
 }
 
-/// Waits for the ranks, and asks them to stop when this process is asked. How they failed, if they did.
-fn wait(mut ranks: Child, stop: &Stop) -> Result<Option<Kind>, Failure> {
-    let mut passed_on = false;
+/// Waits for the ranks. Asks them to stop while this process is asked, and ends them when it is asked again.
+fn wait(mut ranks: Child, stop: &Stop, at_once: &AtomicBool) -> Result<Result<(), Failure>, Failure> {
+    let (mut asked, mut told) = (None::<Instant>, None::<Instant>);
     loop {
         if let Some(status) = ranks.try_wait().context(Kind::Other, "failed to wait for the ranks")? {
-            // Whoever is asked before it listens ends at once, and has nothing to save.
-            let unknown = if stop.is_requested() { Kind::Interrupted } else { Kind::World };
-            return Ok((!status.success()).then(|| Kind::of(status.code()).unwrap_or(unknown)));
+            let failure = match Kind::of(status.code()) {
+                _ if status.success() => return Ok(Ok(())),
+                // Who is asked before it listens ends at once, and mpirun says 1 of ranks that it ended.
+                None | Some(Kind::Other) if stop.is_requested() => Failure::new(Kind::Interrupted, ""),
+                None => Failure::new(Kind::World, "error: the ranks died: killed, out of memory, or crashed"),
+                Some(kind) => Failure::new(kind, ""),
+            };
+            return Ok(Err(failure));
         }
-        if stop.is_requested() && !passed_on {
-            passed_on = true;
-            ask(&ranks);
+        let due = |last: Option<Instant>, time| last.is_none_or(|last| last.elapsed() >= time);
+        if at_once.load(Ordering::Relaxed) {
+            // mpirun ends its ranks when it is told to.
+            let signal = if told.is_none() { Signal::Terminate } else { Signal::Kill };
+            if due(told, GRACE) {
+                told = Some(Instant::now());
+                signal.send(&ranks);
+            }
+        } else if stop.is_requested() && due(asked, AGAIN) {
+            asked = Some(Instant::now());
+            Signal::Ask.send(&ranks);
         }
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// SIGUSR1, for mpirun passes that on to the ranks; after SIGTERM it would kill them within a second.
-#[cfg(unix)]
-fn ask(ranks: &Child) {
-    if let Ok(pid) = libc::pid_t::try_from(ranks.id()) {
-        // SAFETY: `kill` has no conditions; the child has not been waited for, so the number is still its own.
-        unsafe { libc::kill(pid, libc::SIGUSR1) };
-    }
+/// What ranks are told.
+#[derive(Clone, Copy)]
+enum Signal {
+    /// SIGUSR1, for mpirun passes that on to the ranks; after SIGTERM it would end them.
+    Ask,
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL, to all that are left.
+    Kill,
 }
 
-#[cfg(not(unix))]
-fn ask(_: &Child) {}
+impl Signal {
+    #[cfg(unix)]
+    fn send(self, ranks: &Child) {
+        let Ok(pid) = libc::pid_t::try_from(ranks.id()) else { return };
+        // SAFETY: `kill` has no conditions; the child has not been waited for, so the number is still its own and its group's.
+        unsafe {
+            match self {
+                Self::Ask => libc::kill(pid, libc::SIGUSR1),
+                Self::Terminate => libc::kill(pid, libc::SIGTERM),
+                Self::Kill => libc::kill(-pid, libc::SIGKILL),
+            };
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn send(self, _: &Child) {}
+}

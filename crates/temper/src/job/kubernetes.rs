@@ -78,7 +78,11 @@ impl Kubernetes {
             let help = "write one that begins at --mount, with `--set run.dir=...`";
             return Err(refused(format!("the run directory {} is not on the claim\n  = help: {help}", run.display())));
         }
-        if let Some(file) = work.files(&recipe).iter().find(|file| Path::new(file).starts_with("..")) {
+        let outside = |file: &&String| {
+            Path::new(file).starts_with("..")
+                || Path::new(file).is_absolute() && !Path::new(file).starts_with(&self.mount)
+        };
+        if let Some(file) = work.files(&recipe).iter().find(outside) {
             let help = "write the job where both the recipe and what it reads are below the current directory";
             return Err(refused(format!("{file} is not on the claim, which begins here\n  = help: {help}")));
         }

@@ -124,6 +124,10 @@ impl Slurm {
         if !dir.starts_with('/') {
             return Err(refused(format!("--chdir must be absolute on the cluster, such as /{dir}")));
         }
+        if dir.contains(['%', '\\']) {
+            // Slurm joins the name of the output to it, and reads both as a pattern.
+            return Err(refused(format!("Slurm starts nothing in {dir}: `%` and `\\` mean something else to it")));
+        }
         let name = self.name.clone().unwrap_or_else(|| comment(&work.recipe.name()));
         let mut lines = vec![
             format!("--job-name={}", directive(&name)),

@@ -197,9 +197,10 @@ impl<'a> Walk<'a> {
         };
         let label = match (nearest, self.owner(name)) {
             (Some(nearest), _) if table.is_empty() && value.is_table() => format!("did you mean [{nearest}]?"),
+            _ if let Some(hint) = hints::foreign_key(name) => hint.to_owned(),
             (_, Some(owner)) if owner != table && !value.is_table() => format!("`{name}` is a key of [{owner}]"),
             (Some(nearest), _) => format!("did you mean `{nearest}`?"),
-            _ => hints::foreign_key(name).unwrap_or_default().to_owned(),
+            _ => String::new(),
         };
         let lists = label.is_empty() && !known.is_empty();
         let mut diagnostic = Diagnostic::new(message).at(self.source.key(path), label);

@@ -39,6 +39,7 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
         "lora_alpha" => "alpha is `alpha` in [adapter]",
         "lora_dropout" => "the adapter's dropout is `dropout` in [adapter]",
         "target_modules" | "lora_target_modules" | "lora_target" => "the adapted modules are `targets` in [adapter]",
+        "lora_target_linear" => "every linear layer is `targets = \"all-linear\"` in [adapter]",
         "use_rslora" => "rank-stabilised scaling is `rslora` in [adapter]",
         "use_dora" => "DoRA is `method = \"dora\"` in [adapter]",
         "optimizer" | "optim_type" => "the optimizer is `kind` in [optim]",
@@ -50,8 +51,31 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
             "the longest sequence is `max_length` in [data]"
         }
         "val_set_size" | "validation_split" => "the part kept for evaluation is `eval_fraction` in [data]",
+        "sample_packing" | "pack" => "rows are packed with `packing` in [data]",
+        "train_on_inputs" | "assistant_only_loss" | "completion_only_loss" => {
+            "which tokens are learned is `train_on` in [data]"
+        }
+        "chat_template" => "the chat template is `template` in [data]",
+        "streaming" => "rows are read one by one, and tokens beyond 64 MiB lie on the disk, by themselves",
+        "special_tokens" => "special tokens are those of the tokenizer's files",
+        "trust_remote_code" => "no code of a repository is run",
+        "revision" => "a revision is a part of the name: `org/name@revision`",
         "output_dir" => "the run's directory is `dir` in [run]",
         "logging_steps" => "steps between reports are `log_every` in [train]",
+        "save_total_limit" => "how many checkpoints stay is `keep_last` in [train]",
+        "load_best_model_at_end" => "the best checkpoint is what ships, by `metric` in [eval]",
+        "resume_from_checkpoint" => "the same command goes on from the last checkpoint",
+        "evals_per_epoch" => "how often to evaluate is `every` in [eval]: steps, or `epoch`",
+        "saves_per_epoch" => "steps between checkpoints are `save_every` in [train]",
+        "report_to" | "use_wandb" | "wandb_project" => {
+            "what happens is written into events.jsonl, and for TensorBoard with `tensorboard` in [run]"
+        }
+        "push_to_hub" | "hub_model_id" => "where to push is `push_to` in [export]",
+        "adam_beta1" | "adam_beta2" => "both are `betas` in [optim]",
+        "adam_epsilon" => "it is `eps` in [optim]",
+        "attn_implementation" | "flash_attention" | "use_flash_attention_2" => {
+            "attention never holds the scores of all tokens; there is nothing to choose"
+        }
         "save_steps" => "steps between checkpoints are `save_every` in [train]",
         "eval_steps" | "evaluation_strategy" | "eval_strategy" => "how often to evaluate is `every` in [eval]",
         "early_stopping_patience" | "early_stopping" => "early stopping is `patience` in [eval]",
@@ -60,7 +84,7 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
             "a base in few bits is `frozen_dtype` in [model]"
         }
         "fp16" | "bf16" | "dtype" | "mixed_precision" => "the precision is `precision` in [device]",
-        "zero_stage" | "zero_optimization" | "fsdp" | "sharding_strategy" => {
+        "deepspeed" | "zero_stage" | "zero_optimization" | "fsdp" | "sharding_strategy" => {
             "what each rank keeps only its part of is `shard` in [distributed]"
         }
         "ddp_backend" | "dist_backend" | "distributed_backend" => {
@@ -80,7 +104,9 @@ pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
         ("device.precision", "f64" | "tf32" | "fp8") => "temper computes in f32, bf16 and f16",
         ("device.precision", "bfloat16") => "did you mean `bf16`?",
         ("device.precision", "fp32" | "float32" | "float") => "did you mean `f32`?",
-        ("optim.kind", "adam" | "adamw_torch" | "adamw_hf" | "adamw_torch_fused") => "did you mean `adamw`?",
+        ("optim.kind", "adam" | "paged_adamw_32bit" | "adamw_torch" | "adamw_hf" | "adamw_torch_fused") => {
+            "did you mean `adamw`?"
+        }
         ("optim.kind", "adamw_8bit" | "adamw_bnb_8bit" | "paged_adamw_8bit" | "adamw-8bit") => {
             "did you mean `adamw8bit`?"
         }
@@ -92,10 +118,13 @@ pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
         ("schedule.kind", "warmup_stable_decay") => "did you mean `wsd`?",
         ("adapter.method", "none" | "sft" | "fft") => "did you mean `full`?",
         ("adapter.method", "freeze" | "linear-probe") => "did you mean `frozen`?",
+        ("adapter.method", "qlora") => "write `lora`, and `frozen_dtype = \"nf4\"` in [model]",
         ("adapter.method", "rslora") => "write `lora` and `rslora = true`",
         ("task.kind", "classification" | "text-classification" | "text_classification" | "sentiment") => {
             "did you mean `sequence-classification`?"
         }
+        ("task.kind", "sft" | "clm" | "text-generation") => "did you mean `causal-lm`?",
+        ("data.format", "alpaca") => "did you mean `instruction`?",
         ("task.kind", "mlm" | "fill-mask") => "did you mean `masked-lm`?",
         ("distributed.backend", "gloo" | "ccl") => "did you mean `mpi`?",
         ("distributed.shard", "ddp") => "did you mean `none`?",

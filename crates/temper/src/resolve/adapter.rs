@@ -72,6 +72,7 @@ pub(super) fn resolve_adapter(
                 format!("adapter.{field}")
             }
             temper_peft::Error::Range { field, .. } => format!("adapter.{field}"),
+            temper_peft::Error::Nested { .. } => "adapter.modules_to_save".into(),
             _ => "adapter.targets".into(),
         };
         point(recipe, Kind::Recipe, &key, error)
@@ -104,6 +105,11 @@ pub(super) fn resolve_adapter(
     }
     let paths: Vec<String> = lazy.entries.iter().map(|entry| hugging_face_name(prefix, &entry.path)).collect();
     let trainable = Trainable::new(&adapter, &matches, &paths).map_err(fail)?;
+    let begins = missing.iter().map(|path| hugging_face_name(prefix, path)).find(|path| !trainable.trains(path));
+    if let Some(path) = begins.filter(|_| !adapter.freeze.is_empty()) {
+        let message = format!("`{path}` begins from random values, and frozen it would stay so");
+        return Err(point(recipe, Kind::Recipe, "adapter.freeze", message));
+    }
     let groups = groups(lazy, &paths, &adapter, &matches, &trainable);
     if groups.iter().all(|group| group.trainable == 0) {
         let key = if adapter.freeze.is_empty() { "adapter.method" } else { "adapter.freeze" };

@@ -10,12 +10,13 @@ use temper_kernels::{Activations, DEFAULT_SCRATCH, Format};
 use temper_models::{Config, Weights};
 use temper_peft::Method;
 use temper_peft::parameters::layer_of;
+use temper_tasks::Metric;
 use temper_world::Shard;
 
 use super::LazyModel;
 use crate::memory::{Memory, Needs};
 use crate::plan::{AdapterPlan, TaskPlan, TrainPlan};
-use crate::recipe::{FrozenDtype, Precision};
+use crate::recipe::{Dtype, FrozenDtype, Precision};
 
 /// What is decided of the network when memory is estimated.
 pub(super) struct Made<'a> {
@@ -23,6 +24,8 @@ pub(super) struct Made<'a> {
     pub lazy: &'a LazyModel,
     pub task: &'a TaskPlan,
     pub adapter: &'a AdapterPlan,
+    /// Whether what products and activation functions read again is kept in half of its bytes.
+    pub halved: bool,
 }
 
 /// What is decided of its training.
@@ -36,6 +39,8 @@ pub(super) struct Footprint<'a> {
     pub tokenizer: &'a Tokenizer,
     pub frozen: FrozenDtype,
     pub precision: Precision,
+    /// How weights are stored if adapters are merged into them at the end.
+    pub merged: Option<Dtype>,
     /// Bytes that the device can give, where that is known.
     pub available: Option<u64>,
     /// Values that an operation may hold at once.
@@ -136,6 +141,8 @@ impl Footprint<'_> {
             activations,
             logits,
             workspace: self.workspace(tokens),
+            evaluation: made.evaluation(&dataset.eval, train.eval_batch, self.scratch),
+            merged: self.merged.map_or(0, |dtype| self.merged(dtype)),
             available: self.available,
         });
         Memory { layers, ..memory }
@@ -152,9 +159,20 @@ impl Footprint<'_> {
             TaskPlan::Distillation { files, .. } => files.iter().map(|file| file.bytes).sum(),
             _ => 0,
         };
-        let frozen: u64 = self.quantized().map(|[rows, columns]| (rows * columns) as u64).sum();
-        let coded = self.frozen.format().map_or(0, |format| self.quantized().map(|shape| format.bytes(shape)).sum());
-        4 * (self.made.adapter.total() as u64 - frozen) + coded + teacher
+        4 * self.made.adapter.total() as u64 - self.saved() + teacher
+    }
+
+    /// Bytes that the frozen weights take less than as f32.
+    fn saved(&self) -> u64 {
+        let Some(format) = self.frozen.format() else { return 0 };
+        self.quantized().map(|shape| 4 * (shape[0] * shape[1]) as u64 - format.bytes(shape)).sum()
+    }
+
+    /// Bytes that the weights take more when adapters are merged into them, one at a time and in their place, and then written:
+    /// one is read as it is, copied, and encoded.
+    fn merged(&self, dtype: Dtype) -> u64 {
+        let largest = self.made.lazy.entries.iter().map(|entry| entry.count() as u64).max().unwrap_or(0);
+        self.saved() + largest * if dtype == Dtype::F32 { 8 } else { 6 }
     }
 
     /// The shapes of the weights that are frozen in few bits, if any are.
@@ -209,6 +227,45 @@ impl Made<'_> {
         }
     }
 
+    /// Values that an evaluation of `examples` holds at once, `batch` rows at a time: those of its longest rows in a layer of which
+    /// nothing is kept, and logits; or the keys and values of those that the model answers.
+    fn evaluation(&self, examples: &Examples, batch: usize, scratch: u64) -> u64 {
+        let mut rows: Vec<u32> = (0..examples.len() as u32).collect();
+        rows.sort_by_key(|&row| examples.length(row as usize));
+        let rows = &rows[rows.len().saturating_sub(batch)..];
+        let longest = rows.last().map_or(0, |&row| examples.length(row as usize));
+        let [of_token, cached] = self.passing();
+        let measured = (rows.len() * longest) as u64 * of_token + self.logits(examples, rows, longest, scratch);
+        let TaskPlan::CausalLm { metrics, samples, max_new_tokens, .. } = self.task else { return measured };
+        let all = metrics.iter().any(|metric| matches!(metric, Metric::ExactMatch | Metric::RegexMatch));
+        let asked = if all { rows.len() } else { rows.len().min(*samples) };
+        // Rows have room for as many tokens as a power of two, and a layer's are copied into new room.
+        let room = (longest + max_new_tokens).min(self.config.max_positions()).next_power_of_two();
+        let cached = (self.config.layers() + 1) as u64 * cached * room as u64;
+        let answered = cached + longest as u64 * of_token + 3 * self.config.vocab_size() as u64;
+        measured.max(asked as u64 * answered)
+    }
+
+    /// Values of each token that a layer holds at once where nothing is kept, and how many of them are a key and a value.
+    fn passing(&self) -> [u64; 2] {
+        let [hidden, inner] = [self.config.hidden_size(), self.config.feed_forward_size()].map(|width| width as u64);
+        let [attention, feed] = self.halves(0);
+        let projected: u64 = attention.0.iter().map(|path| self.widths(path)[1]).sum();
+        let result: u64 = attention.1.iter().map(|path| self.widths(path)[0]).sum();
+        // What the layer adds to, and what its half reads.
+        [2 * hidden + (projected + result).max((2 + gates(feed.0)) * inner), projected.saturating_sub(result)]
+    }
+
+    /// The linear layers of a layer's attention and of its feed-forward network: those that read one input together, and the one
+    /// that writes into the states.
+    fn halves(&self, layer: usize) -> [(&[String], &[String]); 2] {
+        let linears = &self.lazy.linears;
+        let each = linears.len() / self.config.layers().max(1);
+        let layer = &linears[layer * each..][..each];
+        let (attention, feed) = layer.split_at(layer.iter().take_while(|path| path.contains("att")).count());
+        [attention, feed].map(|half| half.split_at(half.len().saturating_sub(1)))
+    }
+
     /// What is kept in each layer, read off the kernels that it is made of: what enters each norm; queries, keys, values and
     /// the result of attention, with one number for each head; what enters the activation function, and its gate; what
     /// enters a linear layer that learns.
@@ -216,20 +273,24 @@ impl Made<'_> {
         let (config, linears) = (self.config, &self.lazy.linears);
         let each = linears.len() / config.layers().max(1);
         let Some(first) = linears.iter().position(|path| self.learns(path)) else { return Kept::default() };
-        let layer = &linears[first / each * each..][..each];
-        // The last of each half writes into the states; the others read one input together.
-        let (attention, feed) = layer.split_at(layer.iter().take_while(|path| path.contains("att")).count());
-        let halves = [attention, feed].map(|half| half.split_at(half.len().saturating_sub(1)));
+        let halves = self.halves(first / each);
         let read: u64 = halves.iter().flat_map(|(first, last)| [first, last]).map(|paths| self.read(paths)).sum();
         let projected: u64 = halves[0].0.iter().map(|path| self.widths(path)[1]).sum();
         // The result of attention is what enters the last linear layer of its half.
-        let result: u64 = halves[0].1.iter().map(|path| self.widths(path)[0] - self.own_input(path)).sum();
+        let result = halves[0].1.iter().map(|path| self.widths(path)[0]).sum::<u64>();
+        let again = halves[0].1.iter().map(|path| self.own_input(path)).sum::<u64>();
 
         let [hidden, inner] = [config.hidden_size(), config.feed_forward_size()].map(|width| width as u64);
-        let gate = u64::from(feed.iter().any(|path| path.contains("gate")));
+        let gates = gates(halves[1].0);
+        let fed = (1 + gates) * inner;
+        // In half the bytes the result is kept by attention and by the layer that reads it.
+        let kept = match self.halved {
+            true => (projected + result) / 2 + if gates > 0 { fed / 2 } else { fed },
+            false => projected + result - again + fed,
+        };
         Kept {
             layers: (config.layers() - first / each) as u64,
-            of_token: self.norms() * hidden + projected + result + config.heads() as u64 + (1 + gate) * inner + read,
+            of_token: self.norms() * hidden + kept + config.heads() as u64 + read,
             hidden,
         }
     }
@@ -268,7 +329,8 @@ impl Made<'_> {
             let dropped = if self.drops() { self.widths(path)[0] } else { 0 };
             self.rank(path) + scaled + dropped
         };
-        learning.first().map_or(0, |path| self.own_input(path)) + learning.iter().map(of_adapter).sum::<u64>()
+        let own = learning.first().map_or(0, |path| self.own_input(path)) / if self.halved { 2 } else { 1 };
+        own + learning.iter().map(of_adapter).sum::<u64>()
     }
 
     /// Whether a linear layer has something that trains.
@@ -294,6 +356,11 @@ impl Made<'_> {
     }
 }
 
+/// How many of a feed-forward network's linear layers are gates.
+fn gates(paths: &[String]) -> u64 {
+    u64::from(paths.iter().any(|path| path.contains("gate")))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -306,6 +373,10 @@ mod tests {
     /// What the layers of the carried decoder keep (D 192, F 512, K·H 64) if `method` teaches the linear layers that `learns`
     /// picks.
     fn kept(method: Method, dropout: f64, learns: impl Fn(&str) -> bool) -> Kept {
+        kept_in(method, dropout, learns, false)
+    }
+
+    fn kept_in(method: Method, dropout: f64, learns: impl Fn(&str) -> bool, halved: bool) -> Kept {
         let decoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/decoder");
         let config = Config::read(&decoder).unwrap();
         let task = TaskPlan::CausalLm {
@@ -324,7 +395,7 @@ mod tests {
         let modules = learning.map(|path| AdaptedModule { path: path.clone(), rank: 8, alpha: 8.0 }).collect();
         let table = AdapterConfig { method, dropout, ..AdapterConfig::default() };
         let adapter = AdapterPlan { config: table, modules, groups: Vec::new() };
-        Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter }.kept()
+        Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter, halved }.kept()
     }
 
     #[test]
@@ -343,6 +414,10 @@ mod tests {
         assert_eq!(kept(Method::Lora, 0.0, |path| path.ends_with("4.mlp.down_proj")), of(2, 512 + 8));
         assert_eq!(kept(Method::Full, 0.0, |_| false), of(6, inputs));
         assert_eq!(kept(Method::Frozen, 0.0, |_| false), Kept::default());
+        // In half the bytes: all but the norms, what each head keeps and x Aᵀ.
+        let halved = (192 + 64 + 64 + 192 + 2 * 512 + 192 + 192 + 192 + 512) / 2 + 2 * 192 + 6 + 7 * 8;
+        let all = kept_in(Method::Lora, 0.0, |_| true, true);
+        assert_eq!(all, Kept { layers: 6, of_token: halved, hidden: 192 });
     }
 
     #[test]
