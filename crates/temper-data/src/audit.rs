@@ -129,6 +129,16 @@ impl Audit {
                 self.add(Severity::Warning, code, message);
             }
         }
+        let plain = |name: &str| name.trim().trim_end_matches(".0").to_lowercase();
+        let mut names: Vec<_> = used.iter().map(|count| (plain(&count.name), &count.name)).collect();
+        names.sort();
+        if let Some(alike) = names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let message = format!(
+                "the labels \"{}\" and \"{}\" are two, and differ in case, white space or \".0\" alone",
+                alike[0].1, alike[1].1
+            );
+            self.add(Severity::Warning, "labels-alike", message);
+        }
         let most = used.iter().max_by_key(|count| count.rows);
         let least = used.iter().min_by_key(|count| count.rows);
         if let (Some(most), Some(least), true) = (most, least, class)

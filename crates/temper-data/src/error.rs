@@ -23,12 +23,12 @@ pub enum Error {
         message: String,
     },
     /// A column that the recipe names is not in the file, or cannot be read.
-    #[error("failed to find column `{column}` in {}{}: {message}", path.display(), at_line(*line))]
+    #[error("failed to read column `{column}` of {}{}: {message}", path.display(), at(*place))]
     Column {
         /// The file.
         path: PathBuf,
-        /// The line, from 1, where each record has columns of its own (JSON lines).
-        line: Option<u64>,
+        /// The line or row, from 1, where each record has columns of its own (JSON lines).
+        place: Option<(&'static str, u64)>,
         /// The column asked for.
         column: String,
         /// The columns there are, and the nearest.
@@ -80,8 +80,8 @@ pub enum Error {
 /// `Result` of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-fn at_line(line: Option<u64>) -> String {
-    line.map(|line| format!(", line {line}")).unwrap_or_default()
+fn at(place: Option<(&str, u64)>) -> String {
+    place.map(|(unit, number)| format!(", {unit} {number}")).unwrap_or_default()
 }
 
 /// `, did you mean "x"?` when one of `names` is close to `wanted`, else nothing.

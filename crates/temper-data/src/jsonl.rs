@@ -59,8 +59,8 @@ fn lines(path: &Path, file: File, mut sink: impl FnMut(&Place<'_>, &str) -> Resu
         let bytes = buffer.strip_prefix(b"\xEF\xBB\xBF").filter(|_| place.line == 1).unwrap_or(&buffer);
         let line = std::str::from_utf8(bytes)
             .map_err(|e| place.error(format!("byte {} of the line is not UTF-8", e.valid_up_to() + 1)))?
-            .trim();
-        if !line.is_empty() {
+            .trim_end();
+        if !line.trim_start().is_empty() {
             sink(&place, line)?;
         }
     }
@@ -76,14 +76,14 @@ fn keys(line: &str) -> Vec<String> {
 
 /// The wanted cells of one line.
 fn cells(line: &str, names: &[&str], place: &Place) -> Result<Vec<Option<Value>>> {
-    if line.starts_with('[') {
+    if line.trim_start().starts_with('[') {
         return Err(
             place.error("a JSON array begins here, one object a line is needed (jq -c '.[]' turns one into the other)")
         );
     }
     let mut json = serde_json::Deserializer::from_str(line);
     Row(names).deserialize(&mut json).and_then(|row| json.end().map(|()| row)).map_err(|e| {
-        let hint = if line == "{" { "; each object must be on one line" } else { "" };
+        let hint = if line.trim_start() == "{" { "; each object must be on one line" } else { "" };
         let said = e.to_string();
         // The line is the file's, not the parser's.
         let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);

@@ -119,7 +119,7 @@ impl Columns {
                     (None, _) if matches!(self, Self::Causal(_)) => return Ok(None),
                     (None, _) => absent(wanted, there.iter().copied()),
                 };
-                Err(Error::Column { path: path.to_owned(), line: None, column: wanted.into(), message })
+                Err(Error::Column { path: path.to_owned(), place: None, column: wanted.into(), message })
             })
             .collect()
     }
@@ -131,8 +131,12 @@ impl Columns {
         cells: Vec<Option<Value>>,
         there: impl FnOnce() -> Vec<String>,
     ) -> Result<Record> {
-        let column =
-            |(column, message)| Error::Column { path: at.path.to_owned(), line: Some(at.line), column, message };
+        let column = |(column, message)| Error::Column {
+            path: at.path.to_owned(),
+            place: Some((at.unit, at.line)),
+            column,
+            message,
+        };
         match self {
             Self::Labelled(columns) => match cells.iter().position(Option::is_none) {
                 None => columns.record(at, cells.into_iter().flatten().map(jsonl::raw).collect()),

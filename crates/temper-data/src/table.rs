@@ -136,7 +136,7 @@ fn read_batches(
 }
 
 fn unreadable(path: &Path, column: &str, message: String) -> Error {
-    Error::Column { path: path.to_owned(), line: None, column: column.into(), message }
+    Error::Column { path: path.to_owned(), place: None, column: column.into(), message }
 }
 
 /// Rows with the columns `wanted`, as JSON objects without nulls: conversations are lists of structs of anything.

@@ -140,7 +140,7 @@ impl Folder {
                 opened => opened.map_err(Error::io("create", &path))?,
             };
             if file.try_lock().is_err() {
-                tracing::info!(etag, "another process may be fetching this file: waiting for it");
+                tracing::warn!(etag, "another process may be fetching this file: waiting for it");
             }
             if file.lock().is_err() {
                 return Ok(Lock { _file: None });

@@ -118,12 +118,14 @@ impl Listing {
         }
         for pattern in allow {
             let one = globs(&[pattern])?;
-            if !self.files.iter().any(|file| one.is_match(&file.path)) {
+            if !self.files.iter().any(|file| file.path == *pattern || one.is_match(&file.path)) {
                 return Err(self.nothing_matches(pattern));
             }
         }
-        let allowed = globs(allow)?;
-        Ok(self.files.iter().filter(chosen).filter(|file| allowed.is_match(&file.path)).cloned().collect())
+        let globs = globs(allow)?;
+        // A name may look like a glob of others.
+        let allowed = |file: &&TreeFile| allow.contains(&file.path.as_str()) || globs.is_match(&file.path);
+        Ok(self.files.iter().filter(chosen).filter(allowed).cloned().collect())
     }
 
     pub(crate) fn nothing_matches(&self, pattern: &str) -> Error {

@@ -103,18 +103,19 @@ pub(crate) fn list(http: &Http, pinned: &Pinned) -> Result<Listing> {
     let first = http.api(repo, &["tree", commit]) + "?recursive=true";
     let origin = Url::parse(http.endpoint()).ok().map(|url| url.origin());
     let mut next = Some(first);
-    let mut files = Vec::new();
+    let (mut files, mut entries) = (Vec::new(), 0);
     while let Some(url) = next {
         let answer = http.send(&Request::get(url.as_str()), &about)?;
         let link = answer.headers.get("link").and_then(|value| value.to_str().ok()).and_then(next_page);
         let page: Vec<Entry> = http.read_json(answer.response, &about)?;
         let empty = page.is_empty();
+        entries += page.len();
         for entry in page.into_iter().filter(|entry| entry.kind == "file") {
             files.push(checked(entry, http)?);
         }
-        if files.len() > MOST_FILES {
+        if entries > MOST_FILES {
             let what = format!("files of {repo}");
-            return Err(Error::TooLarge { what, found: files.len() as u64, limit: MOST_FILES as u64, unit: "files" });
+            return Err(Error::TooLarge { what, found: entries as u64, limit: MOST_FILES as u64, unit: "files" });
         }
         next = link.filter(|_| !empty).and_then(|link| Url::parse(&url).ok()?.join(&link).ok()).map(String::from);
         if next.as_ref().is_some_and(|next| Url::parse(next).ok().map(|next| next.origin()) != origin) {

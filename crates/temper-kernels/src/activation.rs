@@ -473,6 +473,7 @@ mod lane {
         }
         (y, kept)
     }
+
     fn gated_back<F: Curve>(gate: &[impl Wide], up: &[impl Wide], grad: &[f32]) -> [Vec<f32>; 2] {
         rows(
             grad.len(),

@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use temper_kernels::{
-    Format, Precision, Quantized, Sight, Weight, attention, biased, linear, lora_product, matmul, set_precision,
+    Activation, Format, Precision, Quantized, Sight, Weight, attention, biased, linear, lora_product, matmul,
+    set_precision,
 };
 
 /// Rows of the left matrix, its columns, columns of the right one.
@@ -326,6 +327,33 @@ fn attention_in_half_precision_is_near_that_of_f32() {
     for (precision, tolerance) in precisions().into_iter().skip(1) {
         for (found, expected) in run(precision).into_iter().zip(&expected) {
             close(found, expected, tolerance, &format!("{precision:?}"));
+        }
+    }
+}
+
+/// A gate: its value as f32 has it, to the bit, and gradients up to the rounding of what is kept for them.
+#[test]
+fn a_gate_in_half_precision_is_near_that_of_f32() {
+    let device = device().autodiff();
+    // More than a thread takes at a time, and a rest.
+    let shape = [211, 173];
+    let make =
+        |seed| Tensor::<2>::from_data(TensorData::new(Host::random(seed, shape).values, shape), &device).require_grad();
+    let run = |precision| {
+        let _within = Within::new(precision);
+        let [gate, up] = [make(1), make(2)];
+        let y = Activation::Silu.gated(gate.clone(), up.clone());
+        let gradients = (y.clone() * make(3).detach()).sum().backward();
+        let of = |x: &Tensor<2>| x.grad(&gradients).expect("a gradient");
+        [y.inner(), of(&gate), of(&up)].map(|x| x.try_into_vec_as::<f64>().expect("numbers"))
+    };
+    let expected = run(Precision::F32);
+    for (precision, tolerance) in precisions().into_iter().skip(1) {
+        let found = run(precision);
+        assert_eq!(found[0], expected[0], "{precision:?}");
+        for (found, expected) in found[1..].iter().zip(&expected[1..]) {
+            let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(largest < tolerance, "{precision:?}: {largest}");
         }
     }
 }

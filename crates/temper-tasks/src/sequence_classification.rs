@@ -30,9 +30,10 @@ pub struct SequenceClassificationConfig {
     /// Label names, in the order of the head's outputs. Default: those of the data, sorted.
     pub labels: Option<Vec<String>>,
     /// Weights of the classes in the loss: `"balanced"` (rows / (classes · rows of the class)) or a table of label name
-    /// to weight; multi-label: the weight of a label's presence. Default: all 1.
+    /// to weight; multi-label: the weight of a label's presence. The loss of evaluations has them, too. Default: all 1.
     pub class_weights: Option<ClassWeights>,
-    /// Label smoothing in [0, 1): this share of the target is spread evenly over all classes. Default 0.
+    /// Label smoothing in [0, 1): this share of the target is spread evenly over all classes; multi-label: between presence and
+    /// absence. The loss of evaluations has it, too. Default 0.
     pub label_smoothing: f64,
     /// What to measure. Default: accuracy, f1 and mcc; regression: pearson, spearman and mse.
     pub metrics: Option<Vec<Metric>>,

@@ -125,6 +125,28 @@ fn ranks_that_no_longer_have_one_model_are_found() {
 }
 
 #[test]
+fn ranks_of_which_one_would_wait_for_nobody_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let sharing = Sharing { bucket_bytes: 1 << 10, ..Sharing::default() };
+    let others = [
+        FitPlan { save_every: Some(2), ..plan(6) },
+        FitPlan { sharing, ..plan(6) },
+        FitPlan { max_wall: Some(Duration::ZERO), ..plan(6) },
+    ];
+    for other in others {
+        let errors = in_threads(3, |world| {
+            let stop = Stop::default();
+            let site = Site { dir: dir.path(), world: &world, stop: &stop };
+            let own = |from| steps(from, 4).map(|step: Result<Vec<Rows>, BoxError>| Ok(deal(step?, &world)));
+            let plan = if world.rank() == 1 { other.clone() } else { plan(6) };
+            let mut evaluate = |_: &Net, _| Ok(Scores::default());
+            fit(Net::new(), &plan, &site, own, &mut evaluate, &mut |_| {}).unwrap_err().to_string()
+        });
+        assert!(errors[1].contains("`save_every` or `max_wall` are not those of the other ranks"), "{errors:?}");
+    }
+}
+
+#[test]
 fn whoever_is_asked_to_stop_all_stop_after_the_same_step() {
     let dir = tempfile::tempdir().unwrap();
     let steps_done = in_threads(3, |world| {

@@ -172,7 +172,7 @@ impl DataPushArgs {
         for file in &self.files {
             let named = file.split_once('=').filter(|(split, path)| is_word(split) && !path.is_empty());
             let Some((split, path)) = named else {
-                let message = format!("error: write `SPLIT=FILE`, such as `train={file}`: found `{file}`");
+                let message = format!("error: write `SPLIT=FILE`, such as `train=rows.jsonl`: found `{file}`");
                 return Err(Failure::new(Kind::Recipe, message));
             };
             splits.entry(split.into()).or_default().push(path.into());

@@ -20,8 +20,6 @@ use crate::signals::Signals;
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long ranks have that were told to end at once.
 const GRACE: Duration = Duration::from_secs(3);
-/// Seconds that mpirun leaves ranks for a checkpoint when everybody gets SIGTERM.
-const CHECKPOINT: &str = "20";
 /// What other launchers tell the processes that they start, and may have told this one.
 const FOREIGN: [&str; 4] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"];
 
@@ -103,7 +101,6 @@ fn mpirun(nproc: u32, program: PathBuf) -> Command {
     command.arg("-n").arg(nproc.to_string()).arg(program);
     // Threads of a rank may use any core, and there may be more ranks than cores.
     command.env("OMPI_MCA_hwloc_base_binding_policy", "none").env("OMPI_MCA_rmaps_base_oversubscribe", "1");
-    command.env("OMPI_MCA_odls_base_sigkill_timeout", CHECKPOINT);
     command
         .env("PRTE_MCA_hwloc_default_binding_policy", "none")
         .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
