@@ -215,7 +215,7 @@ fn every_mistake_has_its_own_message() {
         ("array.json", "[{\"text\":\"a\",\"label\":1}]", &["JSON array", "jq"]),
         ("pretty.json", "{\n \"text\": \"a\"\n}", &["each object must be on one line"]),
         ("number.jsonl", "3\n", &["line 1", "an object such as"]),
-        ("typo.jsonl", "{\"txt\":\"a\",\"label\":1}", &["line 1", "find column `text`", "did you mean \"txt\"?"]),
+        ("typo.jsonl", "{\"txt\":\"a\",\"label\":1}", &["line 1", "read column `text`", "did you mean \"txt\"?"]),
         ("null.jsonl", "{\"text\":null,\"label\":1}", &["line 1", "`text` is null"]),
         ("object.jsonl", "{\"text\":{\"a\":1},\"label\":1}", &["`text` holds an object, text is needed"]),
         ("objects.jsonl", "{\"text\":\"a\",\"label\":{\"a\":1}}", &["the label is an object"]),
