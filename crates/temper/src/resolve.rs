@@ -85,7 +85,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
         tokenizer: &tokenizer,
         frozen: recipe.model.frozen_dtype,
         precision: recipe.device.precision,
-        merged: recipe.export.merge.then_some(recipe.export.dtype),
+        merges: recipe.export.merge,
         available: available(&found),
         scratch: device::scratch(&found) as u64,
         shard: distributed.shard,

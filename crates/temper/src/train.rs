@@ -214,7 +214,8 @@ impl Corridor<'_> {
             return Err(Failure::new(Kind::Other, format!("error: {message}")));
         }
 
-        let model = model.valid();
+        // What learned goes: an adapter is merged in the place of weights that nobody else has.
+        let model = { model }.valid();
         let divided = lender.is_some();
         // The last evaluation is of this model if it was the best one too.
         let evaluation = evaluation.into_inner().filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());

@@ -16,7 +16,7 @@ use temper_world::Shard;
 use super::LazyModel;
 use crate::memory::{Memory, Needs};
 use crate::plan::{AdapterPlan, TaskPlan, TrainPlan};
-use crate::recipe::{Dtype, FrozenDtype, Precision};
+use crate::recipe::{FrozenDtype, Precision};
 
 /// What is decided of the network when memory is estimated.
 pub(super) struct Made<'a> {
@@ -39,8 +39,8 @@ pub(super) struct Footprint<'a> {
     pub tokenizer: &'a Tokenizer,
     pub frozen: FrozenDtype,
     pub precision: Precision,
-    /// How weights are stored if adapters are merged into them at the end.
-    pub merged: Option<Dtype>,
+    /// Whether adapters are merged at the end.
+    pub merges: bool,
     /// Bytes that the device can give, where that is known.
     pub available: Option<u64>,
     /// Values that an operation may hold at once.
@@ -142,7 +142,7 @@ impl Footprint<'_> {
             logits,
             workspace: self.workspace(tokens),
             evaluation: made.evaluation(&dataset.eval, train.eval_batch, self.scratch),
-            merged: self.merged.map_or(0, |dtype| self.merged(dtype)),
+            merged: if self.merges { self.merged() } else { 0 },
             available: self.available,
         });
         Memory { layers, ..memory }
@@ -169,10 +169,10 @@ impl Footprint<'_> {
     }
 
     /// Bytes that the weights take more when adapters are merged into them, one at a time and in their place, and then written:
-    /// one is read as it is, copied, and encoded.
-    fn merged(&self, dtype: Dtype) -> u64 {
+    /// one is read, and copied or encoded.
+    fn merged(&self) -> u64 {
         let largest = self.made.lazy.entries.iter().map(|entry| entry.count() as u64).max().unwrap_or(0);
-        self.saved() + largest * if dtype == Dtype::F32 { 8 } else { 6 }
+        self.saved() + 8 * largest
     }
 
     /// The shapes of the weights that are frozen in few bits, if any are.
