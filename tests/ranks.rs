@@ -263,6 +263,7 @@ fn whoever_asks_gets_a_checkpoint_and_the_code_to_requeue() {
         signal(pid, name);
         let (code, said) = ending(run, 20);
         assert_eq!(code, Some(5), "{name}: {said}");
+        assert!(!said.contains("Primary job"), "{said}");
         assert_eq!(said.matches("the same command goes on from here").count(), 1, "{said}");
         let saved = events(dir.path(), "saved").pop().unwrap()["step"].as_u64().unwrap();
         assert_eq!(events(dir.path(), "stopped").pop().unwrap()["step"], saved);

@@ -7,6 +7,7 @@ use minijinja::{
     Environment, Error, ErrorKind,
     value::{Kwargs, Rest, Value, ValueKind},
 };
+use minijinja_contrib::pycompat;
 use regex::Regex;
 
 /// Put around what a `{% generation %}` block renders. Unicode keeps these code points free for use inside a program.
@@ -30,7 +31,10 @@ pub(crate) fn environment(templates: &[(String, String)], now: NaiveDateTime) ->
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_unknown_method_callback(|state, value, method, args| {
+        let own = value.as_str().and_then(|text| text_method(text, method, args));
+        own.map_or_else(|| pycompat::unknown_method_callback(state, value, method, args), Ok)
+    });
     env.set_formatter(|out, _, value| write!(out, "{}", python_str(value)).map_err(Error::from));
     env.add_filter("tojson", tojson);
     env.add_filter("string", |value: &Value| python_str(value));
@@ -60,6 +64,30 @@ pub(crate) fn environment(templates: &[(String, String)], now: NaiveDateTime) ->
         env.add_template_owned(name.clone(), source.into_owned())?;
     }
     Ok(env)
+}
+
+/// Methods of Python's `str` that `pycompat` lacks; none where it is none of them, or its arguments are not theirs.
+fn text_method(text: &str, method: &str, args: &[Value]) -> Option<Value> {
+    let word = args.first().and_then(Value::as_str);
+    let list = |parts: &[&str]| parts.iter().map(|part| Value::from(*part)).collect::<Value>();
+    let three = |parts: Option<(&str, &str)>, rest| {
+        parts.map_or_else(|| list(rest), |(before, after)| list(&[before, word.unwrap_or_default(), after]))
+    };
+    match (method, args) {
+        ("removeprefix", [_]) => Some(Value::from(text.strip_prefix(word?).unwrap_or(text))),
+        ("removesuffix", [_]) => Some(Value::from(text.strip_suffix(word?).unwrap_or(text))),
+        ("partition", [_]) => Some(three(text.split_once(word?), &[text, "", ""])),
+        ("rpartition", [_]) => Some(three(text.rsplit_once(word?), &["", "", text])),
+        ("rsplit", []) => Some(list(&text.split_whitespace().collect::<Vec<_>>())),
+        ("rsplit", [_]) => Some(list(&text.split(word?).collect::<Vec<_>>())),
+        ("rsplit", [_, most]) => {
+            let most = usize::try_from(most.clone()).ok()?;
+            let mut parts: Vec<&str> = text.rsplitn(most + 1, word?).collect();
+            parts.reverse();
+            Some(list(&parts))
+        }
+        _ => None,
+    }
 }
 
 fn is_sequence(kind: ValueKind) -> bool {
@@ -243,5 +271,36 @@ impl Json {
                 c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| self.out.push_str(&format!("\\u{unit:04x}")));
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// What Python says of the same.
+    #[test]
+    fn methods_of_text_are_those_of_python() {
+        for (expression, expected) in [
+            ("'a.b.c'.rsplit('.', 1)", "['a.b', 'c']"),
+            ("'a.b.c'.rsplit('.')", "['a', 'b', 'c']"),
+            ("' a  b '.rsplit()", "['a', 'b']"),
+            ("'a<t>b<t>c'.partition('<t>')", "['a', '<t>', 'b<t>c']"),
+            ("'a<t>b<t>c'.rpartition('<t>')[-1]", "c"),
+            ("'abc'.partition('x')", "['abc', '', '']"),
+            ("'abc'.rpartition('x')", "['', '', 'abc']"),
+            ("'<think>a'.removeprefix('<think>')", "a"),
+            ("'a'.removesuffix('b')", "a"),
+            ("'a b'.split(' ')", "['a', 'b']"),
+        ] {
+            let template = ("t".to_owned(), format!("{{{{ {expression} }}}}"));
+            let env = environment(&[template], NaiveDateTime::default()).unwrap();
+            let found = env.get_template("t").unwrap().render(()).unwrap();
+            assert_eq!(found, expected, "{expression}");
+        }
+        let template = ("t".to_owned(), "{{ 'a'.rsplit(1) }}".to_owned());
+        let env = environment(&[template], NaiveDateTime::default()).unwrap();
+        assert!(env.get_template("t").unwrap().render(()).is_err());
     }
 }

@@ -101,6 +101,8 @@ fn mpirun(nproc: u32, program: PathBuf) -> Command {
     command.arg("-n").arg(nproc.to_string()).arg(program);
     // Threads of a rank may use any core, and there may be more ranks than cores.
     command.env("OMPI_MCA_hwloc_base_binding_policy", "none").env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+    // Ranks say themselves why they end.
+    command.env("OMPI_MCA_orte_execute_quiet", "1");
     command
         .env("PRTE_MCA_hwloc_default_binding_policy", "none")
         .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
