@@ -54,9 +54,8 @@ impl Column {
             () => return None,
         };
         let nullable = self.field.is_nullable() || other.field.is_nullable();
-        let named = self.field.name() == other.field.name();
         let field = self.field.with_data_type(kind).with_nullable(nullable);
-        named.then_some(Self { field, written: self.written && other.written })
+        Some(Self { field, written: self.written && other.written })
     }
 }
 
@@ -79,7 +78,11 @@ pub fn columns_of(inputs: &[PathBuf]) -> Result<SchemaRef> {
         };
         let message = format!("its columns are {}, and those of the first file {}", names(&found), names(known));
         let same = known.len() == found.len();
-        let merged = std::mem::take(known).into_iter().zip(&found).map(|(known, found)| known.with(found)).collect();
+        let with = |known: Column| {
+            let own = found.iter().find(|column| column.field.name() == known.field.name())?;
+            known.with(own)
+        };
+        let merged = std::mem::take(known).into_iter().map(with).collect();
         let other = || Error::File { path: input.clone(), message };
         *known = Option::filter(merged, |_| same).ok_or_else(other)?;
     }
@@ -100,13 +103,11 @@ pub fn to_parquet(
     output: &Path,
     refused: impl Fn(&str) -> Option<&'static str>,
 ) -> Result<Converted> {
-    let fail =
-        |path: &Path, error: &dyn std::fmt::Display| Error::File { path: path.into(), message: error.to_string() };
-    let level = ZstdLevel::try_new(3).map_err(|error| fail(output, &error))?;
+    let fail = of_file(output);
+    let level = ZstdLevel::try_new(3).map_err(|error| fail(&error))?;
     let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).build();
-    let file = File::create(output).map_err(|error| fail(output, &error))?;
-    let mut writer =
-        ArrowWriter::try_new(file, columns.clone(), Some(properties)).map_err(|error| fail(output, &error))?;
+    let file = File::create(output).map_err(|error| fail(&error))?;
+    let mut writer = ArrowWriter::try_new(file, columns.clone(), Some(properties)).map_err(|error| fail(&error))?;
     let mut rows = 0;
     for input in inputs {
         for batch in open(&SourceFile::find(input.clone())?, columns)? {
@@ -123,10 +124,10 @@ pub fn to_parquet(
                 }
             }
             rows += batch.num_rows() as u64;
-            writer.write(&batch).map_err(|error| fail(output, &error))?;
+            writer.write(&batch).map_err(|error| fail(&error))?;
         }
     }
-    writer.close().map_err(|error| fail(output, &error))?;
+    writer.close().map_err(|error| fail(&error))?;
     let columns = columns.fields().iter().map(|field| Some((field.name().clone(), dataset_type(field.data_type())?)));
     Ok(Converted { columns: columns.collect::<Option<Vec<_>>>().unwrap_or_default(), rows })
 }
@@ -266,19 +267,26 @@ fn open(source: &SourceFile, columns: &SchemaRef) -> Result<Rows> {
     };
     let path = path.to_owned();
     Ok(Box::new(batches.map(move |batch| {
-        let batch = batch.and_then(|batch| RecordBatch::try_new(schema.clone(), batch.columns().to_vec()));
+        let named = |batch: RecordBatch| {
+            let columns = schema.fields().iter().filter_map(|field| batch.column_by_name(field.name()).cloned());
+            RecordBatch::try_new(schema.clone(), columns.collect())
+        };
+        let batch = batch.and_then(named);
         batch.map_err(|error| of_file(&path)(&error))
     })))
 }
 
 /// The next rows of a text file.
 fn written(records: &mut Records, schema: &SchemaRef) -> Result<Option<RecordBatch>> {
-    let mut columns: Vec<_> = schema.fields().iter().map(|_| StringBuilder::new()).collect();
+    let place = |field: &Arc<Field>| records.header.iter().position(|name| name == field.name());
+    let places: Vec<Option<usize>> = schema.fields().iter().map(place).collect();
+    let mut columns: Vec<_> = places.iter().map(|_| StringBuilder::new()).collect();
     let mut rows = 0;
     while rows < BATCH
         && let Some(record) = records.next()?
     {
-        columns.iter_mut().zip(&record).for_each(|(column, cell)| column.append_value(cell));
+        let cells = places.iter().map(|place| place.and_then(|place| record.get(place)));
+        columns.iter_mut().zip(cells).for_each(|(column, cell)| column.append_option(cell));
         rows += 1;
     }
     let columns = columns.into_iter().zip(schema.fields()).map(|(mut cells, field)| -> ArrayRef {
@@ -382,6 +390,15 @@ mod tests {
             let message = columns_of(&[path("w.jsonl")]).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         }
+        // Columns may lie in another order.
+        fs::write(path("v.csv"), "label,id\na,1\n").unwrap();
+        fs::write(path("v.jsonl"), "{\"label\":\"b\",\"id\":2}\n{\"id\":3,\"label\":\"c\"}\n").unwrap();
+        fs::write(path("u.jsonl"), "{\"id\":4,\"label\":\"d\"}\n").unwrap();
+        let all = [path("u.jsonl"), path("v.csv"), path("v.jsonl")];
+        assert_eq!(columns(&to_parquet(&all, &path("v.parquet"), |_| None).unwrap()), ["id int64", "label string"]);
+        let again = to_parquet(&[path("v.csv"), path("v.parquet")], &path("u.parquet"), |_| None).unwrap();
+        assert_eq!((again.rows, columns(&again)), (5, vec!["label string".into(), "id int64".into()]));
+
         fs::write(path("w.jsonl"), "\u{feff}{\"a\":1}\n").unwrap();
         assert_eq!(to_parquet(&[path("w.jsonl")], &path("w.parquet"), |_| None).unwrap().rows, 1);
 
