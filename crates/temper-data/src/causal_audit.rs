@@ -48,8 +48,8 @@ impl CausalAudit {
             }
             Some(_) => {}
             None => {
-                let message = "the tokenizer has no eos_token, or names what is no token: nothing ends a text or a completion, and a model that \
-                               learned from them does not stop";
+                let message = "the tokenizer has no eos_token, or names what is no token: nothing ends a text or a completion, \
+                               and a model that learned from them does not stop";
                 self.audit.add(Severity::Warning, "no-end-token", message);
             }
         }

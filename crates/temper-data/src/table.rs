@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Result},
-    source::{Columns, LabelSource, Place, Raw, Record},
+    source::{Columns, LabelSource, Labelled, Place, Raw, Record},
 };
 
 type Sink<'a> = &'a mut dyn FnMut(Record) -> Result<()>;
@@ -94,6 +94,10 @@ fn read_batches(
     sink: Sink,
 ) -> Result<()> {
     let mut done = 0;
+    let names = match columns {
+        Columns::Labelled(Labelled { label: LabelSource::One(column), .. }) => class_names(whole, column),
+        _ => None,
+    };
     for batch in batches {
         let batch = batch.map_err(|e| fail(path, e))?;
         let at = locate(path, columns, &batch.schema())?;
@@ -106,10 +110,6 @@ fn read_batches(
                     .zip(columns.names())
                     .map(|(i, column)| Cells::new(batch.column(i)).map_err(|message| unreadable(path, column, message)))
                     .collect::<Result<_>>()?;
-                let names = match &labelled.label {
-                    LabelSource::One(column) => class_names(whole, column),
-                    LabelSource::Many(_) | LabelSource::None => None,
-                };
                 for row in 0..batch.num_rows() {
                     let mut record =
                         labelled.record(&place(row), cells.iter().map(|column| column.get(row)).collect())?;

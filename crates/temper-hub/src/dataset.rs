@@ -3,8 +3,8 @@
 //! The rules are those of Hugging Face's `datasets`
 //! (<https://huggingface.co/docs/hub/datasets-data-files-configuration>): first a path or glob of the reference; then the
 //! `configs:` of the card; then names such as `data/SPLIT-00000-of-00001.parquet`, directories, and files (`train`, `validation`,
-//! `test` and their synonyms); else everything is `train`. What is hidden is no data. On the branch `refs/convert/parquet`, which the hub makes, directories are configuration
-//! and split.
+//! `test` and their synonyms); else everything is `train`. What is hidden is no data. On the branch `refs/convert/parquet`,
+//! which the hub makes, directories are configuration and split.
 
 use std::{collections::BTreeMap, fs};
 

@@ -197,7 +197,6 @@ pub(crate) fn to_json(listing: &Listing) -> String {
     serde_json::to_string_pretty(&Kept { format_version: 1, files }).unwrap_or_default()
 }
 
-/// Reads `trees/COMMIT.json`. `None` when it is of another format or names anything that [`list`] would refuse.
 /// The files of a snapshot in the cache that is complete by nobody's word: those that link to a blob, which is named by its hash.
 pub(crate) fn of_snapshot(snapshot: &Path, pinned: &Pinned) -> Listing {
     let mut files = Vec::new();
@@ -228,6 +227,7 @@ pub(crate) fn of_snapshot(snapshot: &Path, pinned: &Pinned) -> Listing {
     Listing { pinned: pinned.clone(), files }
 }
 
+/// Reads `trees/COMMIT.json`. `None` when it is of another format or names anything that [`list`] would refuse.
 pub(crate) fn from_json(text: &str, pinned: &Pinned) -> Option<Listing> {
     let kept: Kept = serde_json::from_str(text).ok().filter(|kept: &Kept| kept.format_version == 1)?;
     let file = |(path, kept): (String, KeptFile)| TreeFile {

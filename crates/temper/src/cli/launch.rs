@@ -54,8 +54,7 @@ impl LaunchArgs {
         let stop = &signals.stop;
         let mut left = restarts;
         loop {
-            let ended = wait(start(nproc, &train, logs)?, stop, &at_once)?;
-            let Err(failure) = ended else { return Ok(()) };
+            let Err(failure) = wait(start(nproc, &train, logs)?, stop, &at_once) else { return Ok(()) };
             if failure.kind != Kind::World || left == 0 || stop.is_requested() {
                 return Err(failure);
             }
@@ -116,18 +115,17 @@ fn mpirun(nproc: u32, program: PathBuf) -> Command {
 }
 
 /// Waits for the ranks. Asks them to stop while this process is asked, and ends them when it is asked again.
-fn wait(mut ranks: Child, stop: &Stop, at_once: &AtomicBool) -> Result<Result<(), Failure>, Failure> {
+fn wait(mut ranks: Child, stop: &Stop, at_once: &AtomicBool) -> Result<(), Failure> {
     let (mut asked, mut told) = (None::<Instant>, None::<Instant>);
     loop {
         if let Some(status) = ranks.try_wait().context(Kind::Other, "failed to wait for the ranks")? {
-            let failure = match Kind::of(status.code()) {
-                _ if status.success() => return Ok(Ok(())),
+            return match Kind::of(status.code()) {
+                _ if status.success() => Ok(()),
                 // Who is asked before it listens ends at once, and mpirun says 1 of ranks that it ended.
-                None | Some(Kind::Other) if stop.is_requested() => Failure::new(Kind::Interrupted, ""),
-                None => Failure::new(Kind::World, "error: the ranks died: killed, out of memory, or crashed"),
-                Some(kind) => Failure::new(kind, ""),
+                None | Some(Kind::Other) if stop.is_requested() => Err(Failure::new(Kind::Interrupted, "")),
+                None => Err(Failure::new(Kind::World, "error: the ranks died: killed, out of memory, or crashed")),
+                Some(kind) => Err(Failure::new(kind, "")),
             };
-            return Ok(Err(failure));
         }
         let due = |last: Option<Instant>, time| last.is_none_or(|last| last.elapsed() >= time);
         if at_once.load(Ordering::Relaxed) {
