@@ -1,6 +1,6 @@
 //! What ranks do together.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::Error;
 
@@ -44,4 +44,10 @@ pub trait Collectives {
 pub(crate) fn to_host(values: Tensor<1>) -> Result<Vec<f32>, Error> {
     let data = values.try_into_data().map_err(|error| Error::collective("read numbers")(error.to_string()))?;
     data.try_into_vec::<f32>().map_err(|error| Error::collective("read numbers")(format!("{error:?}")))
+}
+
+/// Numbers of the host, on a device.
+pub(crate) fn from_host(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct DistributedConfig {
     /// What each rank keeps only its part of. Default `auto`.
     pub shard: Shard,
-    /// What carries gradients and parameters between ranks. Default `mpi`.
+    /// What carries gradients and parameters between ranks. Default `auto`.
     pub backend: Backend,
     /// The most that one message holds, in MiB. Default 32. Raising it makes fewer messages and takes more memory.
     pub bucket_mib: usize,
@@ -26,7 +26,7 @@ impl Default for DistributedConfig {
     fn default() -> Self {
         Self {
             shard: Shard::Auto,
-            backend: Backend::Mpi,
+            backend: Backend::Auto,
             bucket_mib: 32,
             check_every: 100,
             silence: "10s".into(),
@@ -56,15 +56,31 @@ pub enum Shard {
     Parameters,
 }
 
-/// What carries gradients and parameters between ranks. The rest goes by MPI.
+/// What carries gradients and parameters between ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
-    /// MPI, through the host's memory, from any device.
+    /// What the ranks met by, which carries the rest in any case.
     #[default]
+    Auto,
+    /// MPI, through the host's memory, from any device: of ranks that mpirun or `srun --mpi=pmix` started.
     Mpi,
+    /// TCP, through the host's memory, from any device: of ranks that meet at `MASTER_ADDR`, as those of `temper launch` do.
+    Tcp,
     /// NCCL, from GPU to GPU, each rank on one of its own. Has not run on a GPU yet.
     Nccl,
+}
+
+impl Backend {
+    /// Its name in a recipe.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Mpi => "mpi",
+            Self::Tcp => "tcp",
+            Self::Nccl => "nccl",
+        }
+    }
 }
 
 impl Shard {

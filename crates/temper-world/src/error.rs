@@ -1,5 +1,7 @@
 //! What can go wrong between ranks.
 
+use crate::Address;
+
 /// Why ranks cannot compute together.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -8,8 +10,8 @@ pub enum Error {
     Environment(String),
     /// There are several ranks, and nothing to join them with.
     #[error(
-        "failed to join the {size} ranks that {launcher} started: this build has no MPI; \
-         add it with `cargo build --release --features mpi`"
+        "failed to join the {size} ranks that {launcher} started: no MASTER_ADDR says where they meet, and this build has no MPI; \
+         set MASTER_ADDR to the machine of rank 0, or add MPI with `cargo build --release --features mpi`"
     )]
     NotBuilt {
         /// Who started them.
@@ -20,7 +22,7 @@ pub enum Error {
     /// The engine sees another world than the launcher.
     #[error(
         "failed to join: {launcher} says rank {rank} of {size}, and MPI rank {mpi_rank} of {mpi_size}; \
-         start the ranks with `temper launch`, `mpirun` or `srun --mpi=pmix`"
+         set MASTER_ADDR to the machine of rank 0, or start the ranks with `mpirun` or `srun --mpi=pmix`"
     )]
     OtherWorld {
         /// Who set the variables.
@@ -42,9 +44,35 @@ pub enum Error {
         /// What the engine or the device says.
         reason: String,
     },
-    /// The first rank could not be reached.
-    #[error("failed to reach rank 0 at {address}: {reason}")]
+    /// A connection to another rank ended.
+    #[error("failed to {what} with the other ranks: {reason}")]
+    Lost {
+        /// What was to be done.
+        what: &'static str,
+        /// What the system says.
+        reason: String,
+    },
+    /// The port at which ranks were to meet is somebody else's.
+    #[error(
+        "failed to wait for the other ranks: port {port} of this machine is taken; set MASTER_PORT to one that is free"
+    )]
+    Taken {
+        /// The port.
+        port: u16,
+    },
+    /// Rank 0 does not take this one.
+    #[error("failed to join rank 0 at {address}: {why}; two runs need two values of MASTER_PORT")]
+    Refused {
+        /// Where it is.
+        address: Address,
+        /// What it says.
+        why: String,
+    },
+    /// Another rank could not be reached.
+    #[error("failed to reach rank {rank} at {address}: {reason}")]
     Unreachable {
+        /// Which.
+        rank: usize,
         /// Where it was looked for.
         address: String,
         /// What the system says.

@@ -1,8 +1,9 @@
-//! What watching ranks say to each other over TCP: a length, then a message.
+//! What ranks say to each other over TCP: a length, then a message.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::watch::Verdict;
@@ -10,7 +11,7 @@ use crate::watch::Verdict;
 /// The longest message, in bytes: a cause that somebody wrote out in full.
 const LONGEST: u32 = 1 << 20;
 
-/// One message.
+/// What watching ranks say.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Frame {
     /// The first one: who is calling, and the word that rank 0 gave out.
@@ -36,23 +37,22 @@ pub(crate) struct Status {
     pub busy: bool,
 }
 
-impl Frame {
-    pub fn send(&self, mut stream: &TcpStream) -> io::Result<()> {
-        let body = postcard::to_stdvec(self).map_err(io::Error::other)?;
-        let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-        stream.write_all(&[&length.to_le_bytes()[..], &body].concat())
-    }
+/// Sends one message.
+pub(crate) fn send<T: Serialize>(message: &T, mut stream: &TcpStream) -> io::Result<()> {
+    let body = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_le_bytes()[..], &body].concat())
+}
 
-    /// The next message; an error where the connection has ended.
-    pub fn receive(mut stream: &TcpStream) -> io::Result<Self> {
-        let mut length = [0; 4];
-        stream.read_exact(&mut length)?;
-        let length = u32::from_le_bytes(length);
-        if length > LONGEST {
-            return Err(io::Error::other(format!("a message of {length} bytes")));
-        }
-        let mut body = vec![0; length as usize];
-        stream.read_exact(&mut body)?;
-        postcard::from_bytes(&body).map_err(io::Error::other)
+/// The next message; an error where the connection has ended.
+pub(crate) fn receive<T: DeserializeOwned>(mut stream: &TcpStream) -> io::Result<T> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length);
+    if length > LONGEST {
+        return Err(io::Error::other(format!("a message of {length} bytes")));
     }
+    let mut body = vec![0; length as usize];
+    stream.read_exact(&mut body)?;
+    postcard::from_bytes(&body).map_err(io::Error::other)
 }

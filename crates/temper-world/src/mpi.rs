@@ -1,9 +1,8 @@
 //! MPI: what carries numbers between processes on any device, through the host's memory.
 
 use std::ffi::c_void;
-use std::net::{IpAddr, SocketAddr};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use mpi::collective::{CommunicatorCollectives, Root, SystemOperation};
 use mpi::datatype::{Equivalence, PartitionMut};
 use mpi::environment::Universe;
@@ -11,10 +10,8 @@ use mpi::ffi;
 use mpi::raw::AsRaw;
 use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::{Count, Threading};
-use serde::{Deserialize, Serialize};
 
-use crate::collectives::to_host;
-use crate::watch::{Meeting, OnFailure, Watch};
+use crate::collectives::{from_host, to_host};
 use crate::{Collectives, Error, Place};
 
 /// Bytes at a time of what rank 0 collects, which is in memory twice so long.
@@ -24,13 +21,6 @@ const PIECE: usize = 64 << 20;
 pub(crate) struct Mpi {
     comm: SimpleCommunicator,
     _universe: Universe,
-}
-
-/// Where rank 0 waits for those who watch with it.
-#[derive(Serialize, Deserialize)]
-struct Invitation {
-    addresses: Vec<SocketAddr>,
-    token: u64,
 }
 
 impl Mpi {
@@ -52,22 +42,6 @@ impl Mpi {
         Ok(Self { comm, _universe: universe })
     }
 
-    /// Connects those who watch: rank 0 says over MPI where it is.
-    pub fn watch(&self, place: &Place, on_failure: OnFailure) -> Result<Watch, Error> {
-        let failed = |error: std::io::Error| Error::collective("meet")(error.to_string());
-        let encoded = |error: postcard::Error| Error::collective("meet")(error.to_string());
-        if place.rank == 0 {
-            let meeting = Meeting::open().map_err(failed)?;
-            let addresses = addresses(meeting.port().map_err(failed)?).map_err(failed)?;
-            let own = postcard::to_stdvec(&Invitation { addresses, token: meeting.token }).map_err(encoded)?;
-            self.exchange(&own)?;
-            return Watch::lead(&meeting, place.size - 1, on_failure);
-        }
-        let all = self.exchange(&[])?;
-        let Invitation { addresses, token } = postcard::from_bytes(&all[0]).map_err(encoded)?;
-        Watch::follow(place.rank, &addresses, token, on_failure)
-    }
-
     fn rank(&self) -> usize {
         self.comm.rank() as usize
     }
@@ -78,14 +52,6 @@ impl Mpi {
         self.comm.all_gather_into(&(own as u64), &mut all[..]);
         all.into_iter().map(|length| length as usize).collect()
     }
-}
-
-/// The addresses of this machine, those that only it can reach last.
-fn addresses(port: u16) -> std::io::Result<Vec<SocketAddr>> {
-    let mut all: Vec<IpAddr> = if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect();
-    all.retain(|ip| !matches!(ip, IpAddr::V6(_)));
-    all.sort_by_key(IpAddr::is_loopback);
-    Ok(all.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
 }
 
 fn count(elements: usize) -> Result<Count, Error> {
@@ -106,10 +72,6 @@ fn starts(counts: &[Count]) -> Vec<Count> {
     counts.iter().scan(0, next).collect()
 }
 
-fn upload(values: &[f32], device: &Device) -> Tensor<1> {
-    Tensor::from_data(TensorData::from(values), device)
-}
-
 impl Collectives for Mpi {
     fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>, Error> {
         let device = values.device();
@@ -117,7 +79,7 @@ impl Collectives for Mpi {
         count(values.len())?;
         let mut sums = vec![0.0_f32; values.len()];
         self.comm.all_reduce_into(&values[..], &mut sums[..], SystemOperation::sum());
-        Ok(upload(&sums, &device))
+        Ok(from_host(sums, &device))
     }
 
     fn reduce_scatter(&self, values: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
@@ -137,7 +99,7 @@ impl Collectives for Mpi {
                 self.comm.as_raw(),
             );
         }
-        Ok(upload(&part, &device))
+        Ok(from_host(part, &device))
     }
 
     fn all_gather(&self, part: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
@@ -148,7 +110,7 @@ impl Collectives for Mpi {
         let mut all = vec![0.0_f32; parts.iter().sum()];
         let begin = starts(&lengths);
         self.comm.all_gather_varcount_into(&part[..], &mut PartitionMut::new(&mut all[..], lengths, begin));
-        Ok(upload(&all, &device))
+        Ok(from_host(all, &device))
     }
 
     fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {

@@ -1,6 +1,6 @@
 //! Which rank a process is: what its launcher says.
 
-use crate::Error;
+use crate::{Address, Backend, Error};
 
 /// Where a process stands among those of its run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,9 +13,14 @@ pub struct Place {
     pub local_rank: usize,
     /// How many are on its machine.
     pub local_size: usize,
+    /// Where they meet. Without, the launcher's MPI brings them together.
+    pub meeting: Option<Address>,
     /// Who said so.
     pub launcher: &'static str,
 }
+
+/// The port at which ranks meet, unless `MASTER_PORT` says another: that of PyTorch.
+const PORT: u16 = 29500;
 
 /// The variables of a launcher: rank, size, rank on the machine, size on the machine.
 const LAUNCHERS: [(&str, [&str; 4]); 4] = [
@@ -32,11 +37,16 @@ const LAUNCHERS: [(&str, [&str; 4]); 4] = [
 impl Place {
     /// A process that nobody launched with others.
     pub fn alone() -> Self {
-        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, launcher: "nobody" }
+        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, meeting: None, launcher: "nobody" }
     }
 
-    /// What the environment says: that of torchrun (also set by `temper job k8s`), Open MPI, MPICH's PMI or Slurm, the
-    /// first that is there.
+    /// What brings the ranks together, and carries whatever nothing else does.
+    pub fn backend(&self) -> Backend {
+        if self.meeting.is_some() { Backend::Tcp } else { Backend::Mpi }
+    }
+
+    /// What the environment says: that of torchrun (also of `temper launch` and `temper job k8s`), Open MPI, MPICH's PMI or
+    /// Slurm, the first that is there; and `MASTER_ADDR` and `MASTER_PORT`, whoever it is.
     ///
     /// # Errors
     /// When variables of a launcher lack one, are no numbers, or contradict each other.
@@ -78,8 +88,23 @@ impl Place {
             let size = var(names[1])?.trim().parse::<usize>().ok().filter(|size| *size > 1)?;
             Some(format!("{size_name} is 1, and {} is {size} ({other}); unset what is left over", names[1]))
         });
-        several.map_or(Ok(Self { rank, size, local_rank, local_size, launcher }), |what| Err(wrong(what)))
+        match several {
+            Some(what) => Err(wrong(what)),
+            None => Ok(Self { rank, size, local_rank, local_size, meeting: meeting(&var)?, launcher }),
+        }
     }
+}
+
+/// Where ranks meet, if anybody says.
+fn meeting(var: impl Fn(&str) -> Option<String>) -> Result<Option<Address>, Error> {
+    let Some(host) = var("MASTER_ADDR").filter(|host| !host.trim().is_empty()) else { return Ok(None) };
+    let text = var("MASTER_PORT").unwrap_or_else(|| PORT.to_string());
+    let port = text.trim().parse().ok().filter(|port| *port > 0);
+    let port: u16 = port.ok_or_else(|| Error::Environment(format!("MASTER_PORT is `{text}`, no port")))?;
+    // There torchrun itself listens.
+    let taken = var("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|text| text == "True");
+    let host = host.trim().trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(Some(Address { host, port: if taken { port.checked_add(1).unwrap_or(PORT) } else { port } }))
 }
 
 /// How many tasks a node has, of Slurm's `2(x3),1`.
@@ -107,8 +132,9 @@ mod tests {
 
     #[test]
     fn every_launcher_is_understood() {
-        let place =
-            |launcher, rank, size, local_rank, local_size| Ok(Place { rank, size, local_rank, local_size, launcher });
+        let place = |launcher, rank, size, local_rank, local_size| {
+            Ok(Place { rank, size, local_rank, local_size, meeting: None, launcher })
+        };
         assert_eq!(read(&[]), Ok(Place::alone()));
         assert_eq!(read(&[("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")]), {
             place("torchrun", 3, 8, 1, 2)
@@ -131,6 +157,26 @@ mod tests {
         assert_eq!(slurm("2", "4", "0"), place("Slurm", 4, 5, 0, 1));
         // A batch script without a step is alone.
         assert_eq!(read(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]), Ok(Place::alone()));
+    }
+
+    #[test]
+    fn ranks_meet_where_they_are_told() {
+        let meeting = |set: &[(&str, &str)]| -> Result<(Backend, Option<String>), String> {
+            let place = read(&[&[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "2")], set].concat())?;
+            Ok((place.backend(), place.meeting.map(|meeting| meeting.to_string())))
+        };
+        let at = |address: &str| Ok((Backend::Tcp, Some(address.into())));
+        assert_eq!(meeting(&[]), Ok((Backend::Mpi, None)));
+        assert_eq!(meeting(&[("MASTER_PORT", "1234")]), Ok((Backend::Mpi, None)));
+        assert_eq!(meeting(&[("MASTER_ADDR", "node7")]), at("node7:29500"));
+        assert_eq!(meeting(&[("MASTER_ADDR", "node7"), ("MASTER_PORT", "1234")]), at("node7:1234"));
+        assert_eq!(meeting(&[("MASTER_ADDR", "[fd00::7]"), ("MASTER_PORT", "1234")]), at("[fd00::7]:1234"));
+        let torchrun = [("MASTER_ADDR", "a"), ("MASTER_PORT", "1234"), ("TORCHELASTIC_USE_AGENT_STORE", "True")];
+        assert_eq!(meeting(&torchrun), at("a:1235"));
+        for port in ["http", "0", "65536"] {
+            let error = meeting(&[("MASTER_ADDR", "a"), ("MASTER_PORT", port)]).unwrap_err();
+            assert!(error.contains(&format!("MASTER_PORT is `{port}`, no port")), "{error}");
+        }
     }
 
     #[test]

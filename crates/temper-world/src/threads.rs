@@ -3,8 +3,9 @@
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 
+use crate::collectives::{from_host, to_host};
 use crate::{Collectives, Error, Place, World};
 
 /// Runs `run` on `size` ranks, each a thread, and returns what came of each.
@@ -18,7 +19,8 @@ pub fn in_threads<R: Send>(size: usize, run: impl Fn(World) -> R + Sync) -> Vec<
         let rank = |rank| {
             let (table, run) = (table.clone(), &run);
             scope.spawn(move || {
-                let place = Place { rank, size, local_rank: rank, local_size: size, launcher: "threads" };
+                let place =
+                    Place { rank, size, local_rank: rank, local_size: size, meeting: None, launcher: "threads" };
                 run(World::of(place, Rc::new(Seat { table, rank, size })))
             })
         };
@@ -75,7 +77,7 @@ impl Seat {
     }
 
     fn floats(&self, values: Tensor<1>) -> Result<Vec<Vec<f32>>, Error> {
-        let own = crate::collectives::to_host(values)?;
+        let own = to_host(values)?;
         let own: Vec<u8> = own.iter().flat_map(|value| value.to_le_bytes()).collect();
         let value = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         Ok(self.pass(own).iter().map(|bytes| bytes.chunks_exact(4).map(value).collect()).collect())
@@ -87,7 +89,7 @@ impl Collectives for Seat {
         let device = values.device();
         let all = self.floats(values)?;
         let sums: Vec<f32> = (0..all[0].len()).map(|i| all.iter().map(|values| values[i]).sum()).collect();
-        Ok(Tensor::from_data(TensorData::from(sums.as_slice()), &device))
+        Ok(from_host(sums, &device))
     }
 
     fn reduce_scatter(&self, values: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
@@ -98,8 +100,7 @@ impl Collectives for Seat {
 
     fn all_gather(&self, part: Tensor<1>, _parts: &[usize]) -> Result<Tensor<1>, Error> {
         let device = part.device();
-        let all = self.floats(part)?.concat();
-        Ok(Tensor::from_data(TensorData::from(all.as_slice()), &device))
+        Ok(from_host(self.floats(part)?.concat(), &device))
     }
 
     fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
@@ -114,22 +115,30 @@ impl Collectives for Seat {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
+    use burn::tensor::TensorData;
     use temper_device::testing;
 
     use super::*;
 
-    fn tensor(values: &[f32]) -> Tensor<1> {
+    pub(crate) fn tensor(values: &[f32]) -> Tensor<1> {
         Tensor::from_data(TensorData::from(values), &testing::device())
     }
 
-    fn vec(values: Tensor<1>) -> Vec<f32> {
+    pub(crate) fn vec(values: Tensor<1>) -> Vec<f32> {
         values.try_into_data().unwrap().iter().collect()
     }
 
     #[test]
     fn ranks_do_together_what_they_say() {
-        let found = in_threads(3, |world| {
+        ranks_agree(|run| in_threads(3, run));
+    }
+
+    /// What three ranks do together, by any engine.
+    type Together = (Vec<f32>, Vec<f32>, Vec<f32>, Vec<i32>, usize, Vec<Vec<u8>>, Option<f32>);
+
+    pub(crate) fn ranks_agree(three: impl FnOnce(fn(World) -> Together) -> Vec<Together>) {
+        let found = three(|world| {
             let r = world.rank() as f32;
             let sums = vec(world.all_reduce(tensor(&[r, 10.0 * r, 1.0])).unwrap());
             let part = vec(world.reduce_scatter(tensor(&[r, 1.0, 2.0, 3.0]), &[1, 0, 3]).unwrap());
@@ -191,7 +200,11 @@ mod tests {
 
     #[test]
     fn many_turns_do_not_mix() {
-        let sums = in_threads(4, |world| {
+        turns_do_not_mix(|run| in_threads(4, run));
+    }
+
+    pub(crate) fn turns_do_not_mix(four: impl FnOnce(fn(World) -> Vec<usize>) -> Vec<Vec<usize>>) {
+        let sums = four(|world| {
             let sum = |turn: usize| world.exchange(turn * 4 + world.rank()).unwrap().into_iter().sum();
             (0..500).map(sum).collect::<Vec<usize>>()
         });

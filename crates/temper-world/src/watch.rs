@@ -1,6 +1,6 @@
 //! Who watches over the ranks: when one dies, hangs or fails, all end within seconds, with one message.
 //!
-//! MPI notices a process that dies, not one that is stopped, that hangs, or whose network is gone. So every rank holds a
+//! MPI and TCP notice a process that dies, not one that is stopped, that hangs, or whose network is gone. So every rank holds a
 //! connection to rank 0, over which each says twice a second what it does. Rank 0 judges, tells the others and ends; a rank that
 //! rank 0 says nothing to ends by itself. A rank is
 //!
@@ -21,15 +21,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{Frame, Status};
-use crate::{Error, WORLD_FAILED};
+use crate::frame::{Frame, Status, receive, send};
+use crate::net::{self, CONNECT};
+use crate::{Collectives, Error, Place, WORLD_FAILED};
 
 /// Between two signs of life.
 const BEAT: Duration = Duration::from_millis(500);
 /// How long ranks look for each other.
 const MEETING: Duration = Duration::from_secs(60);
-/// How long one connection may take.
-const CONNECT: Duration = Duration::from_secs(2);
 
 /// After how long a rank is given up.
 #[derive(Debug, Clone, Copy)]
@@ -135,32 +134,44 @@ impl Meeting {
     }
 }
 
+/// Where rank 0 waits for those who watch with it.
+#[derive(Serialize, Deserialize)]
+struct Invitation {
+    addresses: Vec<SocketAddr>,
+    token: u64,
+}
+
 impl Watch {
+    /// Connects those who watch: rank 0 says over the engine where it is.
+    pub fn join(engine: &dyn Collectives, place: &Place, on_failure: OnFailure) -> Result<Self, Error> {
+        let failed = |error: io::Error| Error::collective("meet")(error.to_string());
+        let encoded = |error: postcard::Error| Error::collective("meet")(error.to_string());
+        if place.rank == 0 {
+            let meeting = Meeting::open().map_err(failed)?;
+            let addresses = net::addresses(meeting.port().map_err(failed)?).map_err(failed)?;
+            let own = postcard::to_stdvec(&Invitation { addresses, token: meeting.token }).map_err(encoded)?;
+            engine.exchange(&own)?;
+            return Self::lead(&meeting, place.size - 1, on_failure);
+        }
+        let all = engine.exchange(&[])?;
+        let Invitation { addresses, token } = postcard::from_bytes(&all[0]).map_err(encoded)?;
+        Self::follow(place.rank, &addresses, token, on_failure)
+    }
+
     /// Rank 0 waits for the `others` that hold the token of the meeting.
     pub fn lead(meeting: &Meeting, others: usize, on_failure: OnFailure) -> Result<Self, Error> {
         let failed = |error: io::Error| Error::collective("meet")(error.to_string());
         let (mut peers, end) = (Vec::with_capacity(others), Instant::now() + MEETING);
-        meeting.listener.set_nonblocking(true).map_err(failed)?;
         while peers.len() < others {
-            if Instant::now() > end {
+            let Some(stream) = net::accept(&meeting.listener, end).map_err(failed)? else {
                 let reason = format!("{} of {others} came to rank 0 within a minute", peers.len());
                 return Err(Error::collective("meet")(reason));
-            }
-            match meeting.listener.accept() {
-                Ok((stream, _)) => {
-                    stream
-                        .set_nonblocking(false)
-                        .and_then(|()| stream.set_read_timeout(Some(CONNECT)))
-                        .map_err(failed)?;
-                    // Whoever else calls here is not answered.
-                    if let Ok(Frame::Hello { rank, token, whence }) = Frame::receive(&stream)
-                        && token == meeting.token
-                    {
-                        peers.push(Peer::new(rank, whence, ready(stream).map_err(failed)?));
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(5)),
-                Err(error) => return Err(failed(error)),
+            };
+            // Whoever else calls here is not answered.
+            if let Ok(Frame::Hello { rank, token, whence }) = receive(&stream)
+                && token == meeting.token
+            {
+                peers.push(Peer::new(rank, whence, ready(stream).map_err(failed)?));
             }
         }
         Self::start(0, peers, on_failure).map_err(failed)
@@ -168,24 +179,15 @@ impl Watch {
 
     /// Another rank goes to the first of the addresses of rank 0 that answers.
     pub fn follow(rank: usize, addresses: &[SocketAddr], token: u64, on_failure: OnFailure) -> Result<Self, Error> {
-        let mut reason = "it said no address".to_owned();
-        for address in addresses {
-            let hello = Frame::Hello { rank, token, whence: whence() };
-            let called = TcpStream::connect_timeout(address, CONNECT).and_then(|stream| {
-                hello.send(&stream)?;
-                ready(stream)
-            });
-            match called {
-                Ok(stream) => {
-                    let lead = Peer::new(0, address.ip().to_string(), stream);
-                    let started = Self::start(rank, vec![lead], on_failure);
-                    return started.map_err(|error| Error::collective("meet")(error.to_string()));
-                }
-                Err(error) => reason = error.to_string(),
-            }
-        }
-        let address = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
-        Err(Error::Unreachable { address, reason })
+        let called = net::call(addresses).and_then(|stream| {
+            send(&Frame::Hello { rank, token, whence: whence() }, &stream)?;
+            let lead = stream.peer_addr()?.ip().to_string();
+            Self::start(rank, vec![Peer::new(0, lead, ready(stream)?)], on_failure)
+        });
+        called.map_err(|error| {
+            let address = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
+            Error::Unreachable { rank: 0, address, reason: error.to_string() }
+        })
     }
 
     fn start(rank: usize, peers: Vec<Peer>, on_failure: OnFailure) -> io::Result<Self> {
@@ -246,10 +248,10 @@ impl Watch {
         park()
     }
 
-    /// Waits for the rank that failed to say so. Does not return.
-    pub fn fail_elsewhere(&self) -> ! {
+    /// Waits for the rank that failed to say so; what this one knows of it is said if none does. Does not return.
+    pub fn fail_elsewhere(&self, cause: String) -> ! {
         thread::sleep(self.0.limits().silence);
-        self.fail("it was told of a failure that no rank explained".into(), WORLD_FAILED)
+        self.fail(cause, WORLD_FAILED)
     }
 
     /// From now on nothing that another rank does is a failure.
@@ -257,7 +259,7 @@ impl Watch {
         self.0.over.store(true, Relaxed);
         for peer in &self.0.peers {
             // A peer that is gone needs no goodbye.
-            let _ = Frame::Goodbye.send(&peer.stream);
+            let _ = send(&Frame::Goodbye, &peer.stream);
         }
     }
 }
@@ -280,7 +282,7 @@ impl Shared {
     fn listen(&self, index: usize) {
         let peer = &self.peers[index];
         loop {
-            match Frame::receive(&peer.stream) {
+            match receive(&peer.stream) {
                 Ok(Frame::Beat(status)) => {
                     let mut seen = peer.seen();
                     (seen.status, seen.heard) = (status, Instant::now());
@@ -310,7 +312,7 @@ impl Shared {
             let status = self.status();
             for peer in self.peers.iter().filter(|peer| !peer.seen().gone) {
                 // A connection that is broken is heard of where it is read.
-                let _ = Frame::Beat(status).send(&peer.stream);
+                let _ = send(&Frame::Beat(status), &peer.stream);
             }
             let (now, slept) = (Instant::now(), last.elapsed());
             last = now;
@@ -390,7 +392,7 @@ impl Shared {
         }
         if own || self.rank == 0 {
             for peer in &self.peers {
-                let _ = Frame::Failed(verdict.clone()).send(&peer.stream);
+                let _ = send(&Frame::Failed(verdict.clone()), &peer.stream);
             }
         }
         if self.rank != 0 {

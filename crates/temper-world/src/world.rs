@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::tcp::Tcp;
 use crate::watch::Watch;
 use crate::{Collectives, Error, Limits, Place, Verdict};
 
@@ -50,23 +51,17 @@ impl World {
     /// Joins the ranks that the launcher started, or none. On the rank that speaks for all, `on_failure` hears why they end.
     ///
     /// # Errors
-    /// When there are others and this build has no engine, or when they do not meet.
+    /// When nothing that this build has could join them, or when they do not meet.
     pub fn join(place: Place, on_failure: impl Fn(&Verdict) + Send + Sync + 'static) -> Result<Self, Error> {
         if place.size == 1 {
             return Ok(Self::single());
         }
-        #[cfg(feature = "mpi")]
-        {
-            let engine = crate::mpi::Mpi::join(&place)?;
-            let watch = engine.watch(&place, Box::new(on_failure))?;
-            let world = Self::of(place, Rc::new(engine));
-            Ok(Self { watch: Some(Rc::new(watch)), ..world })
-        }
-        #[cfg(not(feature = "mpi"))]
-        {
-            drop(on_failure);
-            Err(Error::NotBuilt { launcher: place.launcher, size: place.size })
-        }
+        let engine: Rc<dyn Collectives> = match &place.meeting {
+            Some(meeting) => Rc::new(Tcp::join(&place, meeting)?),
+            None => by_mpi(&place)?,
+        };
+        let watch = Watch::join(&*engine, &place, Box::new(on_failure))?;
+        Ok(Self { watch: Some(Rc::new(watch)), ..Self::of(place, engine) })
     }
 
     /// A rank with an engine, and nobody who watches.
@@ -250,7 +245,7 @@ impl World {
     /// Waits for the rank that failed to end this one; returns only to a rank that is alone.
     pub fn fail_elsewhere(&self) {
         if let Some(watch) = &self.watch {
-            watch.fail_elsewhere();
+            watch.fail_elsewhere("it was told of a failure that no rank explained".into());
         }
     }
 
@@ -260,7 +255,7 @@ impl World {
     }
 
     /// Runs an operation with the other ranks and keeps account of it.
-    fn count<R>(&self, bytes: usize, run: impl FnOnce() -> R) -> R {
+    fn count<R>(&self, bytes: usize, run: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
         let started = Instant::now();
         let span = tracing::trace_span!(target: "profile", "communication").entered();
         let result = match &self.watch {
@@ -268,11 +263,25 @@ impl World {
             Some(watch) => watch.waiting(run),
         };
         drop(span);
+        // Whose connections end hears of it before the watch knows who is to blame.
+        if let (Err(error @ Error::Lost { .. }), Some(watch)) = (&result, &self.watch) {
+            watch.fail_elsewhere(error.to_string());
+        }
         let Traffic { operations, bytes: before, time } = self.traffic.get();
         let time = time + started.elapsed();
         self.traffic.set(Traffic { operations: operations + 1, bytes: before + bytes as u64, time });
         result
     }
+}
+
+#[cfg(feature = "mpi")]
+fn by_mpi(place: &Place) -> Result<Rc<dyn Collectives>, Error> {
+    Ok(Rc::new(crate::mpi::Mpi::join(place)?))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn by_mpi(place: &Place) -> Result<Rc<dyn Collectives>, Error> {
+    Err(Error::NotBuilt { launcher: place.launcher, size: place.size })
 }
 
 fn bytes(values: &Tensor<1>) -> usize {

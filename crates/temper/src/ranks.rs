@@ -17,6 +17,9 @@ use crate::recipe::parse_duration;
 pub struct RanksPlan {
     /// How many there are.
     pub ranks: usize,
+    /// What carries gradients and parameters between several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Backend>,
     /// What each keeps only its part of.
     pub shard: Shard,
     /// Why.
@@ -24,8 +27,10 @@ pub struct RanksPlan {
 }
 
 impl RanksPlan {
-    /// What `config` comes to for that many ranks.
-    pub fn new(config: &DistributedConfig, ranks: usize, adapter: bool) -> Self {
+    /// What `config` comes to for the ranks that a launcher started.
+    pub fn new(config: &DistributedConfig, place: &Place, adapter: bool) -> Self {
+        let ranks = place.size;
+        let backend = if config.backend == Backend::Auto { place.backend() } else { config.backend };
         let (shard, why) = match config.shard {
             _ if ranks == 1 => (Shard::None, "one rank has everything"),
             Shard::Auto if adapter => {
@@ -36,7 +41,7 @@ impl RanksPlan {
             }
             asked => (asked, "the recipe says so"),
         };
-        Self { ranks, shard, why }
+        Self { ranks, backend: (ranks > 1).then_some(backend), shard, why }
     }
 
     /// What the loop needs of it.
@@ -62,7 +67,9 @@ pub fn join() -> Result<World, Failure> {
     let size = place.size;
     let joined = World::join(place, move |verdict| tell(verdict, size));
     let kind = match &joined {
-        Err(Error::NotBuilt { .. } | Error::OtherWorld { .. }) => Kind::Recipe,
+        Err(Error::NotBuilt { .. } | Error::OtherWorld { .. } | Error::Taken { .. } | Error::Refused { .. }) => {
+            Kind::Recipe
+        }
         _ => Kind::World,
     };
     joined.context(kind, "the ranks did not come together")
@@ -73,7 +80,7 @@ pub fn join() -> Result<World, Failure> {
 /// # Errors
 /// When the GPUs cannot be joined.
 pub fn on_device(world: &World, config: &DistributedConfig, device: &Device) -> Result<World, Failure> {
-    if world.is_single() || config.backend == Backend::Mpi {
+    if world.is_single() || config.backend != Backend::Nccl {
         return Ok(world.clone());
     }
     let apart = "the ranks did not come together by NCCL";

@@ -56,7 +56,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
     let found =
         device::find(&recipe.device.use_, place).map_err(|error| point(recipe, Kind::Recipe, "device.use", error))?;
     check_device(recipe, &found)?;
-    check_backend(recipe, &found)?;
+    check_backend(recipe, place, &found)?;
     let (config, weights) = read_model(recipe)?;
     let tokenizer = read_tokenizer(recipe, &config)?;
     let max_length = max_length(recipe, &config)?;
@@ -69,7 +69,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
     let adapter_plan = resolve_adapter(recipe, &config, &lazy, checked.as_ref(), adapter.as_ref())?;
     let train = resolve_train(recipe, &dataset, place.size)?;
-    let distributed = RanksPlan::new(&recipe.distributed, place.size, recipe.adapter.method.is_adapter());
+    let distributed = RanksPlan::new(&recipe.distributed, place, recipe.adapter.method.is_adapter());
     let footprint = Footprint {
         made: Made {
             config: &config,
@@ -397,20 +397,27 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Refuses what the device does not compute with or keep, or cannot gain from.
-/// What carries tensors between ranks is there.
-fn check_backend(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
-    let error = match found.name {
-        _ if recipe.distributed.backend == Backend::Mpi => return Ok(()),
-        DeviceName::Gpu(Api::Cuda, _) if Nccl::is_present() => return Ok(()),
-        DeviceName::Gpu(Api::Cuda, _) => {
-            "libnccl.so.2 is missing: NVIDIA's package `libnccl2` has it; or write `mpi`".into()
+/// Refuses what would carry tensors between ranks and is not there.
+fn check_backend(recipe: &Recipe, place: &Place, found: &Found) -> Result<(), Failure> {
+    let (asked, there) = (recipe.distributed.backend, place.backend());
+    let error = match (asked, found.name) {
+        (Backend::Nccl, DeviceName::Gpu(Api::Cuda, _)) if Nccl::is_present() => return Ok(()),
+        (Backend::Nccl, DeviceName::Gpu(Api::Cuda, _)) => {
+            "libnccl.so.2 is missing: NVIDIA's package `libnccl2` has it; or write `auto`".into()
         }
-        device => format!("NCCL joins GPUs by CUDA, and the device is {device}; write `mpi`"),
+        (Backend::Nccl, device) => format!("NCCL joins GPUs by CUDA, and the device is {device}; write `auto`"),
+        (Backend::Mpi, _) if place.size > 1 && asked != there => {
+            "the ranks meet by TCP, at MASTER_ADDR; unset it where mpirun starts them, or write `auto`".into()
+        }
+        (Backend::Tcp, _) if place.size > 1 && asked != there => {
+            "the ranks meet by MPI; set MASTER_ADDR to the machine of rank 0, or write `auto`".into()
+        }
+        _ => return Ok(()),
     };
     Err(point(recipe, Kind::Recipe, "distributed.backend", error))
 }
 
+/// Refuses what the device does not compute with or keep, or cannot gain from.
 fn check_device(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
     if recipe.train.gradient_checkpointing == Checkpointing::Offload && found.name == DeviceName::Cpu {
         let error = "the device is the processor, whose memory is the host's: `offload` saves nothing; write `on`";

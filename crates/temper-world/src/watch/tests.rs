@@ -68,10 +68,10 @@ impl Watcher {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         // A stranger is not counted.
         let stranger = TcpStream::connect(address).unwrap();
-        Frame::Hello { rank: 1, token: TOKEN + 1, whence: "elsewhere".into() }.send(&stranger).unwrap();
+        send(&Frame::Hello { rank: 1, token: TOKEN + 1, whence: "elsewhere".into() }, &stranger).unwrap();
         let join = |rank| {
             let stream = TcpStream::connect(address).unwrap();
-            Frame::Hello { rank, token: TOKEN, whence: format!("host {rank}") }.send(&stream).unwrap();
+            send(&Frame::Hello { rank, token: TOKEN, whence: format!("host {rank}") }, &stream).unwrap();
             Player::new(stream)
         };
         (watcher, (1..=others).map(join).collect())
@@ -82,7 +82,7 @@ impl Watcher {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let watcher = Self::start(&format!("follow {rank} {}", listener.local_addr().unwrap().port()));
         let (stream, _) = listener.accept().unwrap();
-        let hello = Frame::receive(&stream).unwrap();
+        let hello = receive(&stream).unwrap();
         assert!(matches!(hello, Frame::Hello { rank: found, token: TOKEN, .. } if found == rank), "{hello:?}");
         (watcher, Player::new(stream))
     }
@@ -128,7 +128,7 @@ impl Player {
         thread::spawn(move || {
             loop {
                 let status: Option<Status> = *says.lock().unwrap();
-                if status.is_some_and(|status| Frame::Beat(status).send(&own).is_err()) {
+                if status.is_some_and(|status| send(&Frame::Beat(status), &own).is_err()) {
                     return;
                 }
                 thread::sleep(Duration::from_millis(100));
@@ -136,7 +136,7 @@ impl Player {
         });
         let own = stream.try_clone().unwrap();
         thread::spawn(move || {
-            while let Ok(frame) = Frame::receive(&own) {
+            while let Ok(frame) = receive(&own) {
                 if let Frame::Failed(verdict) = frame {
                     let _ = sender.send(verdict);
                 }
@@ -163,7 +163,7 @@ impl Player {
     }
 
     fn sends(&self, frame: Frame) {
-        frame.send(&self.stream).unwrap();
+        send(&frame, &self.stream).unwrap();
     }
 
     /// What it is told to end for.

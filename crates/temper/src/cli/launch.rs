@@ -1,8 +1,8 @@
-//! `temper launch`: a recipe on several ranks of this machine, with `mpirun`.
+//! `temper launch`: a recipe on several ranks of this machine.
 
-use std::io::ErrorKind;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -16,12 +16,8 @@ use crate::failure::{Context, Failure, Kind};
 use crate::ranks;
 use crate::signals::Signals;
 
-/// Between two times that ranks are asked to stop: whoever is being started hears nothing.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How long ranks have that were told to end at once.
-const GRACE: Duration = Duration::from_secs(3);
-/// What other launchers tell the processes that they start, and may have told this one.
-const FOREIGN: [&str; 4] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"];
+/// How long the other ranks have after one has failed: they end by themselves, unless they are stopped or have not met yet.
+const GRACE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Args)]
 pub(super) struct LaunchArgs {
@@ -41,10 +37,6 @@ impl LaunchArgs {
         if ranks::place()?.size > 1 {
             return Err(Failure::new(Kind::Recipe, "error: this process is a rank already: write `temper train`"));
         }
-        if nproc > 1 && !temper_world::BUILT {
-            let error = temper_world::Error::NotBuilt { launcher: "temper launch", size: nproc as usize };
-            return Err(error).context(Kind::Recipe, "several ranks cannot be launched");
-        }
         // What is wrong with the recipe is said once, not by every rank.
         train.recipe.load()?;
         let at_once = Arc::new(AtomicBool::new(false));
@@ -54,7 +46,7 @@ impl LaunchArgs {
         let stop = &signals.stop;
         let mut left = restarts;
         loop {
-            let Err(failure) = wait(start(nproc, &train, logs)?, stop, &at_once) else { return Ok(()) };
+            let Err(failure) = Ranks::start(nproc, &train, logs)?.wait(stop, &at_once) else { return Ok(()) };
             if failure.kind != Kind::World || left == 0 || stop.is_requested() {
                 return Err(failure);
             }
@@ -66,108 +58,102 @@ impl LaunchArgs {
     }
 }
 
-/// Starts the ranks, apart from the signals of this terminal.
-fn start(nproc: u32, train: &TrainArgs, logs: &LogArgs) -> Result<Child, Failure> {
-    let own = std::env::current_exe().context(Kind::Other, "failed to find this program")?;
-    let mut command = if nproc == 1 { Command::new(own) } else { mpirun(nproc, own) };
-    command.args(logs.to_args()).arg("train").args(train.to_args()).stdin(Stdio::null());
-    for name in FOREIGN {
-        command.env_remove(name);
+/// The processes of this machine that are ranks of one run. None outlives it.
+struct Ranks(Vec<Child>);
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        self.kill();
     }
-    #[cfg(unix)]
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    #[cfg(target_os = "linux")]
-    // SAFETY: between fork and exec it does nothing but this system call, which has no conditions.
-    unsafe {
-        // Whatever ends this process ends the ranks.
-        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-            Ok(())
-        });
-    }
-    command.spawn().map_err(|error| {
-        let help = match error.kind() {
-            ErrorKind::NotFound => "\n  = help: `mpirun` is not there; Debian's package openmpi-bin has it",
-            _ => "",
-        };
-        Failure::new(Kind::Other, format!("error: failed to start the ranks: {error}{help}"))
-    })
 }
 
-/// Open MPI, for ranks that share this machine. What it reads from its environment, other MPIs pass over.
-fn mpirun(nproc: u32, program: PathBuf) -> Command {
-    let mut command = Command::new("mpirun");
-    command.arg("-n").arg(nproc.to_string()).arg(program);
-    // Threads of a rank may use any core, and there may be more ranks than cores.
-    command.env("OMPI_MCA_hwloc_base_binding_policy", "none").env("OMPI_MCA_rmaps_base_oversubscribe", "1");
-    // Ranks say themselves why they end.
-    command.env("OMPI_MCA_orte_execute_quiet", "1");
-    command
-        .env("PRTE_MCA_hwloc_default_binding_policy", "none")
-        .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
-    #[cfg(unix)]
-    // SAFETY: `geteuid` has no conditions.
-    if unsafe { libc::geteuid() } == 0 {
-        // Whoever is root in a container has nobody else to be.
-        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    }
-    command
-}
-
-/// Waits for the ranks. Asks them to stop while this process is asked, and ends them when it is asked again.
-fn wait(mut ranks: Child, stop: &Stop, at_once: &AtomicBool) -> Result<(), Failure> {
-    let (mut asked, mut told) = (None::<Instant>, None::<Instant>);
-    loop {
-        if let Some(status) = ranks.try_wait().context(Kind::Other, "failed to wait for the ranks")? {
-            return match Kind::of(status.code()) {
-                _ if status.success() => Ok(()),
-                // Who is asked before it listens ends at once, and mpirun says 1 of ranks that it ended.
-                None | Some(Kind::Other) if stop.is_requested() => Err(Failure::new(Kind::Interrupted, "")),
-                None => Err(Failure::new(Kind::World, "error: the ranks died: killed, out of memory, or crashed")),
-                Some(kind) => Err(Failure::new(kind, "")),
-            };
-        }
-        let due = |last: Option<Instant>, time| last.is_none_or(|last| last.elapsed() >= time);
-        if at_once.load(Ordering::Relaxed) {
-            // mpirun ends its ranks when it is told to.
-            let signal = if told.is_none() { Signal::Terminate } else { Signal::Kill };
-            if due(told, GRACE) {
-                told = Some(Instant::now());
-                signal.send(&ranks);
+impl Ranks {
+    /// Starts them, apart from the signals of this terminal, with a port where they meet.
+    fn start(nproc: u32, train: &TrainArgs, logs: &LogArgs) -> Result<Self, Failure> {
+        const WHAT: &str = "failed to start the ranks";
+        let own = std::env::current_exe().context(Kind::Other, "failed to find this program")?;
+        let host = Ipv4Addr::LOCALHOST;
+        let free =
+            TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).context(Kind::Other, WHAT)?;
+        let mut ranks = Self(Vec::new());
+        for rank in 0..nproc {
+            let mut command = Command::new(&own);
+            command.args(logs.to_args()).arg("train").args(train.to_args()).stdin(Stdio::null());
+            for (name, number) in
+                [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", nproc), ("LOCAL_WORLD_SIZE", nproc)]
+            {
+                command.env(name, number.to_string());
             }
-        } else if stop.is_requested() && due(asked, AGAIN) {
-            asked = Some(Instant::now());
-            Signal::Ask.send(&ranks);
+            command.env("MASTER_ADDR", host.to_string()).env("MASTER_PORT", free.port().to_string());
+            command.env_remove("TORCHELASTIC_USE_AGENT_STORE");
+            #[cfg(unix)]
+            std::os::unix::process::CommandExt::process_group(&mut command, 0);
+            #[cfg(target_os = "linux")]
+            // SAFETY: between fork and exec it does nothing but this system call, which has no conditions.
+            unsafe {
+                // Whatever ends this process ends the ranks.
+                std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                    Ok(())
+                });
+            }
+            ranks.0.push(command.spawn().context(Kind::Other, WHAT)?);
         }
-        thread::sleep(Duration::from_millis(20));
+        Ok(ranks)
+    }
+
+    /// Waits for all. Asks them to stop when this process is asked, and kills them when it is asked again, or when one has failed and
+    /// others do not end.
+    fn wait(mut self, stop: &Stop, at_once: &AtomicBool) -> Result<(), Failure> {
+        let (mut asked, mut failed) = (false, None::<Instant>);
+        let ended: Vec<ExitStatus> = loop {
+            let statuses: io::Result<Vec<_>> = self.0.iter_mut().map(Child::try_wait).collect();
+            let statuses = statuses.context(Kind::Other, "failed to wait for the ranks")?;
+            if let Some(ended) = statuses.iter().copied().collect() {
+                break ended;
+            }
+            if statuses.into_iter().flatten().any(is_wrong) {
+                failed.get_or_insert_with(Instant::now);
+            }
+            if at_once.load(Ordering::Relaxed) || failed.is_some_and(|failed| failed.elapsed() > GRACE) {
+                self.kill();
+            } else if stop.is_requested() && !asked {
+                asked = true;
+                self.ask();
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        if ended.iter().all(ExitStatus::success) {
+            return Ok(());
+        }
+        let wrong = || ended.iter().copied().filter(|status| is_wrong(*status));
+        Err(match wrong().find_map(|status| Kind::of(status.code())) {
+            Some(kind) => Failure::new(kind, ""),
+            None if wrong().count() == 0 || stop.is_requested() => Failure::new(Kind::Interrupted, ""),
+            None => Failure::new(Kind::World, "error: the ranks died: killed, out of memory, or crashed"),
+        })
+    }
+
+    /// Asks for a checkpoint and an end. Who is being started ends.
+    fn ask(&mut self) {
+        #[cfg(unix)]
+        for rank in &mut self.0 {
+            if let (Ok(None), Ok(pid)) = (rank.try_wait(), libc::pid_t::try_from(rank.id())) {
+                // SAFETY: `kill` has no conditions; the child has not been waited for, so the number is still its own.
+                unsafe { libc::kill(pid, libc::SIGUSR1) };
+            }
+        }
+    }
+
+    fn kill(&mut self) {
+        for rank in &mut self.0 {
+            // One that has ended needs it no more.
+            let _ = rank.kill();
+        }
     }
 }
 
-/// What ranks are told.
-#[derive(Clone, Copy)]
-enum Signal {
-    /// SIGUSR1, for mpirun passes that on to the ranks; after SIGTERM it would end them.
-    Ask,
-    /// SIGTERM.
-    Terminate,
-    /// SIGKILL, to all that are left.
-    Kill,
-}
-
-impl Signal {
-    #[cfg(unix)]
-    fn send(self, ranks: &Child) {
-        let Ok(pid) = libc::pid_t::try_from(ranks.id()) else { return };
-        // SAFETY: `kill` has no conditions; the child has not been waited for, so the number is still its own and its group's.
-        unsafe {
-            match self {
-                Self::Ask => libc::kill(pid, libc::SIGUSR1),
-                Self::Terminate => libc::kill(pid, libc::SIGTERM),
-                Self::Kill => libc::kill(-pid, libc::SIGKILL),
-            };
-        }
-    }
-
-    #[cfg(not(unix))]
-    fn send(self, _: &Child) {}
+/// Whether a rank ended in another way than it was to.
+fn is_wrong(status: ExitStatus) -> bool {
+    !status.success() && Kind::of(status.code()) != Some(Kind::Interrupted)
 }

@@ -195,9 +195,9 @@ impl Plan {
             row("device", self.device.to_string()),
             row("seed", train.config.seed.to_string()),
         ];
-        let RanksPlan { ranks, shard, why } = &self.distributed;
-        if *ranks > 1 {
-            rows.push(row("ranks", format!("{ranks}, shard {}: {why}", shard.name())));
+        let RanksPlan { ranks, backend, shard, why } = &self.distributed;
+        if let Some(backend) = backend {
+            rows.push(row("ranks", format!("{ranks} by {}, shard {}: {why}", backend.name(), shard.name())));
         }
         rows.extend(
             self.device.passed.iter().map(|passed| row("passed over", format!("{}: {}", passed.backend, passed.why))),

@@ -126,7 +126,7 @@ pub(super) fn foreign_value(path: &str, value: &str) -> Option<&'static str> {
         ("task.kind", "sft" | "clm" | "text-generation") => "did you mean `causal-lm`?",
         ("data.format", "alpaca") => "did you mean `instruction`?",
         ("task.kind", "mlm" | "fill-mask") => "did you mean `masked-lm`?",
-        ("distributed.backend", "gloo" | "ccl") => "did you mean `mpi`?",
+        ("distributed.backend", "gloo" | "ccl") => "did you mean `auto`?",
         ("distributed.shard", "ddp") => "did you mean `none`?",
         ("distributed.shard", "zero1" | "zero-1") => "did you mean `optimizer`?",
         ("distributed.shard", "zero2" | "zero-2" | "shard_grad_op") => "did you mean `gradients`?",
