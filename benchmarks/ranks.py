@@ -1,6 +1,6 @@
 """How many times faster two ranks are than one, a thread each, on the embedded recipe and on another base; what they send.
 
-    cargo build --release --workspace --features mpi --bin temper
+    cargo build --release --workspace --bin temper
     python benchmarks/ranks.py target/release/temper [BASE]
 
 BASE is a directory with another encoder for the same rows. One rank and two alternate, three times, both with 16 rows at a time, so

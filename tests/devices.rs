@@ -58,7 +58,7 @@ fn nccl_is_for_gpus() {
     let out = temper(&[&["plan", "--recipe", recipe.to_str().unwrap()][..], &settings].concat());
     assert_eq!(out.status.code(), Some(2));
     let said = text(&out.stderr);
-    assert!(said.starts_with("error: NCCL joins GPUs by CUDA, and the device is cpu; write `mpi`\n"), "{said}");
+    assert!(said.starts_with("error: NCCL joins GPUs by CUDA, and the device is cpu; write `auto`\n"), "{said}");
     assert!(said.contains("--set distributed.backend"), "{said}");
 }
 

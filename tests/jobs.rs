@@ -47,7 +47,7 @@ fn a_script_for_slurm() {
     let script = succeeded(&slurm(&["--time", "04:00:00", "--mem", "16G", "--set", "train.max_steps=20"]));
     same("job.sbatch", &script);
     parses(&script);
-    assert!(!script.contains("features mpi"), "one process needs no engine");
+    assert!(!script.contains("MASTER_ADDR"), "one process meets nobody");
 }
 
 #[test]
@@ -66,6 +66,8 @@ fn a_script_for_several_machines() {
     ]));
     same("job_ranks.sbatch", &script);
     parses(&script);
+    let by_mpi = succeeded(&slurm(&["--nodes=2", "--mpi=pmix"]));
+    assert!(by_mpi.contains("\nsrun --mpi=pmix ") && !by_mpi.contains("MASTER_ADDR"), "{by_mpi}");
 }
 
 #[test]
@@ -82,6 +84,11 @@ fn a_manifest_for_kubernetes() {
 }
 
 #[test]
+fn a_manifest_for_several_pods() {
+    same("job_ranks.yaml", &succeeded(&kubernetes(&["--nodes=4", "--gpus=1"])));
+}
+
+#[test]
 fn what_no_scheduler_takes_is_refused() {
     for (time, nearest) in [("4:00", "04:00:00"), ("90", "such as"), ("01:60:00", "such as")] {
         refused(&slurm(&["--time", time]), nearest);
@@ -93,8 +100,11 @@ fn what_no_scheduler_takes_is_refused() {
     refused(&kubernetes(&["--set=run.name=\"___\""]), "write --name");
     refused(&kubernetes(&["--memory", "16GB"]), "did you mean `16G`?");
     refused(&kubernetes(&["--set=run.dir=\"../out\""]), "is not on the claim");
-    let engine = "ranks in several pods need an engine that meets without mpirun, which temper does not have yet";
-    refused(&kubernetes(&["--nodes=2"]), engine);
+    let by_mpi = ["--nodes=2", "--set=distributed.backend=\"mpi\""];
+    refused(&kubernetes(&by_mpi), "the job's processes meet by `tcp`, and `backend` in [distributed] is `mpi`");
+    refused(&slurm(&by_mpi), "meet by `tcp`");
+    let long = format!("--name={}", "x".repeat(62));
+    refused(&kubernetes(&["--nodes=2", &long]), "at most 61 characters");
 }
 
 #[test]
@@ -105,7 +115,6 @@ fn what_is_refused_writes_nothing() {
     let wrong = "--set=train.lr=-1";
     refused(&slurm(&[wrong, "--out", out]), "`lr` in [train]");
     refused(&kubernetes(&[wrong, "--out", out]), "`lr` in [train]");
-    refused(&kubernetes(&["--nodes=2", "--out", out]), "mpirun");
     assert!(!Path::new(out).exists());
 }
 

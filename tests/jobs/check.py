@@ -19,8 +19,9 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # As users write it: below the current directory.
 RECIPE = pathlib.Path("tests/recipes/short.toml")
-# The oldest in which all that is asked for is on by default, and the newest that the schemas know.
-VERSIONS = ("1.29", kubernetes_validate.latest_version())
+# The oldest in which all that is asked for is on by default, of one pod and of several, and the newest that the schemas know.
+OLDEST = {1: "1.29", 3: "1.31"}
+NEWEST = kubernetes_validate.latest_version()
 EVERYTHING = ["--gpus=1", "--cpus=500m", "--memory=16Gi", "--namespace=teams", "--name=mine", "--token-secret=hub", "--grace=30",
               "--restarts=7", "--mount=/data/here"]
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -30,7 +31,7 @@ def main():
     temper = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/release/temper")
     if not temper.exists():
         sys.exit(f"{temper} does not exist: see the head of this file")
-    checks = (least, everything, odd_names, odd_recipes, strict)
+    checks = (least, everything, ranks, odd_names, odd_recipes, strict)
     failed = 0
     for check in checks:
         try:
@@ -43,21 +44,23 @@ def main():
     sys.exit(1 if failed else 0)
 
 
-def manifest(temper, *arguments, recipe=RECIPE):
-    """The ConfigMap and the Job, both valid."""
+def manifest(temper, *arguments, recipe=RECIPE, pods=1):
+    """The ConfigMap, the Service of several pods, and the Job, all valid."""
+    arguments += (f"--nodes={pods}",)
     command = [temper.resolve(), "job", "k8s", "--recipe", recipe, "--image", "temper:1", "--pvc", "work", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     documents = list(yaml.safe_load_all(done.stdout))
-    assert [document["kind"] for document in documents] == ["ConfigMap", "Job"], documents
+    kinds = ["ConfigMap", *["Service"] * (pods > 1), "Job"]
+    assert [document["kind"] for document in documents] == kinds, documents
     for document in documents:
-        valid(document)
-    agree(*documents)
+        valid(document, OLDEST[pods])
+    agree(documents[0], documents[-1])
     return documents
 
 
-def valid(document):
-    for version in VERSIONS:
+def valid(document, oldest=OLDEST[1]):
+    for version in (oldest, NEWEST):
         try:
             kubernetes_validate.validate(document, version, strict=True)
         except kubernetes_validate.ValidationError as error:
@@ -111,6 +114,26 @@ def everything(temper):
     environment = {variable["name"]: variable for variable in container["env"]}
     assert environment["HF_HOME"]["value"] == "/data/here/.cache/huggingface"
     assert environment["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "HF_TOKEN"}
+
+
+def ranks(temper):
+    """Pods that find each other: by names that the service gives them, and that the job numbers."""
+    _, service, job = manifest(temper, "--restarts=2", "--name=" + "n" * 61, pods=3)
+    name, spec, pod = job["metadata"]["name"], job["spec"], job["spec"]["template"]["spec"]
+    assert service["metadata"]["name"] == pod["subdomain"] == name and service["spec"]["clusterIP"] == "None"
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert (spec["completions"], spec["parallelism"], spec["completionMode"], spec["backoffLimit"]) == (3, 3, "Indexed", 6)
+    container, = pod["containers"]
+    environment = {variable["name"]: variable for variable in container["env"]}
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert environment["RANK"]["valueFrom"]["fieldRef"]["fieldPath"] == index
+    assert environment["WORLD_SIZE"]["value"] == "3"
+    # The first pod's name.
+    assert environment["MASTER_ADDR"]["value"] == f"{name}-0.{name}" and LABEL.fullmatch(f"{name}-2")
+    assert service["spec"]["ports"][0]["port"] == int(environment["MASTER_PORT"]["value"])
+    one, = manifest(temper)[1:]
+    assert not {"completions", "completionMode", "successPolicy"} & one["spec"].keys()
 
 
 def odd_names(temper):

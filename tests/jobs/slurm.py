@@ -3,7 +3,7 @@
     cargo build --release --workspace --bin temper
     python3 tests/jobs/slurm.py [CHECK ...]
 
-`ranks`, which is left out unless it is asked for, is the check of a build with `--features temper/mpi`.
+`by_mpi`, which is left out unless it is asked for, is the check of a build with `--features temper/mpi`.
 
 Needs root, for Slurm's daemons, and Debian's packages slurm-wlm and munge, which it installs if they are missing. It starts a
 cluster of its own on loopback, with ports and files that no other has, and stops it at the end. Takes some minutes. Exits
@@ -290,9 +290,9 @@ def cancelled(cluster):
     assert run.resumed() == [done], run.resumed()
 
 
-def ranks(cluster):
-    """Two processes with PMIx: interrupted, then one of them dies and all start again."""
-    run = Run(cluster, "ranks", 400, "--tasks-per-node=2", "--set=train.save_every=20")
+def ranks(cluster, name="ranks", *arguments):
+    """Two processes: interrupted, then one of them dies and all start again."""
+    run = Run(cluster, name, 400, "--tasks-per-node=2", "--set=train.save_every=20", *arguments)
     run.submit()
     run.reach(50)
     cluster.run("scancel", "--signal=USR1", run.number)
@@ -305,16 +305,22 @@ def ranks(cluster):
     assert "rank 1 of 2" in run.log() and "failed, to be started again" in run.log(), run.said()
     run.ends("COMPLETED", 0, 2)
     run.whole()
-    assert json.loads((run.dir / "plan.json").read_text())["distributed"]["ranks"] == 2
+    distributed = json.loads((run.dir / "plan.json").read_text())["distributed"]
+    assert (distributed["ranks"], distributed["backend"]) == (2, "mpi" if arguments else "tcp"), distributed
 
 
-CHECKS = (wrong, interrupted, out_of_time, killed, cancelled)
+def by_mpi(cluster):
+    """The same with PMIx."""
+    ranks(cluster, "by-mpi", "--mpi=pmix")
+
+
+CHECKS = (wrong, interrupted, out_of_time, killed, cancelled, ranks)
 
 
 def main():
     if not TEMPER.exists():
         sys.exit(f"{TEMPER} does not exist: see the head of this file")
-    known = {check.__name__: check for check in (*CHECKS, ranks)}
+    known = {check.__name__: check for check in (*CHECKS, by_mpi)}
     unknown = set(sys.argv[1:]) - known.keys()
     if unknown:
         sys.exit(f"no such check: {', '.join(sorted(unknown))}")

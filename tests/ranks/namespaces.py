@@ -1,10 +1,10 @@
 """Two ranks in two network namespaces, with addresses of their own and a wire between them: parity, and the wire cut in a step.
 
     cargo build --release --workspace --features temper/mpi --bin temper
-    python3 tests/ranks/namespaces.py [TEMPER]
+    python3 tests/ranks/namespaces.py [TEMPER [by_tcp|by_mpi]]
 
-Needs root, for the namespaces, `ip` (iproute2) and Open MPI. Each namespace has a host name of its own, so that Open MPI takes it
-for another machine. Takes half a minute. Exits with 1 if a check fails.
+Needs root, for the namespaces, `ip` (iproute2) and, for the second engine, a build with MPI and Open MPI. Each namespace has a host
+name of its own, so that Open MPI takes it for another machine. Takes a minute. Exits with 1 if a check fails.
 """
 
 import contextlib
@@ -56,21 +56,45 @@ def within(name, command):
     return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", f"hostname {name} && exec {command}"]
 
 
-def mpirun(place, hosts, run):
-    """Trains with a rank on each host; mpirun itself runs on the first one."""
+def training(run):
+    """The command of a rank."""
+    settings = [f"run.dir={run}", "device.use=cpu", "device.threads=1", "train.micro_batch=2", f"train.max_steps={STEPS}",
+                "train.save_every=4", "train.log_every=1", "eval.every=never", f"distributed.silence={SILENCE}s"]
+    command = [str(TEMPER), "train", "--recipe", "tests/recipes/short.toml"]
+    return command + [word for setting in settings for word in ("--set", setting)]
+
+
+def start(name, command, log):
+    log = log.open("ab")
+    return subprocess.Popen(within(name, " ".join(command)), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+
+def by_mpi(place, count, run):
+    """Trains with a rank in each of so many namespaces; mpirun itself runs in the first one."""
     agent = place / "agent"
     agent.write_text(f"#!/bin/sh\nshift\nexec ip netns exec {NAMES[1]} unshare --uts sh -c \"hostname {NAMES[1]} && $*\"\n")
     agent.chmod(0o755)
-    settings = [f"run.dir={run}", "device.use=cpu", "device.threads=1", "train.micro_batch=2", f"train.max_steps={STEPS}",
-                "train.save_every=4", "train.log_every=1", "eval.every=never", f"distributed.silence={SILENCE}s"]
-    command = ["mpirun", "--allow-run-as-root", "-n", str(len(hosts)), "--host", ",".join(f"{host}:1" for host in hosts),
+    command = ["mpirun", "--allow-run-as-root", "-n", str(count), "--host", ",".join(f"{host}:1" for host in ADDRESSES[:count]),
                "--mca", "plm_rsh_agent", str(agent), "--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", NETWORK,
                "--mca", "oob_tcp_if_include", NETWORK]
     command += [word for key, value in KEEPALIVE.items() for word in ("--mca", f"oob_tcp_keepalive_{key}", str(value))]
-    command += [str(TEMPER), "train", "--recipe", "tests/recipes/short.toml"]
-    command += [word for setting in settings for word in ("--set", setting)]
-    log = (place / f"{run.name}.log").open("ab")
-    return subprocess.Popen(within(NAMES[0], " ".join(command)), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    return [start(NAMES[0], command + training(run), place / f"{run.name}.log")]
+
+
+def by_tcp(place, count, run):
+    """The same as a scheduler does it that says who is who and where they meet."""
+    def rank(number):
+        told = {"RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": 29500}
+        command = ["env", *(f"{name}={value}" for name, value in told.items()), *training(run)]
+        return start(NAMES[number], command, place / f"{run.name}.log")
+    # The first comes last.
+    return [rank(number) for number in reversed(range(count))]
+
+
+def ended(processes, seconds):
+    """Their exit codes, once all have ended."""
+    end = time.monotonic() + seconds
+    return [process.wait(max(0, end - time.monotonic())) for process in processes]
 
 
 def losses(run):
@@ -108,39 +132,46 @@ def check(said, truth):
     return truth
 
 
+def check_engine(engine, place):
+    good, one, two, cut = True, *(place / f"{engine.__name__}-{name}" for name in ("one", "two", "cut"))
+    said = lambda run: (place / f"{run.name}.log").read_text()
+    assert ended(engine(place, 1, one), 120) == [0], said(one)
+    assert not any(ended(engine(place, 2, two), 120)), said(two)
+    expected, found = losses(one), losses(two)
+    most = max(abs(found[step] / expected[step] - 1) for step in expected)
+    good &= check(f"{STEPS} steps of two ranks have the losses of one: {most:.1e}", len(expected) == STEPS and most < 1e-5)
+
+    started = time.monotonic()
+    run = engine(place, 2, cut)
+    while max(losses(cut), default=0) < 6:
+        assert time.monotonic() - started < 60 and all(each.poll() is None for each in run), said(cut)
+        time.sleep(0.01)
+    good &= check("each namespace has its rank", len(ranks()) == 2)
+    ip("-n", NAMES[0], "link", "set", "wire", "down")
+    down = time.monotonic()
+    while ranks() and time.monotonic() - down < SILENCE + GRACE:
+        time.sleep(0.05)
+    good &= check(f"both ranks are gone {time.monotonic() - down:.1f} s after the wire was cut", not ranks())
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        ended(run, GRACE)
+    codes = [each.poll() for each in run]
+    good &= check(f"whoever started them hears of it {time.monotonic() - down:.1f} s after the cut: {codes}", set(codes) == {8})
+    clear()
+    lines = [line for line in said(cut).splitlines() if "rank" in line]
+    good &= check("it says: " + " | ".join(lines[-4:]), any("rank 1" in line and "step" in line for line in lines))
+
+    ip("-n", NAMES[0], "link", "set", "wire", "up")
+    assert not any(ended(engine(place, 2, cut), 120)), said(cut)
+    good &= check("the same command goes on, to the losses of the run that was not cut", losses(cut) == found)
+    return good
+
+
 def main():
     good = True
     with tempfile.TemporaryDirectory() as place, machines():
-        place = pathlib.Path(place)
-        one, two, cut = [place / name for name in ("one", "two", "cut")]
-        assert mpirun(place, ADDRESSES[:1], one).wait(120) == 0, (place / "one.log").read_text()
-        assert mpirun(place, ADDRESSES, two).wait(120) == 0, (place / "two.log").read_text()
-        expected, found = losses(one), losses(two)
-        most = max(abs(found[step] / expected[step] - 1) for step in expected)
-        good &= check(f"{STEPS} steps of two ranks have the losses of one: {most:.1e}", len(expected) == STEPS and most < 1e-5)
-
-        started = time.monotonic()
-        run = mpirun(place, ADDRESSES, cut)
-        while max(losses(cut), default=0) < 6:
-            assert time.monotonic() - started < 60 and run.poll() is None, (place / "cut.log").read_text()
-            time.sleep(0.01)
-        good &= check("each namespace has its rank", len(ranks()) == 2)
-        ip("-n", NAMES[0], "link", "set", "wire", "down")
-        down = time.monotonic()
-        while ranks() and time.monotonic() - down < SILENCE + GRACE:
-            time.sleep(0.05)
-        good &= check(f"both ranks are gone {time.monotonic() - down:.1f} s after the wire was cut", not ranks())
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            run.wait(GRACE)
-        good &= check(f"mpirun ends, too, {time.monotonic() - down:.1f} s after the cut: {run.poll()}", run.poll() == 8)
-        clear()
-        said = [line for line in (place / "cut.log").read_text().splitlines() if "rank" in line]
-        good &= check("it says: " + " | ".join(said[-4:]), any("rank 1" in line and "step" in line for line in said))
-
-        ip("-n", NAMES[0], "link", "set", "wire", "up")
-        assert mpirun(place, ADDRESSES, cut).wait(120) == 0, (place / "cut.log").read_text()
-        again = losses(cut)
-        good &= check("the same command goes on, to the losses of the run that was not cut", again == found)
+        for engine in [engine for engine in (by_tcp, by_mpi) if engine.__name__ in (sys.argv[2:] or [engine.__name__])]:
+            print(engine.__name__, flush=True)
+            good &= check_engine(engine, pathlib.Path(place))
     sys.exit(0 if good else 1)
 
 

@@ -1,8 +1,9 @@
 //! Sockets: where this machine can be reached, and who calls.
 
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,19 @@ impl fmt::Display for Address {
 }
 
 impl Address {
+    /// One that only this machine can reach, of a port that is free now, and that no system gives to whoever asks for any.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn local() -> io::Result<Self> {
+        let host = Ipv4Addr::LOCALHOST;
+        let start = RandomState::new().hash_one(std::process::id());
+        let ports = (0..1000).map(|number| 20_000 + ((start.wrapping_add(number * 7)) % 10_000) as u16);
+        let mut free = ports.filter(|port| TcpListener::bind((host, *port)).is_ok());
+        let port = free.next().ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, "no port is free"))?;
+        Ok(Self { host: host.to_string(), port })
+    }
+
     /// Whether only this machine can reach it.
     pub(crate) fn is_local(&self) -> bool {
         self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())

@@ -376,7 +376,8 @@ impl Shared {
     }
 
     fn blame(&self, peer: &Peer, cause: String) {
-        let step = peer.seen().status.step;
+        // It is where this one is, and may not have had the time to say so.
+        let step = peer.seen().status.step.max(self.step.load(Relaxed));
         self.end(&Verdict { rank: peer.rank, step, cause, code: WORLD_FAILED }, true);
     }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use temper_peft::file::is_special;
+use temper_world::Backend;
 
 use crate::failure::{Context, Failure, Kind};
 use crate::recipe::{Recipe, plain};
@@ -93,6 +94,19 @@ impl Work<'_> {
         // In one word: a name may begin as an option does.
         let train = [vec!["train".to_owned()], vec![format!("--recipe={recipe}")]];
         Ok(train.into_iter().chain(set).collect())
+    }
+
+    /// Refuses a recipe whose ranks would meet another way than they do in the job.
+    fn meets_by(&self, there: Backend) -> Result<(), Failure> {
+        let (asked, there) = (self.recipe.distributed.backend, there.name());
+        if asked.name() == there || matches!(asked, Backend::Auto | Backend::Nccl) {
+            return Ok(());
+        }
+        let message = format!(
+            "error: the job's processes meet by `{there}`, and `backend` in [distributed] is `{}`",
+            asked.name()
+        );
+        Err(Failure::new(Kind::Recipe, format!("{message}\n  = help: write `--set distributed.backend=auto`")))
     }
 
     /// The files and directories that a recipe at `place` reads.

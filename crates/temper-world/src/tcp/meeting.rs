@@ -3,6 +3,7 @@
 //! Rank 0 is called there. Every other rank calls, and says where the one before it can call. When all have, rank 0 tells each
 //! where the next one is, and a word by which those of this run know each other.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::thread;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Tcp;
 use crate::Error;
 use crate::frame::{receive, send};
-use crate::net::{self, Address};
+use crate::net::{self, Address, CONNECT};
 
 /// How long ranks wait for each other: their machines may start minutes apart.
 const MEETING: Duration = Duration::from_secs(600);
@@ -56,7 +57,7 @@ impl Guest<'_> {
         };
         let to_next = net::call(&next).map_err(unreachable)?;
         send(&Message::Before { token, rank: self.rank }, &to_next).map_err(failed)?;
-        let previous = self.accept(&listener, token, end).map_err(failed)?;
+        let previous = self.accept(&listener, token, &star).map_err(failed)?;
         star.iter().chain([&to_next, &previous]).try_for_each(ready).map_err(failed)?;
         Ok(Tcp { rank: self.rank, size: self.size, next: to_next, previous, star })
     }
@@ -86,8 +87,13 @@ impl Guest<'_> {
         let mut others: Vec<Option<(TcpStream, Vec<SocketAddr>)>> = (1..self.size).map(|_| None).collect();
         let (mut patient, Self { size, meeting, .. }) = (Some(Instant::now() + PATIENT), self);
         loop {
-            let missing: Vec<String> =
-                (1..).zip(&others).filter(|(_, other)| other.is_none()).map(|(rank, _)| rank.to_string()).collect();
+            if others.iter().all(Option::is_some) {
+                // Who is gone again is not here.
+                others.iter_mut().for_each(|other| drop(other.take_if(|(stream, _)| !lives(stream))));
+            }
+            let missing =
+                (1..).zip(&others).filter(|(_, other)| other.is_none()).map(|(rank, _): (usize, _)| rank.to_string());
+            let missing: Vec<String> = missing.collect();
             if missing.is_empty() {
                 break;
             }
@@ -120,7 +126,7 @@ impl Guest<'_> {
             }
             others[rank - 1] = Some((stream, addresses));
         }
-        let token = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+        let token = RandomState::new().hash_one(std::process::id());
         let (star, mut places): (Vec<_>, Vec<_>) = others.into_iter().flatten().unzip();
         // The one after the last is rank 0.
         places.push(Vec::new());
@@ -163,25 +169,32 @@ impl Guest<'_> {
         }
     }
 
-    /// The call of the rank before this one.
-    fn accept(&self, listener: &TcpListener, token: u64, end: Instant) -> io::Result<TcpStream> {
+    /// The call of the rank before this one, while those that this one knows of are there.
+    fn accept(&self, listener: &TcpListener, token: u64, star: &[TcpStream]) -> io::Result<TcpStream> {
         let before = (self.rank + self.size - 1) % self.size;
-        while let Some(stream) = net::accept(listener, end)? {
+        while star.iter().all(lives) {
+            let Some(stream) = net::accept(listener, Instant::now() + CONNECT)? else { continue };
             if let Ok(Message::Before { token: word, rank }) = receive(&stream)
                 && (word, rank) == (token, before)
             {
                 return Ok(stream);
             }
         }
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("rank {before} did not call")))
+        Err(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            format!("rank {before} did not call, and others are gone"),
+        ))
     }
 }
 
-/// Whether there is still somebody at the other end, who was to say nothing yet.
+/// Whether there is still somebody at the other end.
 fn lives(stream: &TcpStream) -> bool {
     let heard = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
-    let lives = heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-    stream.set_nonblocking(false).is_ok() && lives
+    stream.set_nonblocking(false).is_ok()
+        && match heard {
+            Ok(bytes) => bytes > 0,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
 }
 
 /// For numbers, which come when they come.

@@ -1,6 +1,5 @@
 //! Ranks that are threads of this process, joined by TCP.
 
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
@@ -9,18 +8,12 @@ use super::*;
 use crate::World;
 use crate::threads::tests::{ranks_agree, tensor, turns_do_not_mix, vec};
 
-/// A port that is free now.
-fn address() -> Address {
-    let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-    Address { host: "127.0.0.1".into(), port }
-}
-
 fn place(rank: usize, size: usize) -> Place {
     Place { rank, size, local_rank: rank, local_size: size, meeting: None, launcher: "threads" }
 }
 
 fn in_threads<R: Send>(size: usize, run: impl Fn(World) -> R + Sync) -> Vec<R> {
-    let meeting = address();
+    let meeting = Address::local().unwrap();
     thread::scope(|scope| {
         let rank = |rank| {
             let (meeting, run) = (&meeting, &run);
@@ -76,7 +69,7 @@ fn sums_are_the_same_everywhere() {
 /// Who holds the port, who does not belong, and who has come before.
 #[test]
 fn only_those_of_one_run_meet() {
-    let meeting = address();
+    let meeting = Address::local().unwrap();
     let join = &|rank, size| Tcp::join(&place(rank, size), &meeting);
     let said = |joined: Result<Tcp, Error>| joined.err().unwrap().to_string();
     let call = || loop {

@@ -1,7 +1,6 @@
 //! `temper launch`: a recipe on several ranks of this machine.
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use temper_engine::Stop;
+use temper_world::Address;
 
 use super::{LogArgs, TrainArgs};
 use crate::failure::{Context, Failure, Kind};
@@ -72,9 +72,7 @@ impl Ranks {
     fn start(nproc: u32, train: &TrainArgs, logs: &LogArgs) -> Result<Self, Failure> {
         const WHAT: &str = "failed to start the ranks";
         let own = std::env::current_exe().context(Kind::Other, "failed to find this program")?;
-        let host = Ipv4Addr::LOCALHOST;
-        let free =
-            TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).context(Kind::Other, WHAT)?;
+        let meeting = Address::local().context(Kind::Other, WHAT)?;
         let mut ranks = Self(Vec::new());
         for rank in 0..nproc {
             let mut command = Command::new(&own);
@@ -84,7 +82,7 @@ impl Ranks {
             {
                 command.env(name, number.to_string());
             }
-            command.env("MASTER_ADDR", host.to_string()).env("MASTER_PORT", free.port().to_string());
+            command.env("MASTER_ADDR", &meeting.host).env("MASTER_PORT", meeting.port.to_string());
             command.env_remove("TORCHELASTIC_USE_AGENT_STORE");
             #[cfg(unix)]
             std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -1,10 +1,11 @@
-//! A manifest for Kubernetes: a Job of one pod, with the recipe in a ConfigMap.
+//! A manifest for Kubernetes: a Job of one pod, or of several that are ranks of one run, with the recipe in a ConfigMap.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use temper_hub::yaml::quoted;
+use temper_world::Backend;
 
 use super::values::{LABEL, cores, label, line, memory, mount, object, to_label, word};
 use super::{Work, comment};
@@ -13,6 +14,9 @@ use crate::recipe::plain;
 
 /// Bytes of a ConfigMap, of which the API server takes a megabyte with all that is around them.
 const LARGEST: usize = 900 << 10;
+
+/// Where ranks meet, on the first pod.
+const PORT: u16 = 29500;
 
 /// The uid and gid of the container file.
 const USER: u32 = 1000;
@@ -30,16 +34,16 @@ pub struct Kubernetes {
     /// Where the claim is mounted. Relative paths, the recipe's and the run directory's, begin there.
     #[arg(long, default_value = "/work", value_name = "DIR", value_parser = mount)]
     mount: String,
-    /// Pods. Several would be several ranks, and no engine that temper has yet meets without `mpirun`: more than 1 is refused.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Pods, each a rank of one run. Several must all see the claim.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     nodes: u32,
-    /// GPUs of the pod. A process uses one at most.
+    /// GPUs of a pod. A process uses one at most.
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1))]
     gpus: u32,
-    /// Cores of the pod, such as `4` or `500m`. Default: no limit.
+    /// Cores of a pod, such as `4` or `500m`. Default: no limit.
     #[arg(long, value_name = "AMOUNT", value_parser = cores)]
     cpus: Option<String>,
-    /// Memory of the pod, such as `16Gi`. Default: no limit.
+    /// Memory of a pod, such as `16Gi`. Default: no limit.
     #[arg(long, value_name = "AMOUNT", value_parser = memory)]
     memory: Option<String>,
     /// Namespace. Default: that of `kubectl`.
@@ -65,11 +69,8 @@ impl Kubernetes {
     /// # Errors
     /// When what is asked for cannot be, or contradicts the recipe.
     pub fn manifest(&self, work: &Work<'_>) -> Result<String, Failure> {
-        if self.nodes > 1 {
-            let message =
-                "ranks in several pods need an engine that meets without mpirun, which temper does not have yet";
-            let help = "leave out --nodes; `temper job slurm` starts several processes";
-            return Err(refused(format!("{message}\n  = help: {help}")));
+        if self.is_several() {
+            work.meets_by(Backend::Tcp)?;
         }
         let (name, recipe) = (self.name(work)?, inside(work)?);
         let run = work.recipe.run_dir();
@@ -87,13 +88,31 @@ impl Kubernetes {
             return Err(refused(format!("{file} is not on the claim, which begins here\n  = help: {help}")));
         }
         let job = self.job(&name) + &indent(&self.pod(work, &name, &recipe)?, 6);
-        Ok([self.head(work, &name, &recipe)?, self.config_map(work, &name)?, job].join("---\n"))
+        let documents = [
+            Some(self.head(work, &name, &recipe)?),
+            Some(self.config_map(work, &name)?),
+            self.service(&name),
+            Some(job),
+        ];
+        Ok(documents.into_iter().flatten().collect::<Vec<_>>().join("---\n"))
+    }
+
+    fn is_several(&self) -> bool {
+        self.nodes > 1
     }
 
     fn name(&self, work: &Work<'_>) -> Result<String, Failure> {
         let run = work.recipe.name();
-        let refused = || refused(format!("the run is called {run:?}, from which no name can be made: write --name"));
-        self.name.clone().or_else(|| to_label(&run, LABEL)).ok_or_else(refused)
+        let nameless = || refused(format!("the run is called {run:?}, from which no name can be made: write --name"));
+        // Each of several pods is called by the name and its number.
+        let longest = if self.is_several() { LABEL - format!("-{}", self.nodes - 1).len() } else { LABEL };
+        match &self.name {
+            Some(name) if name.len() > longest => {
+                Err(refused(format!("the name of a job of {} pods has at most {longest} characters", self.nodes)))
+            }
+            Some(name) => Ok(name.clone()),
+            None => to_label(&run, longest).ok_or_else(nameless),
+        }
     }
 
     fn head(&self, work: &Work<'_>, name: &str, recipe: &str) -> Result<String, Failure> {
@@ -109,6 +128,14 @@ impl Kubernetes {
             comment(&self.mount),
             comment(&work.recipe.run_dir().display().to_string()),
         );
+        if self.is_several() {
+            let _ = writeln!(
+                head,
+                "# {} pods are the ranks of one run, and all write to it: on several nodes it must be one of ReadWriteMany.\n\
+                 # They meet by TCP at the first. Kubernetes 1.31 or newer.",
+                self.nodes
+            );
+        }
         let files = work.files(recipe);
         if !files.is_empty() {
             head.push_str("# The recipe reads from there:\n");
@@ -138,12 +165,34 @@ impl Kubernetes {
         Ok(format!("apiVersion: v1\nkind: ConfigMap\n{metadata}data:\n  recipe.toml: {}", text_block(&text, 4)))
     }
 
+    /// What gives each of several pods a name that the others know.
+    fn service(&self, name: &str) -> Option<String> {
+        let spec = format!(
+            "spec:\n  clusterIP: None\n  # Ranks meet before they are ready for anything.\n  publishNotReadyAddresses: true\n  \
+             selector:\n    app.kubernetes.io/name: temper\n    app.kubernetes.io/instance: {}\n  ports:\n    - name: meeting\n      \
+             port: {PORT}\n",
+            quoted(name)
+        );
+        self.is_several().then(|| format!("apiVersion: v1\nkind: Service\n{}{spec}", self.metadata(name, name)))
+    }
+
     /// A Job up to its pod.
     fn job(&self, name: &str) -> String {
+        let pods = format!(
+            "  # A rank each, numbered. The first writes what all have learned: with it the job is done.\n  completions: {0}\n  \
+             parallelism: {0}\n  completionMode: Indexed\n  successPolicy:\n    rules:\n      - succeededIndexes: \"0\"\n",
+            self.nodes
+        );
+        let limit = "  # Starts after a failure";
+        let limit = if self.is_several() {
+            format!("{pods}{limit}, in which every pod fails.\n")
+        } else {
+            format!("{limit}.\n")
+        };
         format!(
-            "apiVersion: batch/v1\nkind: Job\n{}spec:\n  # Starts after a failure.\n  backoffLimit: {}\n{}  template:\n    {}",
+            "apiVersion: batch/v1\nkind: Job\n{}spec:\n{limit}  backoffLimit: {}\n{}  template:\n    {}",
             self.metadata(name, name),
-            self.restarts,
+            self.restarts * self.nodes,
             indent(POLICY, 2),
             indent(&format!("metadata:\n{}spec:\n", indent(&labels(name), 2)), 4).trim_start()
         )
@@ -155,17 +204,18 @@ impl Kubernetes {
         arguments.splice(0..0, ["--log-format", "json"].map(str::to_owned));
         let arguments: String = arguments.iter().map(|text| format!("      - {}\n", expanded(text))).collect();
         let mut pod = format!(
-            "restartPolicy: Never\n\
+            "restartPolicy: Never\n{}\
              # SIGTERM asks for a checkpoint; this many seconds later the pod is killed.\n\
              terminationGracePeriodSeconds: {}\n\
              securityContext:\n  runAsNonRoot: true\n  runAsUser: {USER}\n  runAsGroup: {USER}\n  fsGroup: {USER}\n  \
              fsGroupChangePolicy: OnRootMismatch\n  seccompProfile:\n    type: RuntimeDefault\n\
              containers:\n  - name: temper\n    image: {}\n    command: [\"temper\"]\n    args:\n{arguments}    \
              workingDir: {}\n    env:\n{}",
+            if self.is_several() { format!("subdomain: {}\n", quoted(name)) } else { String::new() },
             self.grace,
             quoted(&self.image),
             quoted(&self.mount),
-            indent(&self.environment(), 6),
+            indent(&self.environment(name), 6),
         );
         pod.push_str("    securityContext:\n      allowPrivilegeEscalation: false\n      capabilities:\n        drop: [\"ALL\"]\n");
         let gpus = (self.gpus > 0).then(|| self.gpus.to_string());
@@ -188,13 +238,23 @@ impl Kubernetes {
         Ok(pod)
     }
 
-    /// What the process reads: where downloads are kept, and the token of the hub.
-    fn environment(&self) -> String {
+    /// What the process reads: where downloads are kept, the token of the hub, and which rank it is.
+    fn environment(&self, name: &str) -> String {
         let cache = format!("{}/.cache/huggingface", self.mount);
         let mut lines = format!("# Downloads outlive the pod.\n- name: HF_HOME\n  value: {}\n", expanded(&cache));
         if let Some(secret) = &self.token_secret {
             let reference = format!("    secretKeyRef:\n      name: {}\n      key: HF_TOKEN\n", quoted(secret));
             let _ = write!(lines, "- name: HF_TOKEN\n  valueFrom:\n{reference}");
+        }
+        if self.is_several() {
+            let _ = write!(
+                lines,
+                "- name: RANK\n  valueFrom:\n    fieldRef:\n      \
+                 fieldPath: metadata.annotations['batch.kubernetes.io/job-completion-index']\n\
+                 - name: WORLD_SIZE\n  value: \"{}\"\n- name: MASTER_ADDR\n  value: {}\n- name: MASTER_PORT\n  value: \"{PORT}\"\n",
+                self.nodes,
+                quoted(&format!("{name}-0.{name}")),
+            );
         }
         lines
     }

@@ -4,15 +4,23 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
+use temper_world::Backend;
 
 use super::shell::{directive, word};
 use super::values::{TimeLimit, line, option, slurm_memory, time, word as one_word};
 use super::{Work, comment};
 use crate::failure::{Context, Failure, Kind};
 
-/// What several processes need.
-const RANKS: &str = "\
+/// How several processes find each other by MPI.
+const BY_MPI: &str = "\
 # Each process is a rank. They need a temper that was built with `--features mpi`, and an Open MPI and a Slurm with PMIx.
+";
+/// How they do without.
+const BY_TCP: &str = "\
+# Each process is a rank. They meet by TCP on the first machine of the job.
+MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT
 ";
 
 /// What a batch script asks of Slurm.
@@ -49,9 +57,10 @@ pub struct Slurm {
     /// Starts after a process died, hung or was killed. Those after an interruption are not counted.
     #[arg(long, default_value_t = 3, value_name = "N")]
     restarts: u32,
-    /// How several processes find each other, as `srun --mpi=list` names it. They need a build with the feature `mpi`.
-    #[arg(long, default_value = "pmix", value_name = "TYPE", value_parser = one_word)]
-    mpi: String,
+    /// Have several processes find each other by MPI, of a type that `srun --mpi=list` names, such as `pmix`. They need a build with
+    /// the feature `mpi`. Default: by TCP.
+    #[arg(long, value_name = "TYPE", value_parser = one_word)]
+    mpi: Option<String>,
     /// Run inside this image with Apptainer: a file, or `docker://…`.
     #[arg(long, value_name = "IMAGE", value_parser = line)]
     container: Option<String>,
@@ -76,6 +85,9 @@ impl Slurm {
         if let Some(time) = self.time.as_ref().filter(|time| time.seconds <= u64::from(self.grace)) {
             let message = format!("the time limit {time} leaves nothing before the {} seconds of --grace", self.grace);
             return Err(refused(message));
+        }
+        if self.tasks() > 1 {
+            work.meets_by(if self.mpi.is_some() { Backend::Mpi } else { Backend::Tcp })?;
         }
         let run = work.recipe.run_dir().display().to_string();
         let run =
@@ -162,9 +174,7 @@ impl Slurm {
     /// The command: options of `srun`, then the container, then temper's arguments, a line for each.
     fn command(&self, work: &Work<'_>) -> Result<String, Failure> {
         let mut srun = vec!["srun".to_owned()];
-        if self.tasks() > 1 {
-            srun.push(format!("--mpi={}", word(&self.mpi)));
-        }
+        srun.extend(self.mpi.as_ref().filter(|_| self.tasks() > 1).map(|mpi| format!("--mpi={}", word(mpi))));
         // srun does not take it from the job.
         srun.extend(self.cpus_per_task.map(|cores| format!("--cpus-per-task={cores}")));
         srun.extend(["--kill-on-bad-exit=0", "--wait=0"].map(str::to_owned));
@@ -188,10 +198,14 @@ impl Slurm {
         );
         let _ = write!(
             script,
-            "# This shell outlives what is sent to the job, to read the exit code. The processes end each other: srun shall\n\
+            "{}# This shell outlives what is sent to the job, to read the exit code. The processes end each other: srun shall\n\
              # neither kill the rest while a checkpoint is written, nor while the first of them writes the model.\n\
-             {}trap : TERM USR1\n{}\ncode=$?\n",
-            if self.tasks() > 1 { RANKS } else { "" },
+             trap : TERM USR1\n{}\ncode=$?\n",
+            match &self.mpi {
+                _ if self.tasks() == 1 => "",
+                Some(_) => BY_MPI,
+                None => BY_TCP,
+            },
             self.command(work)?
         );
         let _ = write!(
