@@ -47,8 +47,11 @@ impl Address {
     }
 }
 
-/// A socket that is called at this port (0: a free one) of every address of this machine.
-pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
+/// A socket that is called at this port (0: a free one), by this machine alone where ranks meet on it, else at every address.
+pub(crate) fn listen(meeting: Option<&Address>, port: u16) -> io::Result<TcpListener> {
+    if let Some(local) = meeting.filter(|meeting| meeting.is_local()) {
+        return TcpListener::bind((&*local.host, port));
+    }
     // With IPv6 it hears IPv4, too.
     TcpListener::bind(("::", port)).or_else(|error| match error.kind() {
         io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
@@ -56,12 +59,17 @@ pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
     })
 }
 
-/// The addresses of this machine, those that only it can reach last.
-pub(crate) fn addresses(port: u16) -> io::Result<Vec<SocketAddr>> {
+/// Where it can be called, at what only this machine can reach last.
+pub(crate) fn addresses(listener: &TcpListener) -> io::Result<Vec<SocketAddr>> {
+    let own = listener.local_addr()?;
+    if own.ip().is_loopback() {
+        return Ok(vec![own]);
+    }
     let mut all: Vec<IpAddr> = if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect();
-    all.retain(|ip| !matches!(ip, IpAddr::V6(_)));
-    all.sort_by_key(IpAddr::is_loopback);
-    Ok(all.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+    // Those mean something only together with an interface.
+    all.retain(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
+    all.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
+    Ok(all.into_iter().map(|ip| SocketAddr::new(ip, own.port())).collect())
 }
 
 /// Calls the first of these addresses that answers.

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::{Frame, Status, receive, send};
 use crate::net::{self, CONNECT};
-use crate::{Collectives, Error, Place, WORLD_FAILED};
+use crate::{Address, Collectives, Error, Place, WORLD_FAILED};
 
 /// Between two signs of life.
 const BEAT: Duration = Duration::from_millis(500);
@@ -124,13 +124,10 @@ pub(crate) struct Meeting {
 }
 
 impl Meeting {
-    pub fn open() -> io::Result<Self> {
+    /// At an address that those reach who met at `meeting`.
+    pub fn open(meeting: Option<&Address>) -> io::Result<Self> {
         let token = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
-        Ok(Self { listener: TcpListener::bind(("0.0.0.0", 0))?, token })
-    }
-
-    pub fn port(&self) -> io::Result<u16> {
-        Ok(self.listener.local_addr()?.port())
+        Ok(Self { listener: net::listen(meeting, 0)?, token })
     }
 }
 
@@ -147,8 +144,8 @@ impl Watch {
         let failed = |error: io::Error| Error::collective("meet")(error.to_string());
         let encoded = |error: postcard::Error| Error::collective("meet")(error.to_string());
         if place.rank == 0 {
-            let meeting = Meeting::open().map_err(failed)?;
-            let addresses = net::addresses(meeting.port().map_err(failed)?).map_err(failed)?;
+            let meeting = Meeting::open(place.meeting.as_ref()).map_err(failed)?;
+            let addresses = net::addresses(&meeting.listener).map_err(failed)?;
             let own = postcard::to_stdvec(&Invitation { addresses, token: meeting.token }).map_err(encoded)?;
             engine.exchange(&own)?;
             return Self::lead(&meeting, place.size - 1, on_failure);

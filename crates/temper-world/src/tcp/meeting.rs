@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use socket2::{SockRef, TcpKeepalive};
 
 use super::Tcp;
 use crate::Error;
@@ -20,6 +21,8 @@ use crate::net::{self, Address, CONNECT};
 const MEETING: Duration = Duration::from_secs(600);
 /// After how long a rank that waits says so.
 const PATIENT: Duration = Duration::from_secs(20);
+/// After how long a connection that says nothing shows that it is there.
+const QUIET: Duration = Duration::from_secs(30);
 /// Between two calls of rank 0.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -27,7 +30,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 enum Message {
     /// To rank 0: one of so many is here, and can be called there.
     Here { rank: usize, size: usize, addresses: Vec<SocketAddr> },
-    /// From rank 0: all are here, and the next one is there; rank 0 itself, where there is no address.
+    /// From rank 0: all are here, and the next one is there. The last one knows where rank 0 is.
     Next { token: u64, addresses: Vec<SocketAddr> },
     /// From rank 0: why this one cannot be one of them.
     Refused(String),
@@ -42,14 +45,25 @@ pub(super) struct Guest<'a> {
     pub meeting: &'a Address,
 }
 
+/// What a rank knows when all are there.
+struct Introduced {
+    star: Vec<TcpStream>,
+    /// By which those of this run know each other.
+    token: u64,
+    /// Where the next rank can be called.
+    next: Vec<SocketAddr>,
+}
+
+fn failed(error: impl ToString) -> Error {
+    Error::collective("meet")(error.to_string())
+}
+
 impl Guest<'_> {
     pub fn meet(&self) -> Result<Tcp, Error> {
         let end = Instant::now() + MEETING;
         let listener = self.listen()?;
-        let (star, token, next) =
+        let Introduced { star, token, next } =
             if self.rank == 0 { self.receive_all(&listener, end)? } else { self.call(&listener, end)? };
-        let failed = |error: io::Error| Error::collective("meet")(error.to_string());
-        let next = if next.is_empty() { self.resolved().map_err(failed)? } else { next };
         let unreachable = |error: io::Error| Error::Unreachable {
             rank: (self.rank + 1) % self.size,
             address: next.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", "),
@@ -65,11 +79,9 @@ impl Guest<'_> {
     /// Where this rank is called.
     fn listen(&self) -> Result<TcpListener, Error> {
         let port = if self.rank == 0 { self.meeting.port } else { 0 };
-        let listener =
-            if self.meeting.is_local() { TcpListener::bind((&*self.meeting.host, port)) } else { net::listen(port) };
-        listener.map_err(|error| match error.kind() {
+        net::listen(Some(self.meeting), port).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => Error::Taken { port },
-            _ => Error::collective("meet")(format!("port {port}: {error}")),
+            _ => failed(format!("port {port}: {error}")),
         })
     }
 
@@ -77,15 +89,11 @@ impl Guest<'_> {
         Ok((&*self.meeting.host, self.meeting.port).to_socket_addrs()?.collect())
     }
 
-    /// On rank 0: waits for all others. The connections to them, the word, and where the next one is.
-    fn receive_all(
-        &self,
-        listener: &TcpListener,
-        end: Instant,
-    ) -> Result<(Vec<TcpStream>, u64, Vec<SocketAddr>), Error> {
-        let failed = |error: io::Error| Error::collective("meet")(error.to_string());
-        let mut others: Vec<Option<(TcpStream, Vec<SocketAddr>)>> = (1..self.size).map(|_| None).collect();
-        let (mut patient, Self { size, meeting, .. }) = (Some(Instant::now() + PATIENT), self);
+    /// On rank 0: waits for all others.
+    fn receive_all(&self, listener: &TcpListener, end: Instant) -> Result<Introduced, Error> {
+        let (size, meeting) = (self.size, self.meeting);
+        let mut others: Vec<Option<(TcpStream, Vec<SocketAddr>)>> = (1..size).map(|_| None).collect();
+        let mut patient = Some(Instant::now() + PATIENT);
         loop {
             if others.iter().all(Option::is_some) {
                 // Who is gone again is not here.
@@ -100,7 +108,7 @@ impl Guest<'_> {
             let missing = format!("of {size} ranks those missing at {meeting} are {}", missing.join(", "));
             let Some(stream) = net::accept(listener, patient.unwrap_or(end)).map_err(failed)? else {
                 if patient.take().is_none() {
-                    return Err(Error::collective("meet")(missing));
+                    return Err(failed(missing));
                 }
                 tracing::warn!("rank 0 waits: {missing}");
                 continue;
@@ -108,10 +116,10 @@ impl Guest<'_> {
             // Whoever else calls here is not answered.
             let Ok(Message::Here { rank, size: theirs, mut addresses }) = receive(&stream) else { continue };
             let refused = match others.get(rank.wrapping_sub(1)) {
-                Some(Some((other, _))) if theirs == *size && lives(other) => {
+                Some(Some((other, _))) if theirs == size && lives(other) => {
                     Some(format!("there is a rank {rank} already"))
                 }
-                Some(_) if theirs == *size => None,
+                Some(_) if theirs == size => None,
                 _ => Some(format!("this is rank {rank} of {theirs}, and rank 0 waits for {size}")),
             };
             if let Some(why) = refused {
@@ -128,19 +136,16 @@ impl Guest<'_> {
         }
         let token = RandomState::new().hash_one(std::process::id());
         let (star, mut places): (Vec<_>, Vec<_>) = others.into_iter().flatten().unzip();
-        // The one after the last is rank 0.
         places.push(Vec::new());
         for (stream, next) in star.iter().zip(&places[1..]) {
             send(&Message::Next { token, addresses: next.clone() }, stream).map_err(failed)?;
         }
-        Ok((star, token, places.swap_remove(0)))
+        Ok(Introduced { star, token, next: places.swap_remove(0) })
     }
 
-    /// On the others: calls rank 0 until it answers. The connection to it, the word, and where the next rank is.
-    fn call(&self, listener: &TcpListener, end: Instant) -> Result<(Vec<TcpStream>, u64, Vec<SocketAddr>), Error> {
-        let failed = |error: io::Error| Error::collective("meet")(error.to_string());
-        let own = listener.local_addr().map_err(failed)?;
-        let addresses = if self.meeting.is_local() { vec![own] } else { net::addresses(own.port()).map_err(failed)? };
+    /// On the others: calls rank 0 until it answers.
+    fn call(&self, listener: &TcpListener, end: Instant) -> Result<Introduced, Error> {
+        let addresses = net::addresses(listener).map_err(failed)?;
         let here = Message::Here { rank: self.rank, size: self.size, addresses };
         let ask = || -> io::Result<(TcpStream, Message)> {
             let stream = net::call(&self.resolved()?)?;
@@ -153,7 +158,10 @@ impl Guest<'_> {
         let mut patient = Some(Instant::now() + PATIENT);
         loop {
             let reason = match ask() {
-                Ok((stream, Message::Next { token, addresses })) => return Ok((vec![stream], token, addresses)),
+                Ok((stream, Message::Next { token, addresses: next })) => {
+                    let next = if self.rank + 1 == self.size { self.resolved().map_err(failed)? } else { next };
+                    return Ok(Introduced { star: vec![stream], token, next });
+                }
                 Ok((_, Message::Refused(why))) => return Err(Error::Refused { address: self.meeting.clone(), why }),
                 Ok((_, other)) => format!("it says {other:?}"),
                 Err(error) => error.to_string(),
@@ -197,10 +205,11 @@ fn lives(stream: &TcpStream) -> bool {
         }
 }
 
-/// For numbers, which come when they come.
+/// For numbers, which come when they come; what lies between the machines must not forget the connection before.
 fn ready(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(None)
+    stream.set_read_timeout(None)?;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(QUIET))
 }
 
 #[cfg(test)]

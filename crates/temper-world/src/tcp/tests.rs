@@ -20,7 +20,11 @@ fn in_threads<R: Send>(size: usize, run: impl Fn(World) -> R + Sync) -> Vec<R> {
             scope.spawn(move || {
                 let place = place(rank, size);
                 let tcp = Tcp::join(&place, meeting).unwrap();
-                run(World::of(place, Rc::new(tcp)))
+                let world = World::of(place, Rc::new(tcp));
+                let result = run(world.clone());
+                // Who sums nothing waits for nobody.
+                world.barrier().unwrap();
+                result
             })
         };
         // Rank 0 comes last.

@@ -22,8 +22,8 @@ fn process() {
     let on_failure: OnFailure = Box::new(|verdict| eprintln!("{verdict}"));
     let watch = match role.split(' ').collect::<Vec<_>>()[..] {
         ["lead", others] => {
-            let meeting = Meeting { token: TOKEN, ..Meeting::open().unwrap() };
-            println!("\nport {}", meeting.port().unwrap());
+            let meeting = Meeting { token: TOKEN, ..Meeting::open(None).unwrap() };
+            println!("\nport {}", meeting.listener.local_addr().unwrap().port());
             Watch::lead(&meeting, others.parse().unwrap(), on_failure).unwrap()
         }
         ["follow", rank, port] => {
