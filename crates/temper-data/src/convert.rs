@@ -83,7 +83,7 @@ pub fn columns_of(inputs: &[PathBuf]) -> Result<SchemaRef> {
             known.with(own)
         };
         let merged = std::mem::take(known).into_iter().map(with).collect();
-        let other = || Error::File { path: input.clone(), message };
+        let other = || Error::file(input, message);
         *known = Option::filter(merged, |_| same).ok_or_else(other)?;
     }
     let (columns, metadata) =
@@ -103,11 +103,11 @@ pub fn to_parquet(
     output: &Path,
     refused: impl Fn(&str) -> Option<&'static str>,
 ) -> Result<Converted> {
-    let fail = of_file(output);
-    let level = ZstdLevel::try_new(3).map_err(|error| fail(&error))?;
+    let level = ZstdLevel::try_new(3).map_err(|error| Error::file(output, error))?;
     let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).build();
-    let file = File::create(output).map_err(|error| fail(&error))?;
-    let mut writer = ArrowWriter::try_new(file, columns.clone(), Some(properties)).map_err(|error| fail(&error))?;
+    let file = File::create(output).map_err(|error| Error::file(output, error))?;
+    let mut writer =
+        ArrowWriter::try_new(file, columns.clone(), Some(properties)).map_err(|error| Error::file(output, error))?;
     let mut rows = 0;
     for input in inputs {
         for batch in open(&SourceFile::find(input.clone())?, columns)? {
@@ -120,14 +120,14 @@ pub fn to_parquet(
                         rows + 1,
                         rows + batch.num_rows() as u64
                     );
-                    return Err(Error::File { path: input.clone(), message: format!("{place}: {reason}") });
+                    return Err(Error::file(input, format!("{place}: {reason}")));
                 }
             }
             rows += batch.num_rows() as u64;
-            writer.write(&batch).map_err(|error| fail(&error))?;
+            writer.write(&batch).map_err(|error| Error::file(output, error))?;
         }
     }
-    writer.close().map_err(|error| fail(&error))?;
+    writer.close().map_err(|error| Error::file(output, error))?;
     let columns = columns.fields().iter().map(|field| Some((field.name().clone(), dataset_type(field.data_type())?)));
     Ok(Converted { columns: columns.collect::<Option<Vec<_>>>().unwrap_or_default(), rows })
 }
@@ -146,14 +146,10 @@ fn find_text<T>(array: &dyn Array, of: &impl Fn(&str) -> Option<T>) -> Option<T>
     }
 }
 
-fn of_file(path: &Path) -> impl Fn(&dyn std::fmt::Display) -> Error + Copy + '_ {
-    move |error| Error::File { path: path.into(), message: error.to_string() }
-}
-
 /// The columns of a file, and what else it says of them.
 fn columns_of_one(source: &SourceFile) -> Result<(Vec<Column>, Metadata)> {
-    let (path, fail) = (source.path.as_path(), of_file(&source.path));
-    let file = || File::open(path).map_err(|error| fail(&error));
+    let path = source.path.as_path();
+    let file = || File::open(path).map_err(|error| Error::file(path, error));
     let plain = |schema: &Schema| {
         let columns = schema.fields().iter().map(|field| Column { field: field.as_ref().clone(), written: false });
         (columns.collect(), schema.metadata().clone())
@@ -164,8 +160,8 @@ fn columns_of_one(source: &SourceFile) -> Result<(Vec<Column>, Metadata)> {
             jsonl::objects(path, file()?, |place, object| {
                 object.iter().try_for_each(|(key, value)| look(&mut seen, key, value, place))
             })?;
-            let (schema, _) = infer_json_schema(after_mark(file()?).map_err(|error| fail(&error))?, None)
-                .map_err(|error| fail(&error))?;
+            let (schema, _) = infer_json_schema(after_mark(file()?).map_err(|error| Error::file(path, error))?, None)
+                .map_err(|error| Error::file(path, error))?;
             Ok(plain(&schema))
         }
         Kind::Csv | Kind::Tsv => {
@@ -182,7 +178,8 @@ fn columns_of_one(source: &SourceFile) -> Result<(Vec<Column>, Metadata)> {
             Ok((columns.map(column).collect(), Metadata::default()))
         }
         Kind::Parquet => {
-            let builder = ParquetRecordBatchReaderBuilder::try_new(file()?).map_err(|error| fail(&error))?;
+            let builder =
+                ParquetRecordBatchReaderBuilder::try_new(file()?).map_err(|error| Error::file(path, error))?;
             Ok(plain(builder.schema()))
         }
         Kind::Arrow => Ok(plain(&open_arrow(path, file()?)?.0)),
@@ -248,20 +245,24 @@ type Rows = Box<dyn Iterator<Item = Result<RecordBatch>>>;
 
 /// The rows of a file with these columns.
 fn open(source: &SourceFile, columns: &SchemaRef) -> Result<Rows> {
-    let (path, fail) = (source.path.as_path(), of_file(&source.path));
-    let (schema, file) = (columns.clone(), File::open(path).map_err(|error| fail(&error))?);
+    let path = source.path.as_path();
+    let (schema, file) = (columns.clone(), File::open(path).map_err(|error| Error::file(path, error))?);
     let batches: Batches = match source.kind {
         Kind::Csv | Kind::Tsv => {
             let mut records = Records::open(path, file, delimiter(source.kind))?;
             return Ok(Box::new(std::iter::from_fn(move || written(&mut records, &schema).transpose())));
         }
         Kind::Jsonl => {
-            let reader = after_mark(file).map_err(|error| fail(&error))?;
-            Box::new(arrow::json::ReaderBuilder::new(schema.clone()).build(reader).map_err(|error| fail(&error))?)
+            let reader = after_mark(file).map_err(|error| Error::file(path, error))?;
+            Box::new(
+                arrow::json::ReaderBuilder::new(schema.clone())
+                    .build(reader)
+                    .map_err(|error| Error::file(path, error))?,
+            )
         }
         Kind::Parquet => {
-            let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| fail(&error))?;
-            Box::new(builder.build().map_err(|error| fail(&error))?)
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| Error::file(path, error))?;
+            Box::new(builder.build().map_err(|error| Error::file(path, error))?)
         }
         Kind::Arrow => open_arrow(path, file)?.1,
     };
@@ -272,7 +273,7 @@ fn open(source: &SourceFile, columns: &SchemaRef) -> Result<Rows> {
             RecordBatch::try_new(schema.clone(), columns.collect())
         };
         let batch = batch.and_then(named);
-        batch.map_err(|error| of_file(&path)(&error))
+        batch.map_err(|error| Error::file(&path, error))
     })))
 }
 

@@ -80,7 +80,7 @@ impl Records {
     fn record(&mut self) -> Result<Option<csv::StringRecord>> {
         let mut bytes = std::mem::take(&mut self.bytes);
         let read = self.reader.read_byte_record(&mut bytes);
-        let failed = |error: csv::Error| Error::File { path: self.path.clone(), message: error.to_string() };
+        let failed = |error: csv::Error| Error::file(&self.path, error);
         if !read.map_err(failed)? {
             return Ok(None);
         }

@@ -1,6 +1,6 @@
 //! What can go wrong between a file and a batch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What can go wrong between a file and a batch. Each message says where, what, and how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,13 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// That a file as a whole cannot be read.
+    pub(crate) fn file(path: &Path, message: impl ToString) -> Self {
+        Self::File { path: path.to_owned(), message: message.to_string() }
+    }
 }
 
 /// `Result` of this crate.

@@ -46,9 +46,7 @@ fn lines(path: &Path, file: File, mut sink: impl FnMut(&Place<'_>, &str) -> Resu
     let mut place = Place { path, unit: "line", line: 0 };
     loop {
         buffer.clear();
-        let read = reader
-            .read_until(b'\n', &mut buffer)
-            .map_err(|e| Error::File { path: path.to_owned(), message: e.to_string() })?;
+        let read = reader.read_until(b'\n', &mut buffer).map_err(|e| Error::file(path, e))?;
         if read == 0 {
             return Ok(());
         }

@@ -97,8 +97,7 @@ impl Reader<'_> {
                     to.push(row, &place)?;
                 }
                 if to.rows.store.ends.len() > u32::MAX as usize {
-                    let message = "more than 4294967295 rows in all; train on fewer files".into();
-                    return Err(Error::File { path: path.to_owned(), message });
+                    return Err(Error::file(path, "more than 4294967295 rows in all; train on fewer files"));
                 }
             }
             parser.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -195,7 +194,7 @@ fn parse(source: &SourceFile, columns: &Columns, send: mpsc::SyncSender<Vec<Reco
             if send.send(std::mem::take(&mut chunk)).is_err() {
                 gone = true;
                 // Any error ends the reading; the receiver reports its own.
-                return Err(Error::File { path: source.path.clone(), message: "reading was stopped".into() });
+                return Err(Error::file(&source.path, "reading was stopped"));
             }
         }
         Ok(())

@@ -254,7 +254,7 @@ const KINDS: [(&str, Kind); 9] = [
 impl SourceFile {
     /// Finds the file and its kind.
     pub(crate) fn find(path: PathBuf) -> Result<Self> {
-        let error = |message: String| Err(Error::File { path: path.clone(), message });
+        let error = |message: String| Err(Error::file(&path, message));
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
@@ -296,7 +296,7 @@ impl SourceFile {
     /// Hands every record to `sink`, in order, until it returns an error.
     pub(crate) fn read(&self, columns: &Columns, sink: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
         let path = &self.path;
-        let file = std::fs::File::open(path).map_err(|e| Error::File { path: path.clone(), message: e.to_string() })?;
+        let file = std::fs::File::open(path).map_err(|e| Error::file(path, e))?;
         match self.kind {
             Kind::Jsonl => jsonl::read(path, file, columns, sink),
             Kind::Csv => delimited::read(path, file, b',', columns, sink),
@@ -315,8 +315,7 @@ pub(crate) fn absent<'a>(wanted: &str, there: impl Iterator<Item = &'a str> + Cl
 /// Says so when a text file is UTF-16, which Windows programs write.
 pub(crate) fn refuse_utf16(path: &Path, start: &[u8]) -> Result<()> {
     if start.starts_with(&[0xFF, 0xFE]) || start.starts_with(&[0xFE, 0xFF]) {
-        let message = "it is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)".into();
-        return Err(Error::File { path: path.to_owned(), message });
+        return Err(Error::file(path, "it is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"));
     }
     Ok(())
 }

@@ -23,17 +23,13 @@ type Sink<'a> = &'a mut dyn FnMut(Record) -> Result<()>;
 /// Rows, some thousand at a time.
 pub(crate) type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 
-fn fail(path: &Path, message: impl ToString) -> Error {
-    Error::File { path: path.to_owned(), message: message.to_string() }
-}
-
 /// Hands every record of a Parquet file to `sink`.
 pub(crate) fn read_parquet(path: &Path, file: File, columns: &Columns, sink: Sink) -> Result<()> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| fail(path, e))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| Error::file(path, e))?;
     let at = locate(path, columns, builder.schema())?;
     let (schema, mask) =
         (builder.schema().clone(), ProjectionMask::roots(builder.parquet_schema(), at.into_iter().flatten()));
-    let reader = builder.with_projection(mask).with_batch_size(4096).build().map_err(|e| fail(path, e))?;
+    let reader = builder.with_projection(mask).with_batch_size(4096).build().map_err(|e| Error::file(path, e))?;
     read_batches(path, &schema, reader, columns, sink)
 }
 
@@ -47,18 +43,18 @@ pub(crate) fn read_arrow(path: &Path, file: File, columns: &Columns, sink: Sink)
 /// The columns of an Arrow IPC file or stream, and its rows.
 pub(crate) fn open_arrow(path: &Path, mut file: File) -> Result<(SchemaRef, Batches)> {
     let mut magic = [0; 6];
-    let file_format = file.read(&mut magic).map_err(|e| fail(path, e))? == 6 && &magic == b"ARROW1";
+    let file_format = file.read(&mut magic).map_err(|e| Error::file(path, e))? == 6 && &magic == b"ARROW1";
     if magic.starts_with(b"FEA1") {
-        return Err(fail(path, "it is Feather version 1, which Arrow gave up; save it again with version 2"));
+        return Err(Error::file(path, "it is Feather version 1, which Arrow gave up; save it again with version 2"));
     }
-    file.rewind().map_err(|e| fail(path, e))?;
+    file.rewind().map_err(|e| Error::file(path, e))?;
     let file = BufReader::new(file);
     if file_format {
-        let reader = FileReader::try_new(file, None).map_err(|e| fail(path, e))?;
+        let reader = FileReader::try_new(file, None).map_err(|e| Error::file(path, e))?;
         Ok((reader.schema(), Box::new(reader)))
     } else {
         let reader = StreamReader::try_new(file, None)
-            .map_err(|e| fail(path, format!("it is neither an Arrow file nor an Arrow stream ({e})")))?;
+            .map_err(|e| Error::file(path, format!("it is neither an Arrow file nor an Arrow stream ({e})")))?;
         Ok((reader.schema(), Box::new(reader)))
     }
 }
@@ -99,7 +95,7 @@ fn read_batches(
         _ => None,
     };
     for batch in batches {
-        let batch = batch.map_err(|e| fail(path, e))?;
+        let batch = batch.map_err(|e| Error::file(path, e))?;
         let at = locate(path, columns, &batch.schema())?;
         let place = |row: usize| Place { path, unit: "row", line: done + row as u64 + 1 };
         match columns {
@@ -146,7 +142,7 @@ fn objects(path: &Path, batch: &RecordBatch, mut wanted: Vec<usize>) -> Result<V
     }
     wanted.sort_unstable();
     wanted.dedup();
-    let batch = batch.project(&wanted).map_err(|e| fail(path, e))?;
+    let batch = batch.project(&wanted).map_err(|e| Error::file(path, e))?;
     for field in batch.schema().fields() {
         if let Some(kind) = no_text(field.data_type()).or(Some(field.data_type()).filter(|kind| kind.is_temporal())) {
             let message = format!("it holds {kind}, which is no text; save it as strings");
@@ -154,9 +150,9 @@ fn objects(path: &Path, batch: &RecordBatch, mut wanted: Vec<usize>) -> Result<V
         }
     }
     let mut writer = LineDelimitedWriter::new(Vec::new());
-    writer.write(&batch).and_then(|()| writer.finish()).map_err(|e| fail(path, e))?;
+    writer.write(&batch).and_then(|()| writer.finish()).map_err(|e| Error::file(path, e))?;
     let lines = writer.into_inner();
-    serde_json::Deserializer::from_slice(&lines).into_iter().collect::<Result<_, _>>().map_err(|e| fail(path, e))
+    serde_json::Deserializer::from_slice(&lines).into_iter().collect::<Result<_, _>>().map_err(|e| Error::file(path, e))
 }
 
 /// Bytes of which nothing says that they are a text, within a type.

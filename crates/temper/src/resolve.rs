@@ -76,7 +76,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
             lazy: &lazy,
             task: &task,
             adapter: &adapter_plan,
-            halved: halves(recipe, &found),
+            halved: keeps_halves(recipe, &found),
         },
         train: &train,
         dataset: &dataset,
@@ -453,7 +453,7 @@ fn check_device(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
 }
 
 /// Whether the processor keeps what it reads again in the bfloat16 that its products round to.
-fn halves(recipe: &Recipe, device: &Found) -> bool {
+fn keeps_halves(recipe: &Recipe, device: &Found) -> bool {
     let processor = matches!(device.name, DeviceName::Auto | DeviceName::Cpu);
     processor && recipe.device.precision == Precision::Bf16 && temper_kernels::has_bf16_products()
 }

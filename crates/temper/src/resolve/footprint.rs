@@ -230,10 +230,14 @@ impl Made<'_> {
     /// Values that an evaluation of `examples` holds at once, `batch` rows at a time: those of its longest rows in a layer of which
     /// nothing is kept, and logits; or the keys and values of those that the model answers.
     fn evaluation(&self, examples: &Examples, batch: usize, scratch: u64) -> u64 {
+        let length = |row: &u32| examples.length(*row as usize);
         let mut rows: Vec<u32> = (0..examples.len() as u32).collect();
-        rows.sort_by_key(|&row| examples.length(row as usize));
-        let rows = &rows[rows.len().saturating_sub(batch)..];
-        let longest = rows.last().map_or(0, |&row| examples.length(row as usize));
+        let rest = rows.len().saturating_sub(batch);
+        if rest > 0 && batch > 0 {
+            rows.select_nth_unstable_by_key(rest, length);
+        }
+        let rows = &rows[rest..];
+        let longest = rows.iter().map(length).max().unwrap_or(0);
         let [of_token, cached] = self.passing();
         let measured = (rows.len() * longest) as u64 * of_token + self.logits(examples, rows, longest, scratch);
         let TaskPlan::CausalLm { metrics, samples, max_new_tokens, .. } = self.task else { return measured };
