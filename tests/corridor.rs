@@ -505,6 +505,31 @@ fn eval_and_predict_know_the_columns_of_training() {
     assert_eq!((&settings["mask_token"], &settings["pad_token"]), (&"[MASK]".into(), &"[PAD]".into()));
 }
 
+/// As Transformers has it.
+#[test]
+fn one_output_is_a_score() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: String = (0..40).map(|i| format!("text {i},{}\n", i % 5)).collect();
+    let data = dir.path().join("scores.csv");
+    fs::write(&data, format!("text,score\n{rows}")).unwrap();
+    let files = [format!("data.train={}", data.display()), format!("data.eval={}", data.display())];
+    let set = [
+        "data.label=score",
+        "task.problem=regression",
+        "adapter={method=\"full\"}",
+        "train.max_steps=2",
+        "eval.every=2",
+    ];
+    run(&dir.path().join("run"), &[&files.each_ref().map(String::as_str)[..], &set].concat());
+    let model = dir.path().join("run/export");
+    let said = || text(&temper(&["predict", model.to_str().unwrap(), "text 3"]).stdout);
+    let before = said();
+    let mut config: Value = serde_json::from_slice(&fs::read(model.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config.as_object_mut().unwrap().remove("problem_type").unwrap(), "regression");
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    assert!(before.contains("score") && !before.contains("LABEL") && said() == before, "{before} {}", said());
+}
+
 #[test]
 fn eval_measures_the_loss_of_training() {
     let dir = tempfile::tempdir().unwrap();

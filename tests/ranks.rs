@@ -299,6 +299,19 @@ fn nobody_is_left_however_early_or_often_it_is_asked() {
         assert_eq!(code, Some(5), "{times} times after {milliseconds} ms: {said}");
         gone(dir.path());
     }
+    // One of them is asked, before training or in it.
+    for milliseconds in [100, 300, 1500] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = spawn(2, dir.path(), &overrides);
+        while processes(dir.path()).len() < 2 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        signal(processes(dir.path())[1].1, "-TERM");
+        let (code, said) = ending(run, 30);
+        assert_eq!(code, Some(5), "after {milliseconds} ms: {said}");
+        gone(dir.path());
+    }
     // Whoever launched it is killed.
     let dir = tempfile::tempdir().unwrap();
     let mut run = spawn(2, dir.path(), &overrides);
@@ -348,5 +361,5 @@ fn half_a_launcher_is_refused() {
     let port = taken.local_addr().unwrap().port().to_string();
     let (code, said) =
         started(&[("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
-    assert!(code == Some(2) && said.contains(&format!("port {port} of this machine is taken")), "{said}");
+    assert!(code == Some(8) && said.contains(&format!("port {port} of this machine is taken")), "{said}");
 }

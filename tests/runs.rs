@@ -175,6 +175,37 @@ fn compares(place: &Place) {
     assert!(text(&out.stderr).contains("is no run directory"), "{}", text(&out.stderr));
 }
 
+#[test]
+fn a_trial_that_does_not_fit_says_so() {
+    let place = Place::new();
+    let small = root().join("configs/encoder-3m/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&small).unwrap()).unwrap();
+    for (key, value) in [
+        ("hidden_size", 65536),
+        ("intermediate_size", 1 << 18),
+        ("num_hidden_layers", 200),
+        ("num_attention_heads", 64),
+    ] {
+        config[key] = value.into();
+    }
+    let huge = place.home.path().join("config.json");
+    fs::write(&huge, config.to_string()).unwrap();
+    let recipe = fs::read_to_string(root().join("tests/recipes/short.toml")).unwrap();
+    let (examples, base) = (root().join("examples"), "base = \"../../examples/encoder\"");
+    let scratch = format!("config = {small:?}\ntokenizer = {:?}", examples.join("encoder"));
+    let recipe = recipe.replace(base, &scratch).replace("../../examples", examples.to_str().unwrap());
+    let recipe = recipe.replace("rank = 4\ndropout = 0.1", "method = \"full\"");
+    let path = place.home.path().join("scratch.toml");
+    fs::write(&path, recipe).unwrap();
+    let grid = format!("model.config={},{}", small.display(), huge.display());
+    let dir = place.dir().display().to_string();
+    let sweep = ["sweep", "--recipe", path.to_str().unwrap(), "--dir", &dir, "--grid", &grid];
+    let out = temper(&[&sweep[..], &["--set", "train.max_steps=1"]].concat());
+    let states = place.states();
+    assert_eq!((states[0].0.as_str(), states[1].0.as_str()), ("finished", "memory"), "{out:?}");
+    assert!(states[1].1.contains("the run needs about"), "{states:?}");
+}
+
 /// What lies in a trial's directory and is not that trial is not its score.
 #[test]
 fn scores_of_other_runs_are_not_the_trials() {

@@ -238,7 +238,9 @@ impl Audit {
             blank.add(|| examples.source(row).to_string());
         }
         if blank.count > 0 {
-            let message = format!("{} {name} rows have no text: {}", blank.count, blank.shown());
+            let learned = matches!(examples.store.labels, Column::None) || examples.is_causal();
+            let left = if learned && *name == "training" { ", and nothing is learned from them" } else { "" };
+            let message = format!("{} {name} rows have no text{left}: {}", blank.count, blank.shown());
             self.add(Severity::Warning, "empty-rows", message);
         }
         let cut = report.truncated_rows as f64 / report.rows.max(1) as f64;

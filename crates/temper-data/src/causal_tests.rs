@@ -219,14 +219,17 @@ fn texts_are_learned_whole_and_prompts_are_not() {
         ("pc.jsonl", "{\"prompt\":\"What is\",\"completion\":\" 2+2?\"}\n{\"prompt\":\"\",\"completion\":\"OK\"}"),
     ]);
     let data = folder.load("text.jsonl");
+    assert_eq!((data.train.len(), codes(&data)), (2, vec![(Severity::Warning, "empty-rows")]));
+    let config =
+        DataConfig { eval: Some(Files::one("text.jsonl")), eval_fraction: None, ..folder.config("text.jsonl") };
+    let rows = folder.load_with(&config, 256).unwrap().eval;
     let eos = folder.chat.tokenizer.eos_id().unwrap();
-    assert_eq!((data.train.ids(0), data.train.ids(2).as_ref()), (data.train.ids(1), &[eos][..]));
+    assert_eq!((rows.ids(0), rows.ids(2).as_ref()), (rows.ids(1), &[eos][..]));
     assert_eq!(folder.shown(&data.train)[0], "── text.jsonl line 1 ──\nOK⟦</s>⟧\n");
-    let batch = data.train.batch(&[2, 0], 9);
+    let batch = rows.batch(&[2, 0], 9);
     assert_eq!((batch.lengths(), batch.segments), (vec![1, 2], vec![vec![1], vec![2]]));
     assert_eq!(batch.trained, [false, false, false, true]);
     assert_eq!(batch.ids[1], 9);
-    assert_eq!(codes(&data), [(Severity::Warning, "empty-rows")]);
     let data = folder.load("pc.jsonl");
     let shown = folder.shown(&data.train);
     assert_eq!(shown[0], "── pc.jsonl line 1 ──\nWhat is⟦ 2+2?</s>⟧\n");
@@ -508,11 +511,30 @@ fn long_texts_are_cut_into_pieces_and_nothing_is_lost() {
             // Packs are in no order; full pieces before the rest, and each piece is there once.
             assert!(pieces.iter().filter(|piece| piece.len() < 32).count() <= 1);
             let mut expected: Vec<Vec<u32>> = whole.chunks(32).map(<[u32]>::to_vec).collect();
+            // One token alone teaches nothing.
+            expected.retain(|piece| packing || piece.len() > 1);
             pieces.sort();
             expected.sort();
             assert_eq!(pieces, expected, "{line}");
         }
         assert_eq!(data.report.train.truncated_rows, 0);
+    }
+}
+
+/// The last piece of a text may be its end alone, of which nothing is learned.
+#[test]
+fn no_row_is_trained_on_without_a_target() {
+    // With the end 33 tokens, and 1.
+    let long = " OK".repeat(16);
+    let rows = format!("{{\"text\":\"{long}\"}}\n").repeat(40) + "{\"text\":\"\"}";
+    let folder = Folder::with(&[("text.jsonl", &rows)]);
+    assert_eq!(folder.chat.tokenizer.encode(&long, None, usize::MAX).unwrap().ids.len(), 32);
+    for packing in [false, true] {
+        let config = DataConfig { packing, eval_fraction: Some(0.0), ..folder.config("text.jsonl") };
+        let data = folder.load_with(&config, 32).unwrap();
+        let packs = data.report.train.packing.as_ref().unwrap();
+        assert_eq!((data.train.len(), packs.packs, packs.efficiency), (40, 40, 1.0), "{packing}");
+        assert!((0..40).all(|row| data.train.length(row) == 32 && !data.train.trained(row).is_empty()));
     }
 }
 

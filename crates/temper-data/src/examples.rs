@@ -134,6 +134,23 @@ impl Examples {
         Self { rows: Arc::new(rows), ..self.clone() }
     }
 
+    /// Those rows from which something is learned: a step of none of them would have no loss.
+    #[must_use]
+    pub(crate) fn only(&self, learned: impl Fn(usize) -> bool) -> Self {
+        if (0..self.len()).all(&learned) {
+            return self.clone();
+        }
+        let rows = (0..self.len()).filter(|row| learned(*row));
+        match &*self.rows {
+            Rows::Each(all) => self.with_rows(Rows::Each(rows.map(|row| all[row]).collect())),
+            Rows::Packs(_) => {
+                let mut packs = Packs::default();
+                rows.for_each(|row| packs.push(&self.parts(row).collect::<Vec<_>>()));
+                self.with_rows(Rows::Packs(packs))
+            }
+        }
+    }
+
     /// Number of rows.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -235,6 +235,10 @@ impl Labels {
         let Some(name) = usize::try_from(class).ok().and_then(|class| names.get(class)) else {
             return Err(format!("the label is {class}, and the file names {} classes, from 0", names.len()));
         };
+        if !self.closed && !self.names.is_empty() && self.names.iter().all(|name| name.parse::<i64>().is_ok()) {
+            let message = "which rows before it have as numbers: name this file first";
+            return Err(format!("the file names its classes, {}, {message}", listed(names.iter().map(String::as_str))));
+        }
         if !self.closed && self.names.is_empty() {
             self.index = names.iter().cloned().zip(0..).collect();
             (self.names, self.closed) = (names.to_vec(), true);

@@ -13,7 +13,7 @@ use crate::{
     labels::{Column, LabelKind, Labels},
     layout::Layout,
     reader::{Reader, Rows},
-    report::{DataReport, SplitReport},
+    report::{DataReport, Severity, SplitReport},
     source::{Columns, Labelled},
     split,
     tokenizer::Tokenizer,
@@ -106,7 +106,13 @@ pub fn load(
     let eval_wanted = config.eval.is_some() || fraction > 0.0;
     report.findings = audit::findings(&report, &train, &eval, eval_wanted, tokenizer);
     let Some(causal) = causal else {
-        return Ok(Dataset { train: train.examples, eval: eval.examples, report });
+        let rows = match train.examples.store.labels {
+            // What is learned is tokens.
+            Column::None => train.examples.only(|row| !train.is_blank(row)),
+            _ => train.examples,
+        };
+        report.train = SplitReport::new(&rows, tokenizer.unknown_id());
+        return Ok(Dataset { train: rows, eval: eval.examples, report });
     };
     report.template = causal.template_report();
     let mut audit = CausalAudit::new(report.findings, config, max_length, positions);
@@ -116,6 +122,9 @@ pub fn load(
     report.findings = audit.findings();
     let (train, eval) = (train.examples, eval.examples);
     let train = if config.packing { train.packed(max_length, seed) } else { train.in_pieces(max_length) };
+    // A text's last piece may have one token. What is refused is shown whole.
+    let refused = report.findings.iter().any(|finding| finding.severity == Severity::Error);
+    let train = train.only(|row| refused || !train.trained(row).is_empty());
     // Not packed: each row is measured and answered by itself.
     let eval = eval.in_pieces(max_length);
     report.train.pack(&train, max_length);

@@ -33,7 +33,7 @@ pub(crate) struct Packs {
 }
 
 impl Packs {
-    fn push(&mut self, parts: &[Part]) {
+    pub(crate) fn push(&mut self, parts: &[Part]) {
         self.parts.extend_from_slice(parts);
         self.ends.push(self.parts.len() as u32);
     }

@@ -158,7 +158,8 @@ impl SplitReport {
     pub(crate) fn pack(&mut self, packed: &Examples, max_length: usize) {
         let targets = |row| packed.trained(row).iter().map(|run| run.len() as u64).sum::<u64>();
         let (packs, room) = (packed.len(), packed.len() * max_length);
-        let efficiency = if room == 0 { 0.0 } else { self.tokens as f64 / room as f64 };
+        let tokens: usize = (0..packs).map(|row| packed.length(row)).sum();
+        let efficiency = if room == 0 { 0.0 } else { tokens as f64 / room as f64 };
         self.packing = Some(PackReport { trained_tokens: (0..packs).map(targets).sum(), packs, efficiency });
     }
 }

@@ -281,6 +281,10 @@ impl SourceFile {
             None if ["gz", "zst", "zip", "bz2", "xz"].contains(&extension.as_str()) => {
                 error(format!("it is compressed (.{extension}); decompress it first"))
             }
+            None if extension.is_empty() => error(format!(
+                "its name says no kind; the extensions are {}",
+                listed(KINDS.iter().map(|(known, _)| *known))
+            )),
             None => error(format!(
                 "its extension \".{extension}\" is not one of {}",
                 listed(KINDS.iter().map(|(known, _)| *known))

@@ -168,8 +168,40 @@ fn classes_have_the_names_that_datasets_gave_them() {
     assert_eq!(first(names(["zzz", "neg", "pos"])), Label::Class(1));
     assert_eq!(first(names(["good", "bad", "none"])), Label::Class(1));
     assert_eq!(folder.load("a.parquet", LabelKind::Score).unwrap().train.label(0), Label::Score(1.0));
+    // Numbers without names are not classes of their own beside them.
+    std::fs::write(folder.path("first.jsonl"), "{\"text\":\"ok\",\"label\":1}").unwrap();
+    let config = |names: [&str; 2]| DataConfig {
+        train: crate::Files::Many(names.map(|name| crate::FileEntry::Path(name.into())).to_vec()),
+        eval_fraction: Some(0.0),
+        ..DataConfig::default()
+    };
+    let Err(error) = folder.load_with(&config(["first.jsonl", "a.parquet"]), LabelKind::Class(None)) else {
+        panic!("it was read")
+    };
+    assert!(
+        error
+            .to_string()
+            .contains("names its classes, \"pos\", \"neg\", \"zzz\", which rows before it have as numbers")
+    );
+    let data = folder.load_with(&config(["a.parquet", "first.jsonl"]), LabelKind::Class(None)).unwrap();
+    assert_eq!((data.train.label_names().len(), data.train.label(2)), (3, Label::Class(1)));
     write("b.parquet", vec![0, -1]);
     assert!(folder.failure("b.parquet").contains("row 2: the label is -1, and the file names 3 classes"));
+}
+
+/// Where tokens are what is learned.
+#[test]
+fn rows_without_text_are_left_out() {
+    let folder = Folder::with(&[("a.jsonl", "{\"text\":\"the cat\"}\n{\"text\":\" \"}\n{\"text\":\"dog\"}")]);
+    let data = folder.load("a.jsonl", LabelKind::None).unwrap();
+    assert_eq!((data.train.len(), data.report.train.rows), (2, 2));
+    let lines: Vec<u32> = (0..2).map(|row| data.train.source(row).line).collect();
+    assert_eq!(lines, [1, 3]);
+    let said: Vec<&str> = data.report.findings.iter().map(|finding| finding.message.as_str()).collect();
+    assert!(
+        said.iter().any(|said| said.starts_with("1 training rows have no text, and nothing is learned from them")),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -386,17 +418,17 @@ fn batches_are_padded_to_their_longest_row() {
     )]);
     let config = DataConfig {
         train: Files::one("p.jsonl"),
-        eval_fraction: Some(0.0),
+        eval: Some(Files::one("p.jsonl")),
         text: "a".into(),
         text_pair: Some("b".into()),
         ..Default::default()
     };
     let data = folder.load_with(&config, LabelKind::None).unwrap();
-    let batch = data.train.batch(&[1, 0], 99);
+    let batch = data.eval.batch(&[1, 0], 99);
     assert_eq!((batch.batch, batch.seq, batch.rows.as_slice(), batch.lengths()), (2, 6, &[1, 0][..], vec![3, 6]));
     assert_eq!(batch.ids, [2, 3, 3, 99, 99, 99, 2, 5, 6, 3, 7, 3]);
     assert_eq!(batch.type_ids, [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
-    assert_eq!((data.train.boundary(2), data.train.length(2)), (3, 7));
+    assert_eq!((data.eval.boundary(2), data.eval.length(2)), (3, 7));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -45,14 +46,40 @@ pub(crate) fn send<T: Serialize>(message: &T, mut stream: &TcpStream) -> io::Res
 }
 
 /// The next message; an error where the connection has ended.
-pub(crate) fn receive<T: DeserializeOwned>(mut stream: &TcpStream) -> io::Result<T> {
+pub(crate) fn receive<T: DeserializeOwned>(stream: &TcpStream) -> io::Result<T> {
+    read(stream)
+}
+
+/// The next message, if all of it comes in time.
+pub(crate) fn receive_by<T: DeserializeOwned>(stream: &TcpStream, end: Instant) -> io::Result<T> {
+    read(Timed { stream, end })
+}
+
+fn read<T: DeserializeOwned>(mut from: impl Read) -> io::Result<T> {
     let mut length = [0; 4];
-    stream.read_exact(&mut length)?;
+    from.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length);
     if length > LONGEST {
         return Err(io::Error::other(format!("a message of {length} bytes")));
     }
     let mut body = vec![0; length as usize];
-    stream.read_exact(&mut body)?;
+    from.read_exact(&mut body)?;
     postcard::from_bytes(&body).map_err(io::Error::other)
+}
+
+/// A connection that is read up to a moment, however slowly it speaks.
+struct Timed<'a> {
+    stream: &'a TcpStream,
+    end: Instant,
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        (&mut &*self.stream).read(buffer)
+    }
 }

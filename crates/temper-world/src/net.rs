@@ -3,12 +3,20 @@
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
+use socket2::{Domain, Socket, Type};
+
+use crate::frame::receive_by;
+
 /// How long one connection may take, and whoever calls to say who it is.
 pub(crate) const CONNECT: Duration = Duration::from_secs(2);
+/// How many may call at once.
+const BACKLOG: i32 = 1024;
 
 /// Where ranks meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +60,24 @@ pub(crate) fn listen(meeting: Option<&Address>, port: u16) -> io::Result<TcpList
     if let Some(local) = meeting.filter(|meeting| meeting.is_local()) {
         return TcpListener::bind((&*local.host, port));
     }
-    // With IPv6 it hears IPv4, too.
-    TcpListener::bind(("::", port)).or_else(|error| match error.kind() {
+    on_every(Domain::IPV6, Ipv6Addr::UNSPECIFIED, port).or_else(|error| match error.kind() {
         io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
-        _ => TcpListener::bind(("0.0.0.0", port)),
+        _ => on_every(Domain::IPV4, Ipv4Addr::UNSPECIFIED, port),
     })
+}
+
+/// With IPv6 it hears IPv4, too.
+fn on_every(domain: Domain, any: impl Into<IpAddr>, port: u16) -> io::Result<TcpListener> {
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(false)?;
+    }
+    // A port at which nobody listens any more is free, whatever its last connections are at.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(any.into(), port).into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Where it can be called, at what only this machine can reach last.
@@ -74,29 +95,60 @@ pub(crate) fn addresses(listener: &TcpListener) -> io::Result<Vec<SocketAddr>> {
 
 /// Calls the first of these addresses that answers.
 pub(crate) fn call(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "it said no address");
+    let mut failed = None;
     for address in addresses {
         match TcpStream::connect_timeout(address, CONNECT) {
             Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
+            Err(error) => _ = failed.get_or_insert(error),
         }
     }
-    Err(failed)
+    Err(failed.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it said no address")))
 }
 
-/// The next who calls, to be heard for [`CONNECT`]; nobody after `end`.
-pub(crate) fn accept(listener: &TcpListener, end: Instant) -> io::Result<Option<TcpStream>> {
-    listener.set_nonblocking(true)?;
-    while Instant::now() < end {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                stream.set_read_timeout(Some(CONNECT))?;
-                return Ok(Some(stream));
+/// Those who call and say something, each within [`CONNECT`] of its own: who is mute or slow holds up nobody.
+pub(crate) struct Callers<M> {
+    listener: TcpListener,
+    sender: Sender<(TcpStream, M)>,
+    heard: Receiver<(TcpStream, M)>,
+}
+
+impl<M: DeserializeOwned + Send + 'static> Callers<M> {
+    pub fn of(listener: TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let (sender, heard) = mpsc::channel();
+        Ok(Self { listener, sender, heard })
+    }
+
+    /// Where they call.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        addresses(&self.listener)
+    }
+
+    /// The next of them, and what it says; nobody after `end`.
+    pub fn next(&self, end: Instant) -> io::Result<Option<(TcpStream, M)>> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    let sender = self.sender.clone();
+                    thread::Builder::new().spawn(move || {
+                        let heard =
+                            stream.set_nonblocking(false).and_then(|()| receive_by(&stream, Instant::now() + CONNECT));
+                        // Whoever says nothing that can be understood is not answered.
+                        heard.map(|message| sender.send((stream, message)))
+                    })?;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // One that is gone again.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(5)),
-            Err(error) => return Err(error),
+            if let Ok(caller) = self.heard.recv_timeout(Duration::from_millis(5)) {
+                return Ok(Some(caller));
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
         }
     }
-    Ok(None)
 }

@@ -104,6 +104,9 @@ fn meeting(var: impl Fn(&str) -> Option<String>) -> Result<Option<Address>, Erro
     // There torchrun itself listens.
     let taken = var("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|text| text == "True");
     let host = host.trim().trim_start_matches('[').trim_end_matches(']').to_owned();
+    if host.is_empty() || host.contains(char::is_whitespace) {
+        return Err(Error::Environment(format!("MASTER_ADDR is `{host}`, no address")));
+    }
     Ok(Some(Address { host, port: if taken { port.checked_add(1).unwrap_or(PORT) } else { port } }))
 }
 
@@ -173,6 +176,7 @@ mod tests {
         assert_eq!(meeting(&[("MASTER_ADDR", "[fd00::7]"), ("MASTER_PORT", "1234")]), at("[fd00::7]:1234"));
         let torchrun = [("MASTER_ADDR", "a"), ("MASTER_PORT", "1234"), ("TORCHELASTIC_USE_AGENT_STORE", "True")];
         assert_eq!(meeting(&torchrun), at("a:1235"));
+        assert!(meeting(&[("MASTER_ADDR", "[]")]).unwrap_err().contains("MASTER_ADDR is ``, no address"));
         for port in ["http", "0", "65536"] {
             let error = meeting(&[("MASTER_ADDR", "a"), ("MASTER_PORT", port)]).unwrap_err();
             assert!(error.contains(&format!("MASTER_PORT is `{port}`, no port")), "{error}");

@@ -34,6 +34,12 @@ impl Tcp {
         Guest { rank: place.rank, size: place.size, meeting }.meet()
     }
 
+    /// From now on somebody watches, and numbers come when they come.
+    pub fn watched(&self) -> Result<(), Error> {
+        let mut streams = self.star.iter().chain([&self.next, &self.previous]);
+        streams.try_for_each(|stream| stream.set_read_timeout(None)).map_err(lost("meet"))
+    }
+
     /// Sends to the next rank while the one before is heard.
     fn shift<R>(&self, sent: &[u8], hear: impl FnOnce(&TcpStream) -> io::Result<R>) -> io::Result<R> {
         let send = || (&self.next).write_all(sent);

@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{Frame, Status, receive, send};
-use crate::net::{self, CONNECT};
+use crate::net::{self, CONNECT, Callers};
 use crate::{Address, Collectives, Error, Place, WORLD_FAILED};
 
 /// Between two signs of life.
@@ -119,7 +119,7 @@ impl Peer {
 
 /// The port at which rank 0 waits for the others.
 pub(crate) struct Meeting {
-    listener: TcpListener,
+    callers: Callers<Frame>,
     pub token: u64,
 }
 
@@ -127,7 +127,7 @@ impl Meeting {
     /// At an address that those reach who met at `meeting`.
     pub fn open(meeting: Option<&Address>) -> io::Result<Self> {
         let token = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
-        Ok(Self { listener: net::listen(meeting, 0)?, token })
+        Ok(Self { callers: Callers::of(net::listen(meeting, 0)?)?, token })
     }
 }
 
@@ -145,7 +145,7 @@ impl Watch {
         let encoded = |error: postcard::Error| Error::collective("meet")(error.to_string());
         if place.rank == 0 {
             let meeting = Meeting::open(place.meeting.as_ref()).map_err(failed)?;
-            let addresses = net::addresses(&meeting.listener).map_err(failed)?;
+            let addresses = meeting.callers.addresses().map_err(failed)?;
             let own = postcard::to_stdvec(&Invitation { addresses, token: meeting.token }).map_err(encoded)?;
             engine.exchange(&own)?;
             return Self::lead(&meeting, place.size - 1, on_failure);
@@ -160,12 +160,12 @@ impl Watch {
         let failed = |error: io::Error| Error::collective("meet")(error.to_string());
         let (mut peers, end) = (Vec::with_capacity(others), Instant::now() + MEETING);
         while peers.len() < others {
-            let Some(stream) = net::accept(&meeting.listener, end).map_err(failed)? else {
+            let Some((stream, hello)) = meeting.callers.next(end).map_err(failed)? else {
                 let reason = format!("{} of {others} came to rank 0 within a minute", peers.len());
                 return Err(Error::collective("meet")(reason));
             };
             // Whoever else calls here is not answered.
-            if let Ok(Frame::Hello { rank, token, whence }) = receive(&stream)
+            if let Frame::Hello { rank, token, whence } = hello
                 && token == meeting.token
             {
                 peers.push(Peer::new(rank, whence, ready(stream).map_err(failed)?));
@@ -232,17 +232,21 @@ impl Watch {
 
     /// Runs something during which the others may wait as long as it takes.
     pub fn busy<R>(&self, run: impl FnOnce() -> R) -> R {
-        self.0.busy.store(true, Relaxed);
+        let before = self.0.busy.swap(true, Relaxed);
         let result = run();
-        self.0.busy.store(false, Relaxed);
+        self.0.busy.store(before, Relaxed);
         result
     }
 
     /// Ends all ranks for what happened on this one. Does not return.
     pub fn fail(&self, cause: String, code: u8) -> ! {
-        let verdict = Verdict { rank: self.0.rank, step: self.0.step.load(Relaxed), cause, code };
-        self.0.end(&verdict, true);
-        park()
+        self.0.fail(cause, code)
+    }
+
+    /// The same for another thread.
+    pub fn ending(&self) -> impl Fn(String, u8) + Send + Sync + 'static {
+        let shared = self.0.clone();
+        move |cause, code| shared.fail(cause, code)
     }
 
     /// Waits for the rank that failed to say so; what this one knows of it is said if none does. Does not return.
@@ -262,6 +266,12 @@ impl Watch {
 }
 
 impl Shared {
+    fn fail(&self, cause: String, code: u8) -> ! {
+        let verdict = Verdict { rank: self.rank, step: self.step.load(Relaxed), cause, code };
+        self.end(&verdict, true);
+        park()
+    }
+
     fn limits(&self) -> Limits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }

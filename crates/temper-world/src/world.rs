@@ -56,11 +56,20 @@ impl World {
         if place.size == 1 {
             return Ok(Self::single());
         }
-        let engine: Rc<dyn Collectives> = match &place.meeting {
-            Some(meeting) => Rc::new(Tcp::join(&place, meeting)?),
-            None => by_mpi(&place)?,
+        let watch = |engine: &dyn Collectives| Watch::join(engine, &place, Box::new(on_failure));
+        let (engine, watch): (Rc<dyn Collectives>, _) = match &place.meeting {
+            Some(meeting) => {
+                let tcp = Tcp::join(&place, meeting)?;
+                let watch = watch(&tcp)?;
+                tcp.watched()?;
+                (Rc::new(tcp), watch)
+            }
+            None => {
+                let engine = by_mpi(&place)?;
+                let watch = watch(&*engine)?;
+                (engine, watch)
+            }
         };
-        let watch = Watch::join(&*engine, &place, Box::new(on_failure))?;
         Ok(Self { watch: Some(Rc::new(watch)), ..Self::of(place, engine) })
     }
 
@@ -208,12 +217,17 @@ impl World {
     /// # Errors
     /// What the engine says.
     pub fn lead_alone<R>(&self, run: impl FnOnce() -> R) -> Result<Option<R>, Error> {
-        let result = self.leads().then(|| match &self.watch {
-            None => run(),
-            Some(watch) => watch.busy(run),
-        });
+        let result = self.leads().then(|| self.busy(run));
         self.barrier()?;
         Ok(result)
+    }
+
+    /// Runs something during which the others may wait as long as it takes.
+    pub fn busy<R>(&self, run: impl FnOnce() -> R) -> R {
+        match &self.watch {
+            None => run(),
+            Some(watch) => watch.busy(run),
+        }
     }
 
     /// Runs something on every rank, on one of each machine before the others there: what they fetch is there then.
@@ -240,6 +254,11 @@ impl World {
         if let Some(watch) = &self.watch {
             watch.fail(cause.to_owned(), code);
         }
+    }
+
+    /// What ends all ranks from another thread, as [`World::fail`] does; nothing on a rank that is alone.
+    pub fn ending(&self) -> Option<impl Fn(String, u8) + Send + Sync + 'static> {
+        self.watch.as_ref().map(|watch| watch.ending())
     }
 
     /// Waits for the rank that failed to end this one; returns only to a rank that is alone.

@@ -13,6 +13,7 @@ mod sweep;
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -278,8 +279,11 @@ impl TrainArgs {
     fn run(self, profile: &Profile) -> Result<(), Failure> {
         self.profile.as_deref().map_or(Ok(()), Profile::check)?;
         // Joining takes a moment, in which a signal may come.
-        let signals = Signals::install(ranks::place()?.rank == 0)?;
+        let ending = Arc::new(ranks::Ending::new());
+        let end = ending.clone();
+        let signals = Signals::install_for(ranks::place()?.rank == 0, move || ranks::end_at_once(&end))?;
         let world = ranks::join()?;
+        world.ending().into_iter().for_each(|of_all| drop(ending.set(Box::new(of_all))));
         let finished = ranks::end(&world, self.train(&signals, &world));
         if let Some(path) = self.profile.as_ref().filter(|_| world.leads()) {
             profile.write_trace(path)?;
@@ -439,9 +443,11 @@ impl MergeArgs {
         let out = self.out.unwrap_or_else(|| opened.dir.with_file_name("merged"));
         let mut probe: Vec<(String, Option<String>)> = PROBE.iter().map(|text| ((*text).to_owned(), None)).collect();
         if let Some(path) = &self.probe {
+            let columns = opened.columns();
             for (number, line) in open(path)?.lines().enumerate() {
-                let line = line.context(Kind::Data, format!("failed to read {}", path.display()))?;
-                probe.push(text_of(&line, "text", None, &format!("line {}", number + 1))?);
+                let place = format!("{}, line {}", path.display(), number + 1);
+                let line = line.context(Kind::Data, format!("failed to read {place}"))?;
+                probe.push(text_of(&line, &columns.text, columns.text_pair.as_deref(), &place)?);
             }
         }
         let (difference, what) = if opened.config.is_decoder() {
@@ -479,7 +485,9 @@ fn text_of(line: &str, text: &str, pair: Option<&str>, place: &str) -> Result<(S
     let wrong = |what: String| Failure::new(Kind::Data, format!("error: {place}: {what}"));
     let object = match (serde_json::from_str(line), pair) {
         (Ok(Value::Object(object)), _) => object,
-        (Err(error), _) if line.starts_with("{\"") => return Err(wrong(format!("it begins as JSON does: {error}"))),
+        (Err(error), _) if line.strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with('"')) => {
+            return Err(wrong(format!("it begins as JSON does: {error}")));
+        }
         (_, None) => return Ok((line.to_owned(), None)),
         (_, Some(pair)) => return Err(wrong(format!("pairs of texts are JSON objects with `{text}` and `{pair}`"))),
     };

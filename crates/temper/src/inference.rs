@@ -133,12 +133,14 @@ fn task_of(opened: &Opened) -> Result<TaskPlan, Failure> {
         let message = format!("error: {shown} holds a {class}, and this command is for sequence classification");
         return Err(Failure::new(Kind::Data, message));
     }
+    let labels = config.labels();
     let problem = match config.raw["problem_type"].as_str() {
         Some("multi_label_classification") => Problem::MultiLabel,
         Some("regression") => Problem::Regression,
+        // As Transformers takes it.
+        None if labels.len() == 1 => Problem::Regression,
         _ => Problem::SingleLabel,
     };
-    let labels = config.labels();
     let objective = opened.provenance.as_ref().and_then(|provenance| provenance.objective.clone());
     let Objective { class_weights, label_smoothing, metrics } =
         objective.filter(|objective| objective.class_weights.len() == labels.len()).unwrap_or_else(|| Objective {

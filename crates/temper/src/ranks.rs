@@ -1,6 +1,7 @@
 //! The ranks of a run, one process for each device: how they join, and how they end together.
 
 use std::rc::Rc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use burn::tensor::{Device, Tensor};
@@ -67,9 +68,7 @@ pub fn join() -> Result<World, Failure> {
     let size = place.size;
     let joined = World::join(place, move |verdict| tell(verdict, size));
     let kind = match &joined {
-        Err(Error::NotBuilt { .. } | Error::OtherWorld { .. } | Error::Taken { .. } | Error::Refused { .. }) => {
-            Kind::Recipe
-        }
+        Err(Error::NotBuilt { .. } | Error::OtherWorld { .. } | Error::Refused { .. }) => Kind::Recipe,
         _ => Kind::World,
     };
     joined.context(kind, "the ranks did not come together")
@@ -119,11 +118,26 @@ impl Collectives for OnGpus {
     }
 }
 
+/// What ends all ranks that this one has joined, from any thread: told the cause and the exit code.
+pub type Ending = OnceLock<Box<dyn Fn(String, u8) + Send + Sync>>;
+
+/// Ends the process at once, and with it the ranks that it has joined.
+pub fn end_at_once(ending: &Ending) {
+    let code = Kind::Interrupted as u8;
+    if let Some(end) = ending.get() {
+        end("was asked to stop at once".into(), code);
+    }
+    std::process::exit(i32::from(code));
+}
+
 /// Says why all ranks end.
 fn tell(verdict: &Verdict, size: usize) {
     let Verdict { rank, step, cause, code } = verdict;
     let at = if *step == 0 { "before the first step".into() } else { format!("at step {step}") };
     let cause = cause.strip_prefix("error: ").unwrap_or(cause);
+    if *code == Kind::Interrupted as u8 {
+        return say!("all ranks end: rank {rank} of {size} {at} {cause}");
+    }
     let message = format!("error: rank {rank} of {size} {at}: {cause}");
     if *code == temper_world::WORLD_FAILED {
         say!("{message}\n  = help: all ranks end; the same command goes on from the last checkpoint");

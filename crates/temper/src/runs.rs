@@ -9,7 +9,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 use temper_engine::{Event, Scores, StopReason};
 use temper_tasks::Metric;
@@ -30,6 +30,7 @@ pub struct Run {
     /// Its directory, from the one that was listed.
     pub name: String,
     /// Its directory.
+    #[serde(serialize_with = "lossily")]
     pub dir: PathBuf,
     /// How it stands.
     pub state: State,
@@ -119,15 +120,22 @@ impl State {
 pub fn find(dir: &Path) -> std::io::Result<Vec<Run>> {
     fs::read_dir(dir)?;
     let mut runs = Vec::new();
-    search(dir, dir, 0, &mut runs);
+    search(dir, dir, 0, above(dir).as_ref(), &mut runs);
     Ok(runs)
 }
 
-fn search(root: &Path, dir: &Path, depth: usize, runs: &mut Vec<Run>) {
+/// The sweep of which the run in `dir` may be a trial.
+fn above(dir: &Path) -> Option<Held> {
+    Held::read(dir.parent()?).ok()?
+}
+
+fn search(root: &Path, dir: &Path, depth: usize, sweep: Option<&Held>, runs: &mut Vec<Run>) {
     if is_run(dir) {
         let below = dir.strip_prefix(root).unwrap_or(dir);
         let below = if below.as_os_str().is_empty() { dir } else { below };
-        runs.push(Run::read(dir, below.display().to_string()));
+        let mut run = Run::read(dir, below.display().to_string());
+        sweep.into_iter().for_each(|sweep| run.ask(sweep));
+        runs.push(run);
         return;
     }
     if depth == DEPTH {
@@ -139,7 +147,13 @@ fn search(root: &Path, dir: &Path, depth: usize, runs: &mut Vec<Run>) {
     let own = |path: &PathBuf| path.is_dir() && !path.is_symlink() && !hidden(path);
     let mut dirs: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(own).collect();
     dirs.sort();
-    dirs.iter().for_each(|below| search(root, below, depth + 1, runs));
+    let sweep = Held::read(dir).ok().flatten();
+    dirs.iter().for_each(|below| search(root, below, depth + 1, sweep.as_ref(), runs));
+}
+
+/// A path as text, whatever it is made of.
+fn lossily<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// Whether `dir` is that of a run.
@@ -155,6 +169,13 @@ pub fn is_running(dir: &Path) -> bool {
 }
 
 impl Run {
+    /// Reads what the run in `dir` left, and what a sweep knows of it.
+    pub fn with_sweep(dir: &Path, name: String) -> Self {
+        let mut run = Self::read(dir, name);
+        above(dir).iter().for_each(|sweep| run.ask(sweep));
+        run
+    }
+
     /// Reads what the run in `dir` left.
     pub fn read(dir: &Path, name: String) -> Self {
         let mut damaged = Vec::new();
@@ -203,7 +224,6 @@ impl Run {
                 StopReason::Interrupted => State::Interrupted,
             };
         }
-        run.ask_sweep();
         run
     }
 
@@ -226,16 +246,14 @@ impl Run {
     }
 
     /// What the sweep that it is a trial of knows beside.
-    fn ask_sweep(&mut self) {
-        let Some(parent) = self.dir.parent() else { return };
-        let Ok(Some(held)) = Held::read(parent) else { return };
-        let Some(trial) = held.trials.into_iter().find(|trial| self.dir.ends_with(&trial.dir)) else { return };
+    fn ask(&mut self, sweep: &Held) {
+        let Some(trial) = sweep.trials.iter().find(|trial| self.dir.ends_with(&trial.dir)) else { return };
         self.state = match (self.state, trial.state) {
             (State::Interrupted, TrialState::Stopped) => State::SweepStopped,
             (State::BrokenOff, TrialState::Diverged) => State::Diverged,
             (state, _) => state,
         };
-        self.set = trial.set;
+        self.set.clone_from(&trial.set);
     }
 
     /// The metric that decides, if it is one that is known.

@@ -1,6 +1,6 @@
 //! SIGINT, SIGTERM and SIGHUP ask the loop to stop after the step at hand; a second one ends the process at once, and so does the
 //! first while there is nothing to save: while the plan is made and weights are fetched. SIGUSR1, which schedulers send ahead
-//! of a time limit, only asks, however often.
+//! of a time limit, only asks, however often, once there is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,12 +64,26 @@ impl Signals {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn install_for(speaks: bool, end: impl Fn() + Send + 'static) -> Result<Self, Failure> {
+    pub fn install_for(speaks: bool, end: impl Fn() + Send + Sync + 'static) -> Result<Self, Failure> {
         const WHAT: &str = "failed to install the signal handler";
-        let stop = Stop::default();
+        let (stop, patient) = (Stop::default(), Arc::new(AtomicBool::new(false)));
+        let waits = patient.clone();
+        let end = Arc::new(move || {
+            if speaks && !waits.load(Ordering::Relaxed) {
+                say!("stopped before there was anything to save");
+            }
+            end();
+        });
         #[cfg(unix)]
-        signal_hook::flag::register(signal_hook::consts::SIGUSR1, stop.flag()).context(Kind::Other, WHAT)?;
-        let patient = Arc::new(AtomicBool::new(false));
+        {
+            let mut asked =
+                signal_hook::iterator::Signals::new([signal_hook::consts::SIGUSR1]).context(Kind::Other, WHAT)?;
+            let (asks, waits, end) = (stop.clone(), patient.clone(), end.clone());
+            let listen = move || {
+                asked.forever().for_each(|_| if waits.load(Ordering::Relaxed) { asks.request_stop() } else { end() });
+            };
+            std::thread::Builder::new().name("signals".into()).spawn(listen).context(Kind::Other, WHAT)?;
+        }
         let ignored = Ignored::now();
         let (asks, mut asked, waits) = (stop.clone(), None::<Instant>, patient.clone());
         ctrlc::set_handler(move || {
@@ -78,9 +92,6 @@ impl Signals {
                 return;
             }
             if asked.replace(Instant::now()).is_some() || !waits {
-                if speaks && !waits {
-                    say!("stopped before there was anything to save");
-                }
                 return end();
             }
             asks.request_stop();

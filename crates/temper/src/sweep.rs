@@ -9,10 +9,12 @@ mod state;
 mod summary;
 
 use std::fs::{self, File, TryLockError};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use temper_data::Examples;
 use temper_engine::Stop;
 use temper_world::Place;
 
@@ -31,6 +33,7 @@ use process::{Ending, Process, ending};
 pub use median::{Course, MedianRule, Verdict};
 pub use search::{Asked, Setting};
 pub use state::{Definition, Held, Trial, TrialState};
+pub use summary::quoted;
 
 /// How often a trial is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -145,9 +148,18 @@ fn plan(
     before: Option<&Held>,
 ) -> Result<(String, bool), Failure> {
     let mut metric = before.map(|held| (held.definition.metric.clone(), held.definition.higher_is_better));
+    let mut measured_on = None;
     for ((mut recipe, trial), _) in recipes.into_iter().zip(trials).zip(done).filter(|(_, done)| !**done) {
         fetch(&mut recipe, sweep.fresh)?;
-        let (plan, _) = resolve(&recipe, &Place::alone())?;
+        let (plan, inputs) = resolve(&recipe, &Place::alone())?;
+        let rows = sources(&inputs.dataset.eval);
+        if *measured_on.get_or_insert(rows) != rows {
+            tracing::warn!(
+                "the trials are measured on different evaluation rows: give all the same with files in `eval` of [data], or with one \
+                 train.seed and data.eval_fraction"
+            );
+            measured_on = Some(rows);
+        }
         trial.fingerprint.clone_from(&plan.fingerprint);
         trial.files = plan.model.files.iter().chain(&plan.data.files).cloned().collect();
         let found = compared_by(&plan)?;
@@ -158,6 +170,13 @@ fn plan(
         }
     }
     metric.ok_or_else(|| Failure::new(Kind::Recipe, "error: there is no trial"))
+}
+
+/// Which rows these are, in a number.
+fn sources(rows: &Examples) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (0..rows.len()).map(|row| rows.source(row)).for_each(|source| (source.path, source.line).hash(&mut hasher));
+    hasher.finish()
 }
 
 fn compared_by(plan: &Plan) -> Result<(String, bool), Failure> {
@@ -278,7 +297,9 @@ impl Walk<'_> {
             std::thread::sleep(LOOK);
         };
         let (mut state, mut why) = self.outcome(ending(status), verdict, &process);
-        if state.is_done() && !is_planned(&Run::read(&place, String::new()), &trial) {
+        // One that does not fit ends before its plan is written.
+        let measured = state.is_done() && state != TrialState::Memory;
+        if measured && !is_planned(&Run::read(&place, String::new()), &trial) {
             let words = "its rows or weights are not those that it was planned with: the sweep counts it out";
             (state, why) = (TrialState::Failed, Some(words.into()));
         }

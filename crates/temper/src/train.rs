@@ -223,24 +223,27 @@ impl Corridor<'_> {
             None if !eval.is_empty() => Some(together(measure(&model, lender, &eval))?),
             evaluation => evaluation,
         };
-        if !world.leads() {
-            return Ok((best, None));
-        }
-        let shipped = Shipped { trained: Trained { step, finished: reason != StopReason::WallClock }, ..shipped };
-        let pages = Pages::read(&shipped, measured.as_ref().map(|measured| (measured, &eval)), &rows, run.path())?;
-        // A model of which each rank has its part is whole in the checkpoint.
-        let parts = if divided { export::of_checkpoint(&checkpoint)? } else { BTreeMap::new() };
-        let values = export::values(&model, &trained, parts, plan);
-        export(values, T::SHIPS_HEAD, &shipped, &pages.front(false), &run.join("export"))?;
-        if plan.export.merge {
-            let probe = if eval.is_empty() { &*train } else { &eval };
-            let outputs = |model: &T| model.outputs(&collator, probe, plan.train.eval_batch);
-            self.merge(model, &shipped, &pages.front(true), outputs)?;
-        }
-        run.write("report.html", pages.report().as_bytes())?;
-        tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
-        let pushed = pushing.map(Pushing::finish).transpose()?;
-        Ok((best, pushed.map(|pushed| pushed.pull_request.unwrap_or(pushed.url))))
+        // The others wait for it: who ends in peace is not started again where rank 0 is.
+        let ship = || {
+            let shipped = Shipped { trained: Trained { step, finished: reason != StopReason::WallClock }, ..shipped };
+            let pages = Pages::read(&shipped, measured.as_ref().map(|measured| (measured, &eval)), &rows, run.path())?;
+            // A model of which each rank has its part is whole in the checkpoint.
+            let parts = if divided { export::of_checkpoint(&checkpoint)? } else { BTreeMap::new() };
+            let values = export::values(&model, &trained, parts, plan);
+            export(values, T::SHIPS_HEAD, &shipped, &pages.front(false), &run.join("export"))?;
+            if plan.export.merge {
+                let probe = if eval.is_empty() { &*train } else { &eval };
+                let outputs = |model: &T| model.outputs(&collator, probe, plan.train.eval_batch);
+                self.merge(model, &shipped, &pages.front(true), outputs)?;
+            }
+            run.write("report.html", pages.report().as_bytes())?;
+            tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
+            let pushed = pushing.map(Pushing::finish).transpose()?;
+            Ok::<_, Failure>(pushed.map(|pushed| pushed.pull_request.unwrap_or(pushed.url)))
+        };
+        let pushed = if world.leads() { world.busy(ship)? } else { None };
+        together(world.barrier())?;
+        Ok((best, pushed))
     }
 
     /// Writes the model with its adapter merged, once it is proved to say the same.

@@ -1,6 +1,7 @@
 //! How ranks find each other that know one address.
 //!
-//! Rank 0 is called there. Every other rank calls, and says where the one before it can call. When all have, rank 0 tells each
+//! Rank 0 is called there. Every other rank calls, and says where the one before it can call; then rank 0 calls the roll, again and
+//! again, and who does not answer is not there: a machine that lost its power says no goodbye. When all are there, rank 0 tells each
 //! where the next one is, and a word by which those of this run know each other.
 
 use std::hash::{BuildHasher, RandomState};
@@ -14,22 +15,36 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::Tcp;
 use crate::Error;
-use crate::frame::{receive, send};
-use crate::net::{self, Address, CONNECT};
+use crate::frame::{receive_by, send};
+use crate::net::{self, Address, Callers};
 
 /// How long ranks wait for each other: their machines may start minutes apart.
 const MEETING: Duration = Duration::from_secs(600);
+/// How long those that are there may take to stand in the ring.
+const RING: Duration = Duration::from_secs(60);
+/// Between two calls of the roll, and how long all together may take to answer.
+const ROLL: Duration = Duration::from_secs(2);
+/// How long another rank hears nothing of rank 0 before it calls anew.
+const SILENCE: Duration = Duration::from_secs(10);
 /// After how long a rank that waits says so.
 const PATIENT: Duration = Duration::from_secs(20);
-/// After how long a connection that says nothing shows that it is there.
-const QUIET: Duration = Duration::from_secs(30);
 /// Between two calls of rank 0.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How long a port may be taken: by a run that is ending.
+const TAKEN: Duration = Duration::from_secs(5);
+/// After how long a connection that says nothing shows that it is there.
+const QUIET: Duration = Duration::from_secs(30);
+/// Addresses of a machine.
+const ADDRESSES: usize = 32;
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Message {
+pub(super) enum Message {
     /// To rank 0: one of so many is here, and can be called there.
     Here { rank: usize, size: usize, addresses: Vec<SocketAddr> },
+    /// From rank 0: are you?
+    Roll,
+    /// To rank 0: I am.
+    Still,
     /// From rank 0: all are here, and the next one is there. The last one knows where rank 0 is.
     Next { token: u64, addresses: Vec<SocketAddr> },
     /// From rank 0: why this one cannot be one of them.
@@ -54,6 +69,9 @@ struct Introduced {
     next: Vec<SocketAddr>,
 }
 
+/// On rank 0: one that has called, and where the one before it can.
+type Seat = Option<(TcpStream, Vec<SocketAddr>)>;
+
 fn failed(error: impl ToString) -> Error {
     Error::collective("meet")(error.to_string())
 }
@@ -61,9 +79,9 @@ fn failed(error: impl ToString) -> Error {
 impl Guest<'_> {
     pub fn meet(&self) -> Result<Tcp, Error> {
         let end = Instant::now() + MEETING;
-        let listener = self.listen()?;
+        let callers = Callers::of(self.listen()?).map_err(failed)?;
         let Introduced { star, token, next } =
-            if self.rank == 0 { self.receive_all(&listener, end)? } else { self.call(&listener, end)? };
+            if self.rank == 0 { self.receive_all(&callers, end)? } else { self.call(&callers, end)? };
         let unreachable = |error: io::Error| Error::Unreachable {
             rank: (self.rank + 1) % self.size,
             address: next.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", "),
@@ -71,7 +89,7 @@ impl Guest<'_> {
         };
         let to_next = net::call(&next).map_err(unreachable)?;
         send(&Message::Before { token, rank: self.rank }, &to_next).map_err(failed)?;
-        let previous = self.accept(&listener, token, &star).map_err(failed)?;
+        let previous = self.previous(&callers, token)?;
         star.iter().chain([&to_next, &previous]).try_for_each(ready).map_err(failed)?;
         Ok(Tcp { rank: self.rank, size: self.size, next: to_next, previous, star })
     }
@@ -79,10 +97,14 @@ impl Guest<'_> {
     /// Where this rank is called.
     fn listen(&self) -> Result<TcpListener, Error> {
         let port = if self.rank == 0 { self.meeting.port } else { 0 };
-        net::listen(Some(self.meeting), port).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => Error::Taken { port },
-            _ => failed(format!("port {port}: {error}")),
-        })
+        let end = Instant::now() + TAKEN;
+        loop {
+            match net::listen(Some(self.meeting), port) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => thread::sleep(AGAIN),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(Error::Taken { port }),
+                listener => return listener.map_err(|error| failed(format!("port {port}: {error}"))),
+            }
+        }
     }
 
     fn resolved(&self) -> io::Result<Vec<SocketAddr>> {
@@ -90,52 +112,49 @@ impl Guest<'_> {
     }
 
     /// On rank 0: waits for all others.
-    fn receive_all(&self, listener: &TcpListener, end: Instant) -> Result<Introduced, Error> {
-        let (size, meeting) = (self.size, self.meeting);
-        let mut others: Vec<Option<(TcpStream, Vec<SocketAddr>)>> = (1..size).map(|_| None).collect();
-        let mut patient = Some(Instant::now() + PATIENT);
+    fn receive_all(&self, callers: &Callers<Message>, end: Instant) -> Result<Introduced, Error> {
+        let (size, mut seats) = (self.size, (1..self.size).map(|_| None).collect::<Vec<Seat>>());
+        let (mut patient, mut roll) = (Some(Instant::now() + PATIENT), Instant::now() + ROLL);
         loop {
-            if others.iter().all(Option::is_some) {
-                // Who is gone again is not here.
-                others.iter_mut().for_each(|other| drop(other.take_if(|(stream, _)| !lives(stream))));
+            if Instant::now() > roll || seats.iter().all(Option::is_some) {
+                call_the_roll(&mut seats);
+                roll = Instant::now() + ROLL;
             }
-            let missing =
-                (1..).zip(&others).filter(|(_, other)| other.is_none()).map(|(rank, _): (usize, _)| rank.to_string());
-            let missing: Vec<String> = missing.collect();
+            let missing: Vec<String> =
+                (1..size).filter(|rank| seats[rank - 1].is_none()).map(|rank| rank.to_string()).collect();
             if missing.is_empty() {
                 break;
             }
-            let missing = format!("of {size} ranks those missing at {meeting} are {}", missing.join(", "));
-            let Some(stream) = net::accept(listener, patient.unwrap_or(end)).map_err(failed)? else {
-                if patient.take().is_none() {
-                    return Err(failed(missing));
-                }
+            let local = if self.meeting.is_local() { ", which only this machine reaches," } else { "" };
+            let missing =
+                format!("of {size} ranks those missing at {}{local} are {}", self.meeting, missing.join(", "));
+            if Instant::now() > end {
+                return Err(failed(missing));
+            }
+            if patient.take_if(|time| Instant::now() > *time).is_some() {
                 tracing::warn!("rank 0 waits: {missing}");
+            }
+            // Whoever says something else is not answered.
+            let Some((stream, Message::Here { rank, size: theirs, addresses })) = callers.next(roll).map_err(failed)?
+            else {
                 continue;
             };
-            // Whoever else calls here is not answered.
-            let Ok(Message::Here { rank, size: theirs, mut addresses }) = receive(&stream) else { continue };
-            let refused = match others.get(rank.wrapping_sub(1)) {
-                Some(Some((other, _))) if theirs == size && lives(other) => {
-                    Some(format!("there is a rank {rank} already"))
+            let refused = match seats.get_mut(rank.wrapping_sub(1)).filter(|_| theirs == size) {
+                None => Some(format!("this is rank {rank} of {theirs}, and rank 0 waits for {size}")),
+                Some(seat) => {
+                    call_the_roll(std::slice::from_mut(seat));
+                    seat.is_some().then(|| format!("there is a rank {rank} already"))
                 }
-                Some(_) if theirs == size => None,
-                _ => Some(format!("this is rank {rank} of {theirs}, and rank 0 waits for {size}")),
             };
             if let Some(why) = refused {
                 // A caller that is gone need not know.
                 let _ = send(&Message::Refused(why), &stream);
-                continue;
+            } else if let Ok(peer) = stream.peer_addr() {
+                seats[rank - 1] = Some((stream, seen_at(peer, addresses)));
             }
-            // Its address as it is seen from here is the one that others most likely see.
-            let seen = stream.peer_addr().map_err(failed)?.ip().to_canonical();
-            if let Some(port) = addresses.first().map(SocketAddr::port).filter(|_| !seen.is_loopback()) {
-                addresses.insert(0, SocketAddr::new(seen, port));
-            }
-            others[rank - 1] = Some((stream, addresses));
         }
         let token = RandomState::new().hash_one(std::process::id());
-        let (star, mut places): (Vec<_>, Vec<_>) = others.into_iter().flatten().unzip();
+        let (star, mut places): (Vec<_>, Vec<_>) = seats.into_iter().flatten().unzip();
         places.push(Vec::new());
         for (stream, next) in star.iter().zip(&places[1..]) {
             send(&Message::Next { token, addresses: next.clone() }, stream).map_err(failed)?;
@@ -144,16 +163,20 @@ impl Guest<'_> {
     }
 
     /// On the others: calls rank 0 until it answers.
-    fn call(&self, listener: &TcpListener, end: Instant) -> Result<Introduced, Error> {
-        let addresses = net::addresses(listener).map_err(failed)?;
+    fn call(&self, callers: &Callers<Message>, end: Instant) -> Result<Introduced, Error> {
+        let mut addresses = callers.addresses().map_err(failed)?;
+        addresses.truncate(ADDRESSES);
         let here = Message::Here { rank: self.rank, size: self.size, addresses };
+        // What rank 0 says once it is not the roll.
         let ask = || -> io::Result<(TcpStream, Message)> {
             let stream = net::call(&self.resolved()?)?;
             send(&here, &stream)?;
-            // It answers when all are there.
-            stream.set_read_timeout(Some(end.saturating_duration_since(Instant::now()).max(AGAIN)))?;
-            let answer = receive(&stream)?;
-            Ok((stream, answer))
+            loop {
+                match receive_by(&stream, Instant::now() + SILENCE)? {
+                    Message::Roll => send(&Message::Still, &stream)?,
+                    answer => return Ok((stream, answer)),
+                }
+            }
         };
         let mut patient = Some(Instant::now() + PATIENT);
         loop {
@@ -169,56 +192,51 @@ impl Guest<'_> {
             if Instant::now() > end {
                 return Err(Error::Unreachable { rank: 0, address: self.meeting.to_string(), reason });
             }
-            if patient.is_some_and(|time| Instant::now() > time) {
-                patient = None;
+            if patient.take_if(|time| Instant::now() > *time).is_some() {
                 tracing::warn!("rank {} still looks for rank 0 at {}: {reason}", self.rank, self.meeting);
             }
             thread::sleep(AGAIN);
         }
     }
 
-    /// The call of the rank before this one, while those that this one knows of are there.
-    fn accept(&self, listener: &TcpListener, token: u64, star: &[TcpStream]) -> io::Result<TcpStream> {
-        let before = (self.rank + self.size - 1) % self.size;
-        while star.iter().all(lives) {
-            let Some(stream) = net::accept(listener, Instant::now() + CONNECT)? else { continue };
-            if let Ok(Message::Before { token: word, rank }) = receive(&stream)
-                && (word, rank) == (token, before)
-            {
+    /// The connection of the rank before this one.
+    fn previous(&self, callers: &Callers<Message>, token: u64) -> Result<TcpStream, Error> {
+        let (before, end) = ((self.rank + self.size - 1) % self.size, Instant::now() + RING);
+        while let Some((stream, message)) = callers.next(end).map_err(failed)? {
+            if matches!(message, Message::Before { token: word, rank } if (word, rank) == (token, before)) {
                 return Ok(stream);
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::ConnectionAborted,
-            format!("rank {before} did not call, and others are gone"),
-        ))
+        Err(failed(format!("rank {before} was there, and has not called the next one")))
     }
 }
 
-/// Whether there is still somebody at the other end.
-fn lives(stream: &TcpStream) -> bool {
-    let heard = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
-    stream.set_nonblocking(false).is_ok()
-        && match heard {
-            Ok(bytes) => bytes > 0,
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-        }
+/// Empties the seats of those that do not answer.
+fn call_the_roll(seats: &mut [Seat]) {
+    let end = Instant::now() + ROLL;
+    for seat in &mut *seats {
+        seat.take_if(|(stream, _)| send(&Message::Roll, stream).is_err());
+    }
+    for seat in seats {
+        seat.take_if(|(stream, _)| !matches!(receive_by(stream, end), Ok(Message::Still)));
+    }
 }
 
-/// For numbers, which come when they come; what lies between the machines must not forget the connection before.
+/// Where others can call a rank whose own addresses those are: first, where rank 0 sees it.
+fn seen_at(peer: SocketAddr, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let (seen, port) = (peer.ip().to_canonical(), addresses.first().map(SocketAddr::port));
+    if let Some(port) = port.filter(|_| !seen.is_loopback()) {
+        // At its loopback others would find themselves.
+        addresses.retain(|address| !address.ip().is_loopback() && address.ip() != seen);
+        addresses.insert(0, SocketAddr::new(seen, port));
+    }
+    addresses.truncate(ADDRESSES);
+    addresses
+}
+
+/// For numbers; what lies between the machines must not forget the connection before they come.
 fn ready(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(None)?;
+    stream.set_read_timeout(Some(RING))?;
     SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(QUIET))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-pub(super) mod tests {
-    use super::*;
-
-    /// What a rank says first.
-    pub fn here(stream: &TcpStream, rank: usize, size: usize) {
-        send(&Message::Here { rank, size, addresses: vec![([127, 0, 0, 1], 1).into()] }, stream).unwrap();
-    }
 }

@@ -2,10 +2,13 @@
 
 use std::rc::Rc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use super::meeting::Message;
 
 use super::*;
 use crate::World;
+use crate::frame::{receive_by, send};
 use crate::threads::tests::{ranks_agree, tensor, turns_do_not_mix, vec};
 
 fn place(rank: usize, size: usize) -> Place {
@@ -84,18 +87,31 @@ fn only_those_of_one_run_meet() {
     };
     thread::scope(|scope| {
         let lead = scope.spawn(|| join(0, 3));
-        // One says nothing, one nonsense.
-        let (_silent, mut loud) = (call(), call());
+        // Many say nothing, one nonsense, one comes and goes.
+        let (_silent, mut loud): (Vec<_>, _) = ((0..30).map(|_| call()).collect(), call());
         loud.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let here = |stream: &TcpStream, rank| {
+            let addresses = vec![([127, 0, 0, 1], 1).into()];
+            send(&Message::Here { rank, size: 3, addresses }, stream).unwrap();
+        };
+        here(&call(), 1);
         let waits = call();
-        meeting::tests::here(&waits, 1, 3);
+        here(&waits, 1);
+        // It answers the roll as long as it is there.
+        let still = scope.spawn(move || {
+            for _ in 0..3 {
+                assert!(matches!(receive_by(&waits, Instant::now() + Duration::from_secs(10)), Ok(Message::Roll)));
+                send(&Message::Still, &waits).unwrap();
+            }
+            waits
+        });
         let refused = said(join(1, 3));
         assert!(refused.contains("there is a rank 1 already; two runs need two values of MASTER_PORT"), "{refused}");
         assert!(said(join(1, 2)).contains("this is rank 1 of 2, and rank 0 waits for 3"));
         let taken = said(join(0, 3));
         assert!(taken.contains(&format!("port {} of this machine is taken", meeting.port)), "{taken}");
-        // One that is gone may come again.
-        drop(waits);
+        // One that no longer answers, be it stopped or without power, makes room for another.
+        let _mute = still.join().unwrap();
         let others = [1, 2].map(|rank| scope.spawn(move || join(rank, 3)));
         others.into_iter().chain([lead]).for_each(|rank| drop(rank.join().unwrap().unwrap()));
     });

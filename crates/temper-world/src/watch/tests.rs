@@ -1,7 +1,7 @@
 //! One watch in a process of its own, which may end, among ranks that these tests play: they say what they like, or nothing.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 
@@ -23,7 +23,7 @@ fn process() {
     let watch = match role.split(' ').collect::<Vec<_>>()[..] {
         ["lead", others] => {
             let meeting = Meeting { token: TOKEN, ..Meeting::open(None).unwrap() };
-            println!("\nport {}", meeting.listener.local_addr().unwrap().port());
+            println!("\nport {}", meeting.callers.addresses().unwrap()[0].port());
             Watch::lead(&meeting, others.parse().unwrap(), on_failure).unwrap()
         }
         ["follow", rank, port] => {

@@ -84,7 +84,7 @@ impl CompareArgs {
                     format!("error: {} is no run directory\n  = help: `temper runs DIR` lists runs", dir.display());
                 return Err(Failure::new(Kind::Recipe, message));
             }
-            runs.push(Run::read(dir, dir.display().to_string()));
+            runs.push(Run::with_sweep(dir, dir.display().to_string()));
         }
         let (differ, came) = (differences(&runs), scores(&runs));
         if let Some(path) = &self.html {

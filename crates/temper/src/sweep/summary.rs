@@ -86,7 +86,7 @@ fn table(rows: &[(&Trial, Option<Evaluation>)], held: &Held) -> Table {
 }
 
 /// `text` as a shell takes it as one word.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
