@@ -1,11 +1,12 @@
 //! Ranks that are threads of this process, joined by TCP.
 
 use std::rc::Rc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::meeting::Message;
-
 use super::*;
 use crate::World;
 use crate::frame::{receive_by, send};
@@ -85,6 +86,7 @@ fn only_those_of_one_run_meet() {
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
     };
+    let (waiting, seated, mute) = (OnceLock::new(), AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         let lead = scope.spawn(|| join(0, 3));
         // Many say nothing, one nonsense, one comes and goes.
@@ -95,23 +97,29 @@ fn only_those_of_one_run_meet() {
             send(&Message::Here { rank, size: 3, addresses }, stream).unwrap();
         };
         here(&call(), 1);
-        let waits = call();
-        here(&waits, 1);
-        // It answers the roll as long as it is there.
-        let still = scope.spawn(move || {
-            for _ in 0..3 {
-                assert!(matches!(receive_by(&waits, Instant::now() + Duration::from_secs(10)), Ok(Message::Roll)));
-                send(&Message::Still, &waits).unwrap();
+        let waits = waiting.get_or_init(call);
+        here(waits, 1);
+        let still = scope.spawn(|| {
+            loop {
+                assert!(matches!(receive_by(waits, Instant::now() + Duration::from_secs(60)), Ok(Message::Roll)));
+                if mute.load(Relaxed) {
+                    return;
+                }
+                send(&Message::Still, waits).unwrap();
+                seated.store(true, Relaxed);
             }
-            waits
         });
+        while !seated.load(Relaxed) {
+            thread::sleep(Duration::from_millis(10));
+        }
         let refused = said(join(1, 3));
         assert!(refused.contains("there is a rank 1 already; two runs need two values of MASTER_PORT"), "{refused}");
         assert!(said(join(1, 2)).contains("this is rank 1 of 2, and rank 0 waits for 3"));
         let taken = said(join(0, 3));
         assert!(taken.contains(&format!("port {} of this machine is taken", meeting.port)), "{taken}");
         // One that no longer answers, be it stopped or without power, makes room for another.
-        let _mute = still.join().unwrap();
+        mute.store(true, Relaxed);
+        still.join().unwrap();
         let others = [1, 2].map(|rank| scope.spawn(move || join(rank, 3)));
         others.into_iter().chain([lead]).for_each(|rank| drop(rank.join().unwrap().unwrap()));
     });
