@@ -106,12 +106,11 @@ pub fn load(
     let eval_wanted = config.eval.is_some() || fraction > 0.0;
     report.findings = audit::findings(&report, &train, &eval, eval_wanted, tokenizer);
     let Some(causal) = causal else {
-        let rows = match train.examples.store.labels {
-            // What is learned is tokens.
-            Column::None => train.examples.only(|row| !train.is_blank(row)),
-            _ => train.examples,
-        };
-        report.train = SplitReport::new(&rows, tokenizer.unknown_id());
+        let tokens = matches!(train.examples.store.labels, Column::None);
+        let rows = train.examples.only(|row| !(tokens && train.is_blank(row)));
+        if rows.len() < train.examples.len() {
+            report.train = SplitReport::new(&rows, tokenizer.unknown_id());
+        }
         return Ok(Dataset { train: rows, eval: eval.examples, report });
     };
     report.template = causal.template_report();

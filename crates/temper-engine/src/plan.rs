@@ -194,11 +194,6 @@ impl Stop {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// What a signal handler sets to ask.
-    pub fn flag(&self) -> Arc<AtomicBool> {
-        self.0.clone()
-    }
-
     /// Whether somebody asked.
     pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)

@@ -1,5 +1,8 @@
 //! What can go wrong between ranks.
 
+use std::io;
+use std::net::SocketAddr;
+
 use crate::Address;
 
 /// Why ranks cannot compute together.
@@ -81,6 +84,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// What went wrong before they had met.
+    pub(crate) fn meeting(error: impl ToString) -> Self {
+        Self::Collective { what: "meet", reason: error.to_string() }
+    }
+
+    /// That none of a rank's addresses answers.
+    pub(crate) fn unreachable(rank: usize, addresses: &[SocketAddr], error: &io::Error) -> Self {
+        let address = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
+        Self::Unreachable { rank, address, reason: error.to_string() }
+    }
+
     /// What went wrong while ranks did `what` together.
     pub fn collective(what: &'static str) -> impl Fn(String) -> Self {
         move |reason| Self::Collective { what, reason }

@@ -2,8 +2,8 @@
 //!
 //! A run is one process for each device. [`World`] is what the floors above see of it: one rank among several, or
 //! [`World::single`], which does the same with nobody to wait for. What ranks do together is [`Collectives`]; engines that
-//! exist do it (MPI, NCCL), and TCP where they do not serve. Who the ranks are is read from what their launcher set ([`Place`]), and [`Watch`] ends all of them
-//! within seconds when one dies, hangs or fails.
+//! exist do it (MPI, NCCL), and TCP where they do not serve. Who the ranks are is read from what their launcher set
+//! ([`Place`]), and [`Watch`] ends all of them within seconds when one dies, hangs or fails.
 
 mod collectives;
 mod config;

@@ -141,37 +141,34 @@ struct Invitation {
 impl Watch {
     /// Connects those who watch: rank 0 says over the engine where it is.
     pub fn join(engine: &dyn Collectives, place: &Place, on_failure: OnFailure) -> Result<Self, Error> {
-        let failed = |error: io::Error| Error::collective("meet")(error.to_string());
-        let encoded = |error: postcard::Error| Error::collective("meet")(error.to_string());
         if place.rank == 0 {
-            let meeting = Meeting::open(place.meeting.as_ref()).map_err(failed)?;
-            let addresses = meeting.callers.addresses().map_err(failed)?;
-            let own = postcard::to_stdvec(&Invitation { addresses, token: meeting.token }).map_err(encoded)?;
+            let meeting = Meeting::open(place.meeting.as_ref()).map_err(Error::meeting)?;
+            let addresses = meeting.callers.addresses().map_err(Error::meeting)?;
+            let own = postcard::to_stdvec(&Invitation { addresses, token: meeting.token }).map_err(Error::meeting)?;
             engine.exchange(&own)?;
             return Self::lead(&meeting, place.size - 1, on_failure);
         }
         let all = engine.exchange(&[])?;
-        let Invitation { addresses, token } = postcard::from_bytes(&all[0]).map_err(encoded)?;
+        let Invitation { addresses, token } = postcard::from_bytes(&all[0]).map_err(Error::meeting)?;
         Self::follow(place.rank, &addresses, token, on_failure)
     }
 
     /// Rank 0 waits for the `others` that hold the token of the meeting.
     pub fn lead(meeting: &Meeting, others: usize, on_failure: OnFailure) -> Result<Self, Error> {
-        let failed = |error: io::Error| Error::collective("meet")(error.to_string());
         let (mut peers, end) = (Vec::with_capacity(others), Instant::now() + MEETING);
         while peers.len() < others {
-            let Some((stream, hello)) = meeting.callers.next(end).map_err(failed)? else {
+            let Some((stream, hello)) = meeting.callers.next(end).map_err(Error::meeting)? else {
                 let reason = format!("{} of {others} came to rank 0 within a minute", peers.len());
-                return Err(Error::collective("meet")(reason));
+                return Err(Error::meeting(reason));
             };
             // Whoever else calls here is not answered.
             if let Frame::Hello { rank, token, whence } = hello
                 && token == meeting.token
             {
-                peers.push(Peer::new(rank, whence, ready(stream).map_err(failed)?));
+                peers.push(Peer::new(rank, whence, ready(stream).map_err(Error::meeting)?));
             }
         }
-        Self::start(0, peers, on_failure).map_err(failed)
+        Self::start(0, peers, on_failure).map_err(Error::meeting)
     }
 
     /// Another rank goes to the first of the addresses of rank 0 that answers.
@@ -181,10 +178,7 @@ impl Watch {
             let lead = stream.peer_addr()?.ip().to_string();
             Self::start(rank, vec![Peer::new(0, lead, ready(stream)?)], on_failure)
         });
-        called.map_err(|error| {
-            let address = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ");
-            Error::Unreachable { rank: 0, address, reason: error.to_string() }
-        })
+        called.map_err(|error| Error::unreachable(0, addresses, &error))
     }
 
     fn start(rank: usize, peers: Vec<Peer>, on_failure: OnFailure) -> io::Result<Self> {

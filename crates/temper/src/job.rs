@@ -5,7 +5,7 @@
 //! send the signal in time and to start the same command again, after some exit codes and not after others.
 
 pub mod kubernetes;
-mod shell;
+pub mod shell;
 pub mod slurm;
 mod values;
 

@@ -33,7 +33,6 @@ use process::{Ending, Process, ending};
 pub use median::{Course, MedianRule, Verdict};
 pub use search::{Asked, Setting};
 pub use state::{Definition, Held, Trial, TrialState};
-pub use summary::quoted;
 
 /// How often a trial is looked at.
 const LOOK: Duration = Duration::from_millis(50);

@@ -241,7 +241,13 @@ impl Corridor<'_> {
             let pushed = pushing.map(Pushing::finish).transpose()?;
             Ok::<_, Failure>(pushed.map(|pushed| pushed.pull_request.unwrap_or(pushed.url)))
         };
-        let pushed = if world.leads() { world.busy(ship)? } else { None };
+        let pushed = if world.leads() {
+            world.busy(ship)?
+        } else {
+            // With it goes the model, of which rank 0 may need the room.
+            drop(ship);
+            None
+        };
         together(world.barrier())?;
         Ok((best, pushed))
     }

@@ -72,25 +72,17 @@ struct Introduced {
 /// On rank 0: one that has called, and where the one before it can.
 type Seat = Option<(TcpStream, Vec<SocketAddr>)>;
 
-fn failed(error: impl ToString) -> Error {
-    Error::collective("meet")(error.to_string())
-}
-
 impl Guest<'_> {
     pub fn meet(&self) -> Result<Tcp, Error> {
         let end = Instant::now() + MEETING;
-        let callers = Callers::of(self.listen()?).map_err(failed)?;
+        let callers = Callers::of(self.listen()?).map_err(Error::meeting)?;
         let Introduced { star, token, next } =
             if self.rank == 0 { self.receive_all(&callers, end)? } else { self.call(&callers, end)? };
-        let unreachable = |error: io::Error| Error::Unreachable {
-            rank: (self.rank + 1) % self.size,
-            address: next.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", "),
-            reason: error.to_string(),
-        };
-        let to_next = net::call(&next).map_err(unreachable)?;
-        send(&Message::Before { token, rank: self.rank }, &to_next).map_err(failed)?;
+        let to_next =
+            net::call(&next).map_err(|error| Error::unreachable((self.rank + 1) % self.size, &next, &error))?;
+        send(&Message::Before { token, rank: self.rank }, &to_next).map_err(Error::meeting)?;
         let previous = self.previous(&callers, token)?;
-        star.iter().chain([&to_next, &previous]).try_for_each(ready).map_err(failed)?;
+        star.iter().chain([&to_next, &previous]).try_for_each(ready).map_err(Error::meeting)?;
         Ok(Tcp { rank: self.rank, size: self.size, next: to_next, previous, star })
     }
 
@@ -102,7 +94,7 @@ impl Guest<'_> {
             match net::listen(Some(self.meeting), port) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => thread::sleep(AGAIN),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(Error::Taken { port }),
-                listener => return listener.map_err(|error| failed(format!("port {port}: {error}"))),
+                listener => return listener.map_err(|error| Error::meeting(format!("port {port}: {error}"))),
             }
         }
     }
@@ -129,13 +121,14 @@ impl Guest<'_> {
             let missing =
                 format!("of {size} ranks those missing at {}{local} are {}", self.meeting, missing.join(", "));
             if Instant::now() > end {
-                return Err(failed(missing));
+                return Err(Error::meeting(missing));
             }
             if patient.take_if(|time| Instant::now() > *time).is_some() {
                 tracing::warn!("rank 0 waits: {missing}");
             }
             // Whoever says something else is not answered.
-            let Some((stream, Message::Here { rank, size: theirs, addresses })) = callers.next(roll).map_err(failed)?
+            let Some((stream, Message::Here { rank, size: theirs, addresses })) =
+                callers.next(roll).map_err(Error::meeting)?
             else {
                 continue;
             };
@@ -157,14 +150,14 @@ impl Guest<'_> {
         let (star, mut places): (Vec<_>, Vec<_>) = seats.into_iter().flatten().unzip();
         places.push(Vec::new());
         for (stream, next) in star.iter().zip(&places[1..]) {
-            send(&Message::Next { token, addresses: next.clone() }, stream).map_err(failed)?;
+            send(&Message::Next { token, addresses: next.clone() }, stream).map_err(Error::meeting)?;
         }
         Ok(Introduced { star, token, next: places.swap_remove(0) })
     }
 
     /// On the others: calls rank 0 until it answers.
     fn call(&self, callers: &Callers<Message>, end: Instant) -> Result<Introduced, Error> {
-        let mut addresses = callers.addresses().map_err(failed)?;
+        let mut addresses = callers.addresses().map_err(Error::meeting)?;
         addresses.truncate(ADDRESSES);
         let here = Message::Here { rank: self.rank, size: self.size, addresses };
         // What rank 0 says once it is not the roll.
@@ -182,7 +175,7 @@ impl Guest<'_> {
         loop {
             let reason = match ask() {
                 Ok((stream, Message::Next { token, addresses: next })) => {
-                    let next = if self.rank + 1 == self.size { self.resolved().map_err(failed)? } else { next };
+                    let next = if self.rank + 1 == self.size { self.resolved().map_err(Error::meeting)? } else { next };
                     return Ok(Introduced { star: vec![stream], token, next });
                 }
                 Ok((_, Message::Refused(why))) => return Err(Error::Refused { address: self.meeting.clone(), why }),
@@ -202,12 +195,12 @@ impl Guest<'_> {
     /// The connection of the rank before this one.
     fn previous(&self, callers: &Callers<Message>, token: u64) -> Result<TcpStream, Error> {
         let (before, end) = ((self.rank + self.size - 1) % self.size, Instant::now() + RING);
-        while let Some((stream, message)) = callers.next(end).map_err(failed)? {
+        while let Some((stream, message)) = callers.next(end).map_err(Error::meeting)? {
             if matches!(message, Message::Before { token: word, rank } if (word, rank) == (token, before)) {
                 return Ok(stream);
             }
         }
-        Err(failed(format!("rank {before} was there, and has not called the next one")))
+        Err(Error::meeting(format!("rank {before} was there, and has not called the next one")))
     }
 }
 

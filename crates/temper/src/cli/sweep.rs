@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 
 use super::{RecipeArgs, writeln};
 use crate::failure::{Failure, Kind};
-use crate::sweep::{Asked, MedianRule, Sweep, quoted, sweep};
+use crate::job::shell::word;
+use crate::sweep::{Asked, MedianRule, Sweep, sweep};
 
 #[derive(Debug, Args)]
 pub(super) struct SweepArgs {
@@ -84,7 +85,7 @@ impl SweepArgs {
         match summary.best {
             Some(best) => {
                 writeln(&best)?;
-                writeln(&format!("more: temper runs {} --html sweep.html", quoted(&summary.dir.display().to_string())))
+                writeln(&format!("more: temper runs {} --html sweep.html", word(&summary.dir.display().to_string())))
             }
             None => Err(Failure::new(Kind::Other, "error: no trial came to a score")),
         }

@@ -1,7 +1,7 @@
-//! Strings of a user in a batch script.
+//! Strings of a user in a batch script, or in a command that a user is shown.
 
 /// `text` as one word of a POSIX shell.
-pub(super) fn word(text: &str) -> String {
+pub fn word(text: &str) -> String {
     let safe = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
     if !text.is_empty() && text.chars().all(safe) { text.into() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Held, Summary, Trial, TrialState, Walk, is_planned, overrides};
+use crate::job::shell::word;
 use crate::report::{Cell, Table};
 use crate::runs::{Evaluation, Run};
 use crate::units;
@@ -41,8 +42,8 @@ impl Walk<'_> {
 
     /// The command that runs a trial again, in a directory of its own.
     fn command(&self, trial: &Trial) -> String {
-        let set = overrides(self.sweep, trial).into_iter().map(|one| format!("--set {}", quoted(&one)));
-        let begin = format!("train --recipe {}", quoted(&self.sweep.recipe.display().to_string()));
+        let set = overrides(self.sweep, trial).into_iter().map(|one| format!("--set {}", word(&one)));
+        let begin = format!("train --recipe {}", word(&self.sweep.recipe.display().to_string()));
         std::iter::once(begin).chain(set).collect::<Vec<_>>().join(" ")
     }
 }
@@ -85,20 +86,14 @@ fn table(rows: &[(&Trial, Option<Evaluation>)], held: &Held) -> Table {
     }
 }
 
-/// `text` as a shell takes it as one word.
-pub fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn words_of_a_shell_are_quoted_where_they_must_be() {
-        assert_eq!(quoted("train.lr=1e-3"), "train.lr=1e-3");
-        assert_eq!(quoted("a=[\"it's\", 2]"), "'a=[\"it'\\''s\", 2]'");
+        assert_eq!(word("train.lr=1e-3"), "train.lr=1e-3");
+        assert_eq!(word("a=[\"it's\", 2]"), "'a=[\"it'\\''s\", 2]'");
     }
 
     #[test]
