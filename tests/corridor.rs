@@ -488,12 +488,15 @@ fn eval_and_predict_know_the_columns_of_training() {
     let said: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((said["text"].as_str(), said["text_pair"].as_str()), (Some("left"), Some("right")), "{said}");
     assert_eq!(out.status.code(), Some(3));
-    assert!(text(&out.stderr).contains("lines.jsonl, line 2: there is no text called `two`"), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("column `two`") && text(&out.stderr).contains("lines.jsonl, line 2: the columns are `one`"), "{}", text(&out.stderr));
 
     // Of a pair both are needed, however they are given.
     let predict = |texts: &[&str]| temper(&[&["predict", away.to_str().unwrap()], texts].concat());
     assert_eq!(serde_json::from_slice::<Value>(&predict(&["left", "right"]).stdout).unwrap(), said);
     assert_eq!(predict(&["left"]).status.code(), Some(2));
+    let out = predict(&["--file", data.to_str().unwrap()]);
+    assert_eq!((text(&out.stdout).lines().count(), out.status.code()), (60, Some(0)), "{}", text(&out.stderr));
+    let lines = dir.path().join("lines");
     fs::write(&lines, "left\n").unwrap();
     let out = predict(&["--file", lines.to_str().unwrap()]);
     assert!(text(&out.stderr).contains("JSON objects with `one` and `two`"), "{}", text(&out.stderr));

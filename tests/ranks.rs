@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use temper_world::Address;
 
 use crate::corridor::losses;
 use crate::{command, root, temper, text};
@@ -335,6 +336,18 @@ fn what_is_wrong_is_said_once() {
         launch(3, dir.path(), &["train.lr=1e30", "train.max_grad_norm=0", "schedule.warmup_steps=1"]).output().unwrap();
     assert_eq!(out.status.code(), Some(6), "{}", text(&out.stderr));
     assert_eq!(text(&out.stderr).matches("error: rank").count(), 1, "{}", text(&out.stderr));
+    // One of them reads another recipe, which would be the same again.
+    let dir = tempfile::tempdir().unwrap();
+    let meeting = Address::local().unwrap();
+    let ranks = [("0", "train.lr=1e-3"), ("1", "train.lr=2e-3")].map(|(rank, lr)| {
+        let mut train = command(&["train"]);
+        train.args(launch(1, dir.path(), &[lr]).get_args().skip_while(|word| *word != "--recipe"));
+        train.env("RANK", rank).env("WORLD_SIZE", "2").env("MASTER_ADDR", &meeting.host);
+        train.env("MASTER_PORT", meeting.port.to_string()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    });
+    let [lead, other] = ranks.map(|rank| ending(rank, 60));
+    assert_eq!((lead.0, other.0), (Some(2), Some(2)), "{lead:?} {other:?}");
+    assert!(lead.1.contains("rank 1 of 2 before the first step: the decisions of its plan are not those"), "{lead:?}");
 }
 
 #[test]

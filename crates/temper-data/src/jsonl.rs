@@ -22,8 +22,12 @@ pub(crate) fn read(
     columns: &Columns,
     sink: &mut dyn FnMut(Record) -> Result<()>,
 ) -> Result<()> {
-    let names = columns.names();
-    lines(path, file, |place, line| sink(columns.record(place, cells(line, &names, place)?, || keys(line))?))
+    lines(path, file, |place, line| sink(record(line, columns, place)?))
+}
+
+/// The record that a line is.
+pub(crate) fn record(line: &str, columns: &Columns, place: &Place) -> Result<Record> {
+    columns.record(place, cells(line, &columns.names(), place)?, || keys(line))
 }
 
 /// Hands every object to `sink`, all of its keys.

@@ -200,8 +200,8 @@ impl Labels {
             Raw::Text(text) => text,
             Raw::Integer(i) => i.to_string(),
             Raw::Bool(b) => b.to_string(),
-            // Columns of integers with gaps become floats in pandas.
-            Raw::Float(f) if f.fract() == 0.0 && f.abs() < 9e15 => format!("{f:.0}"),
+            // Columns of integers with gaps become floats in pandas; and no class is called -0.
+            Raw::Float(f) if f.fract() == 0.0 && f.abs() < 9e15 => format!("{:.0}", f + 0.0),
             Raw::Float(f) => return Err(format!("the label is {f}; a class is a name or an integer")),
             Raw::List(_) => return Err("the label is a list; this task has one class a row".into()),
             Raw::Object => return Err("the label is an object; a class is a name or an integer".into()),
@@ -345,6 +345,7 @@ mod tests {
             read(LabelKind::Class(None), vec![Raw::Integer(10), text("9"), Raw::Float(-1.0), Raw::Integer(9)]).unwrap();
         assert_eq!(names, ["-1", "9", "10"]);
         assert_eq!(labels, [Label::Class(2), Label::Class(1), Label::Class(0), Label::Class(1)]);
+        assert_eq!(read(LabelKind::Class(None), vec![Raw::Float(-0.0), Raw::Integer(0)]).unwrap().0, ["0"]);
         assert_eq!(read(LabelKind::Class(None), vec![Raw::Bool(true), Raw::Bool(false)]).unwrap().0, ["false", "true"]);
     }
 

@@ -47,6 +47,7 @@ mod template;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod texts;
 mod tokenizer;
 mod turns;
 mod vocabulary;
@@ -67,4 +68,5 @@ pub use preview::{PreviewRow, PreviewToken, preview};
 pub use random::Random;
 pub use report::{DataReport, Finding, LabelCount, LengthStats, PackReport, Severity, SplitReport, TemplateReport};
 pub use template::ChatTemplate;
+pub use texts::{Text, Texts};
 pub use tokenizer::{Encoded, Tokenizer};

@@ -113,13 +113,17 @@ impl Columns {
             .into_iter()
             .map(|wanted| {
                 let mut found = there.iter().enumerate().filter(|(_, name)| **name == wanted).map(|(i, _)| i);
-                let message = match (found.next(), found.next()) {
-                    (Some(at), None) => return Ok(Some(at)),
-                    (Some(_), Some(_)) => "the file has two columns of that name; rename one".into(),
-                    (None, _) if matches!(self, Self::Causal(_)) => return Ok(None),
-                    (None, _) => absent(wanted, there.iter().copied()),
-                };
-                Err(Error::Column { path: path.to_owned(), place: None, column: wanted.into(), message })
+                match (found.next(), found.next()) {
+                    (Some(at), None) => Ok(Some(at)),
+                    (Some(_), Some(_)) => {
+                        Err(Error::file(path, format!("it has two columns called `{wanted}`; rename one")))
+                    }
+                    (None, _) if matches!(self, Self::Causal(_)) => Ok(None),
+                    (None, _) => {
+                        let message = absent(wanted, there.iter().copied());
+                        Err(Error::Column { path: path.to_owned(), place: None, column: wanted.into(), message })
+                    }
+                }
             })
             .collect()
     }
@@ -251,6 +255,18 @@ const KINDS: [(&str, Kind); 9] = [
     ("ipc", Kind::Arrow),
 ];
 
+impl Kind {
+    /// That of a file of this name.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let extension = extension(path);
+        KINDS.iter().find(|(known, _)| *known == extension).map(|(_, kind)| *kind)
+    }
+}
+
+fn extension(path: &Path) -> String {
+    path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
+}
+
 impl SourceFile {
     /// Finds the file and its kind.
     pub(crate) fn find(path: PathBuf) -> Result<Self> {
@@ -275,9 +291,9 @@ impl SourceFile {
             }
             Err(e) => return error(e.to_string()),
         }
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        match KINDS.iter().find(|(known, _)| *known == extension) {
-            Some((_, kind)) => Ok(Self { kind: *kind, path }),
+        let extension = extension(&path);
+        match Kind::of(&path) {
+            Some(kind) => Ok(Self { kind, path }),
             None if ["gz", "zst", "zip", "bz2", "xz"].contains(&extension.as_str()) => {
                 error(format!("it is compressed (.{extension}); decompress it first"))
             }

@@ -259,7 +259,7 @@ fn every_mistake_has_its_own_message() {
         ("latin.csv", "PLACEHOLDER", &["line 2", "cell 1 is not UTF-8"]),
         ("ragged.csv", "text,label\na,b\nc\n", &["ragged.csv, line 3", "1 cells", "header 2"]),
         ("wide.csv", "text,label\nwell, yes,b\n", &["line 2", "3 cells", "quotes"]),
-        ("twice.csv", "text,label,text\na,b,c\n", &["two columns of that name"]),
+        ("twice.csv", "text,label,text\na,b,c\n", &["two columns called `text`"]),
         ("typo.csv", "Text,label\na,b\n", &["`text`", "\"Text\", \"label\"", "did you mean \"Text\"?"]),
         ("open.csv", "text,label\na,b\n\"c,d\ne,f\ng,h\n", &["line 3"]),
         ("swallow.csv", "label,text\nb,a\nd,\"c\nf,e\nh,g\n", &["line 3", "never closed"]),

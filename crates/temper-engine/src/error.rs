@@ -116,6 +116,12 @@ pub enum Error {
         /// Steps done.
         step: u64,
     },
+    /// This rank was given another plan.
+    #[error("{what} are not those of the other ranks: they read another recipe or other data")]
+    OtherPlan {
+        /// What.
+        what: &'static str,
+    },
     /// Another rank failed, and says how.
     #[error("another rank failed at step {step}")]
     Elsewhere {
@@ -204,6 +210,16 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::Io { action, path, source }
+    }
+}
+
+impl Error {
+    /// What differs between ranks where a plan does.
+    pub(crate) fn of_plan(self) -> Self {
+        match self {
+            Self::Disagrees { what, .. } => Self::OtherPlan { what },
+            other => other,
+        }
     }
 }
 

@@ -78,10 +78,13 @@ where
 {
     let shared = Rc::new(Shared::new(site.world, weights::held(&model)?, &plan.sharing));
     let lending = Lending::new(&shared);
-    shared.agree("the decisions of its plan", 0, &plan.fingerprint)?;
     // What decides no number decides what the ranks do together.
-    let together = (&plan.sharing, plan.save_every, plan.max_wall);
-    shared.agree("its [distributed], `save_every` or `max_wall`", 0, &format!("{together:?}"))?;
+    let together = format!("{:?}", (&plan.sharing, plan.save_every, plan.max_wall));
+    for (what, own) in
+        [("the decisions of its plan", &plan.fingerprint), ("its [distributed], `save_every` or `max_wall`", &together)]
+    {
+        shared.agree(what, 0, own).map_err(Error::of_plan)?;
+    }
     let store = Store::open(site, &plan.fingerprint, plan.keep_last)?;
     let mut optimizer = Optimizer::new(&plan.optim);
     let mut progress;

@@ -29,9 +29,9 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    /// Meets the other ranks at an address of the machine of rank 0.
-    pub fn join(place: &Place, meeting: &Address) -> Result<Self, Error> {
-        Guest { rank: place.rank, size: place.size, meeting }.meet()
+    /// Meets the other ranks of a run at an address of the machine of rank 0.
+    pub fn join(place: &Place, meeting: &Address, run: &str) -> Result<Self, Error> {
+        Guest { run, rank: place.rank, size: place.size, meeting }.meet()
     }
 
     /// From now on somebody watches, and numbers come when they come.

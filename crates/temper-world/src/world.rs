@@ -49,17 +49,22 @@ impl World {
     }
 
     /// Joins the ranks that the launcher started, or none. On the rank that speaks for all, `on_failure` hears why they end.
+    /// Where they meet by themselves, those of another `run` are refused; one without a name is whatever the others are.
     ///
     /// # Errors
     /// When nothing that this build has could join them, or when they do not meet.
-    pub fn join(place: Place, on_failure: impl Fn(&Verdict) + Send + Sync + 'static) -> Result<Self, Error> {
+    pub fn join(
+        place: Place,
+        run: &str,
+        on_failure: impl Fn(&Verdict) + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
         if place.size == 1 {
             return Ok(Self::single());
         }
         let watch = |engine: &dyn Collectives| Watch::join(engine, &place, Box::new(on_failure));
         let (engine, watch): (Rc<dyn Collectives>, _) = match &place.meeting {
             Some(meeting) => {
-                let tcp = Tcp::join(&place, meeting)?;
+                let tcp = Tcp::join(&place, meeting, run)?;
                 let watch = watch(&tcp)?;
                 tcp.watched()?;
                 (Rc::new(tcp), watch)

@@ -11,13 +11,13 @@ mod runs;
 mod sweep;
 
 use std::ffi::OsString;
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
-use temper_data::{DataConfig, Files, LabelColumns};
+use temper_data::{DataConfig, Files, LabelColumns, Text, Texts};
 use temper_world::{Place, World};
 
 use crate::device::DeviceArgs;
@@ -186,9 +186,9 @@ struct ColumnArgs {
 struct PredictArgs {
     /// A run directory or an export.
     model: PathBuf,
-    /// Texts to classify. Without any: lines of FILE or of stdin, each a text or a JSON object.
+    /// Texts to classify. Without any: rows of FILE, or lines of stdin, each a text or a JSON object.
     texts: Vec<String>,
-    /// A file of lines.
+    /// A table or JSON lines (.csv, .tsv, .parquet, .arrow, .jsonl), or any other file of lines, each a text or a JSON object.
     #[arg(long, value_name = "FILE", conflicts_with = "texts")]
     file: Option<PathBuf>,
     #[command(flatten)]
@@ -204,7 +204,7 @@ struct MergeArgs {
     /// Where the merged model goes. Default: `merged` beside the adapter.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// A file of lines to prove the merge on, beside the built-in ones.
+    /// A file of texts, as `predict` reads them, to prove the merge on, beside the built-in ones.
     #[arg(long, value_name = "FILE")]
     probe: Option<PathBuf>,
     #[command(flatten)]
@@ -282,9 +282,11 @@ impl TrainArgs {
         let ending = Arc::new(ranks::Ending::new());
         let end = ending.clone();
         let signals = Signals::install_for(ranks::place()?.rank == 0, move || ranks::end_at_once(&end))?;
-        let world = ranks::join()?;
+        // What is wrong with it, one of all says.
+        let recipe = self.recipe.load();
+        let world = ranks::join(&recipe.as_ref().map(Recipe::name).unwrap_or_default())?;
         world.ending().into_iter().for_each(|of_all| drop(ending.set(Box::new(of_all))));
-        let finished = ranks::end(&world, self.train(&signals, &world));
+        let finished = ranks::end(&world, self.train(recipe, &signals, &world));
         if let Some(path) = self.profile.as_ref().filter(|_| world.leads()) {
             profile.write_trace(path)?;
         }
@@ -326,8 +328,13 @@ impl TrainArgs {
         args
     }
 
-    fn train(&self, signals: &Signals, world: &World) -> Result<Finished, Failure> {
-        let mut recipe = self.recipe.load()?;
+    fn train(
+        &self,
+        recipe: Result<Recipe, Failure>,
+        signals: &Signals,
+        world: &World,
+    ) -> Result<Finished, Failure> {
+        let mut recipe = recipe?;
         world.set_limits(ranks::limits(&recipe.distributed));
         device::set_up(&recipe.device, world.place())?;
         train::train(&mut recipe, How { fresh: self.fresh, push: !self.no_push }, signals, world)
@@ -407,33 +414,23 @@ impl PredictArgs {
             return predict(&model, &pairs.iter().map(pair).collect::<Vec<_>>());
         }
         let columns = self.columns.over(model.opened().columns());
-        let pair = columns.text_pair.as_deref();
-        let lines: Box<dyn BufRead> = match &self.file {
-            Some(path) => Box::new(open(path)?),
-            None => Box::new(std::io::stdin().lock()),
+        let texts = Texts::new(columns.text, columns.text_pair);
+        let (mut waiting, mut answered) = (Vec::new(), Ok(()));
+        let mut ask = |text| {
+            waiting.push(text);
+            if waiting.len() == 256 {
+                answered = predict(&model, &std::mem::take(&mut waiting));
+            }
+            answered.is_ok()
         };
-        let file = self.file.as_ref().map_or_else(|| "stdin".into(), |path| path.display().to_string());
-        let mut texts = Vec::new();
-        for (number, line) in lines.lines().enumerate() {
-            let place = format!("{file}, line {}", number + 1);
-            let line = line.context(Kind::Data, format!("failed to read {place}"));
-            let text = line.and_then(|line| {
-                let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
-                text_of(line, &columns.text, pair, &place)
-            });
-            match text {
-                Ok(text) => texts.push(text),
-                Err(failure) => {
-                    // The lines before a bad one get their answers.
-                    predict(&model, &texts)?;
-                    return Err(failure);
-                }
-            }
-            if texts.len() == 256 {
-                predict(&model, &std::mem::take(&mut texts))?;
-            }
-        }
-        predict(&model, &texts)
+        let read = match &self.file {
+            Some(path) => texts.read(path, &mut ask),
+            None => texts.lines(Path::new("stdin"), std::io::stdin().lock(), &mut ask),
+        };
+        answered?;
+        // The rows before a bad one get their answers.
+        predict(&model, &waiting)?;
+        told(read)
     }
 }
 
@@ -441,14 +438,14 @@ impl MergeArgs {
     fn run(self) -> Result<(), Failure> {
         let opened = Opened::open(&self.model)?;
         let out = self.out.unwrap_or_else(|| opened.dir.with_file_name("merged"));
-        let mut probe: Vec<(String, Option<String>)> = PROBE.iter().map(|text| ((*text).to_owned(), None)).collect();
+        let mut probe: Vec<Text> = PROBE.iter().map(|text| ((*text).to_owned(), None)).collect();
         if let Some(path) = &self.probe {
             let columns = opened.columns();
-            for (number, line) in open(path)?.lines().enumerate() {
-                let place = format!("{}, line {}", path.display(), number + 1);
-                let line = line.context(Kind::Data, format!("failed to read {place}"))?;
-                probe.push(text_of(&line, &columns.text, columns.text_pair.as_deref(), &place)?);
-            }
+            let texts = Texts::new(columns.text, columns.text_pair);
+            told(texts.read(path, &mut |text| {
+                probe.push(text);
+                true
+            }))?;
         }
         let (difference, what) = if opened.config.is_decoder() {
             let texts: Vec<String> = probe.iter().map(|(text, _)| text.clone()).collect();
@@ -475,31 +472,13 @@ const PROBE: [&str; 6] = [
      sentence with many clauses, which turned out, as one may have guessed by now, to be wrong on every count.",
 ];
 
-fn open(path: &Path) -> Result<std::io::BufReader<std::fs::File>, Failure> {
-    let file = std::fs::File::open(path).context(Kind::Data, format!("failed to open {}", path.display()))?;
-    Ok(std::io::BufReader::new(file))
+/// What came of reading what the command line names.
+fn told(read: Result<(), temper_data::Error>) -> Result<(), Failure> {
+    let kind = read.as_ref().err().map_or(Kind::Data, Kind::of_data);
+    read.map_err(|error| Failure::new(kind, format!("error: {error}")))
 }
 
-/// A line is a JSON object with the columns, or else the text itself, unless there must be two.
-fn text_of(line: &str, text: &str, pair: Option<&str>, place: &str) -> Result<(String, Option<String>), Failure> {
-    let wrong = |what: String| Failure::new(Kind::Data, format!("error: {place}: {what}"));
-    let object = match (serde_json::from_str(line), pair) {
-        (Ok(Value::Object(object)), _) => object,
-        (Err(error), _) if line.strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with('"')) => {
-            return Err(wrong(format!("it begins as JSON does: {error}")));
-        }
-        (_, None) => return Ok((line.to_owned(), None)),
-        (_, Some(pair)) => return Err(wrong(format!("pairs of texts are JSON objects with `{text}` and `{pair}`"))),
-    };
-    let column = |name: &str| match object.get(name) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(wrong(format!("`{name}` is not a text: {other}"))),
-        None => Err(wrong(format!("there is no text called `{name}`"))),
-    };
-    Ok((column(text)?, pair.map(column).transpose()?))
-}
-
-fn predict(model: &Trained, texts: &[(String, Option<String>)]) -> Result<(), Failure> {
+fn predict(model: &Trained, texts: &[Text]) -> Result<(), Failure> {
     model.predict(texts)?.iter().try_for_each(|prediction| writeln(&prediction.to_string()))
 }
 

@@ -59,14 +59,14 @@ pub fn place() -> Result<Place, Failure> {
     Place::read(|name| std::env::var(name).ok()).context(Kind::Recipe, "the launcher's environment is wrong")
 }
 
-/// Joins the ranks that the launcher started.
+/// Joins the ranks that the launcher started for the run of this name, or, without one, for whatever the others are to do.
 ///
 /// # Errors
 /// When there are several, and they cannot be joined.
-pub fn join() -> Result<World, Failure> {
+pub fn join(run: &str) -> Result<World, Failure> {
     let place = place()?;
     let size = place.size;
-    let joined = World::join(place, move |verdict| tell(verdict, size));
+    let joined = World::join(place, run, move |verdict| tell(verdict, size));
     let kind = match &joined {
         Err(Error::NotBuilt { .. } | Error::OtherWorld { .. } | Error::Refused { .. }) => Kind::Recipe,
         _ => Kind::World,

@@ -83,6 +83,10 @@ pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
     let dir = sweep.dir.clone().unwrap_or_else(|| Path::new("runs").join(format!("{name}-sweep")));
     let before = if sweep.fresh { None } else { Held::read(&dir)? };
     let done: Vec<bool> = trials.iter().map(|trial| is_done(before.as_ref(), trial)).collect();
+    let left = done.iter().filter(|done| !**done).count();
+    if left > 0 {
+        say!("planning {left} of {count} trials");
+    }
     let metric = plan(sweep, recipes, &mut trials, &done, before.as_ref())?;
 
     let definition = Definition {

@@ -39,8 +39,8 @@ const ADDRESSES: usize = 32;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// To rank 0: one of so many is here, and can be called there.
-    Here { rank: usize, size: usize, addresses: Vec<SocketAddr> },
+    /// To rank 0: one of so many of a run is here, and can be called there.
+    Here { run: String, rank: usize, size: usize, addresses: Vec<SocketAddr> },
     /// From rank 0: are you?
     Roll,
     /// To rank 0: I am.
@@ -55,6 +55,8 @@ pub(super) enum Message {
 
 /// One rank of `size`, on its way to the others.
 pub(super) struct Guest<'a> {
+    /// The name of what they are to do; none is whatever the others do.
+    pub run: &'a str,
     pub rank: usize,
     pub size: usize,
     pub meeting: &'a Address,
@@ -99,6 +101,11 @@ impl Guest<'_> {
         }
     }
 
+    /// Whether a rank of that run is one of those.
+    fn knows(&self, run: &str) -> bool {
+        run == self.run || run.is_empty() || self.run.is_empty()
+    }
+
     fn resolved(&self) -> io::Result<Vec<SocketAddr>> {
         Ok((&*self.meeting.host, self.meeting.port).to_socket_addrs()?.collect())
     }
@@ -127,13 +134,16 @@ impl Guest<'_> {
                 tracing::warn!("rank 0 waits: {missing}");
             }
             // Whoever says something else is not answered.
-            let Some((stream, Message::Here { rank, size: theirs, addresses })) =
+            let Some((stream, Message::Here { run, rank, size: theirs, addresses })) =
                 callers.next(roll).map_err(Error::meeting)?
             else {
                 continue;
             };
-            let refused = match seats.get_mut(rank.wrapping_sub(1)).filter(|_| theirs == size) {
-                None => Some(format!("this is rank {rank} of {theirs}, and rank 0 waits for {size}")),
+            let refused = match seats.get_mut(rank.wrapping_sub(1)).filter(|_| theirs == size && self.knows(&run)) {
+                None => Some(format!(
+                    "this is rank {rank} of {theirs} for `{run}`, and rank 0 waits for {size} for `{}`",
+                    self.run
+                )),
                 Some(seat) => {
                     call_the_roll(std::slice::from_mut(seat));
                     seat.is_some().then(|| format!("there is a rank {rank} already"))
@@ -159,7 +169,7 @@ impl Guest<'_> {
     fn call(&self, callers: &Callers<Message>, end: Instant) -> Result<Introduced, Error> {
         let mut addresses = callers.addresses().map_err(Error::meeting)?;
         addresses.truncate(ADDRESSES);
-        let here = Message::Here { rank: self.rank, size: self.size, addresses };
+        let here = Message::Here { run: self.run.to_owned(), rank: self.rank, size: self.size, addresses };
         // What rank 0 says once it is not the roll.
         let ask = || -> io::Result<(TcpStream, Message)> {
             let stream = net::call(&self.resolved()?)?;

@@ -23,7 +23,7 @@ fn in_threads<R: Send>(size: usize, run: impl Fn(World) -> R + Sync) -> Vec<R> {
             let (meeting, run) = (&meeting, &run);
             scope.spawn(move || {
                 let place = place(rank, size);
-                let tcp = Tcp::join(&place, meeting).unwrap();
+                let tcp = Tcp::join(&place, meeting, "a").unwrap();
                 let world = World::of(place, Rc::new(tcp));
                 let result = run(world.clone());
                 // Who sums nothing waits for nobody.
@@ -78,7 +78,8 @@ fn sums_are_the_same_everywhere() {
 #[test]
 fn only_those_of_one_run_meet() {
     let meeting = Address::local().unwrap();
-    let join = &|rank, size| Tcp::join(&place(rank, size), &meeting);
+    let join_for = |run, rank, size| Tcp::join(&place(rank, size), &meeting, run);
+    let join = &|rank, size| join_for("a", rank, size);
     let said = |joined: Result<Tcp, Error>| joined.err().unwrap().to_string();
     let call = || loop {
         match TcpStream::connect((&*meeting.host, meeting.port)) {
@@ -94,7 +95,7 @@ fn only_those_of_one_run_meet() {
         loud.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         let here = |stream: &TcpStream, rank| {
             let addresses = vec![([127, 0, 0, 1], 1).into()];
-            send(&Message::Here { rank, size: 3, addresses }, stream).unwrap();
+            send(&Message::Here { run: "a".into(), rank, size: 3, addresses }, stream).unwrap();
         };
         here(&call(), 1);
         let waits = waiting.get_or_init(call);
@@ -114,13 +115,15 @@ fn only_those_of_one_run_meet() {
         }
         let refused = said(join(1, 3));
         assert!(refused.contains("there is a rank 1 already; two runs need two values of MASTER_PORT"), "{refused}");
-        assert!(said(join(1, 2)).contains("this is rank 1 of 2, and rank 0 waits for 3"));
+        assert!(said(join(1, 2)).contains("this is rank 1 of 2 for `a`, and rank 0 waits for 3 for `a`"));
+        assert!(said(join_for("b", 1, 3)).contains("this is rank 1 of 3 for `b`, and rank 0 waits for 3 for `a`"));
         let taken = said(join(0, 3));
         assert!(taken.contains(&format!("port {} of this machine is taken", meeting.port)), "{taken}");
         // One that no longer answers, be it stopped or without power, makes room for another.
         mute.store(true, Relaxed);
         still.join().unwrap();
-        let others = [1, 2].map(|rank| scope.spawn(move || join(rank, 3)));
+        // Where a rank does not know what it is to do, rank 0 will say it.
+        let others = [("a", 1), ("", 2)].map(|(run, rank)| scope.spawn(move || join_for(run, rank, 3)));
         others.into_iter().chain([lead]).for_each(|rank| drop(rank.join().unwrap().unwrap()));
     });
 }

@@ -71,6 +71,8 @@ impl BenchArgs {
         // A GPU's product is over before its result is there: only the processor's time is the product's.
         let peak = (plan.device.name == "cpu").then(|| peak_flops(&temper_device::cpu()));
         let records = events::read(&run.join("events.jsonl")).context(Kind::Other, "failed to read the events")?;
+        // A reader that goes away ends the process, and nothing is left of it.
+        drop(place);
         let tokens = records.iter().filter_map(|record| match &record.event {
             Event::Step { step, tokens, .. } if *step == self.warmup || *step == steps => Some(*tokens),
             _ => None,

@@ -4,6 +4,7 @@
 
 mod causal;
 
+use std::path::{Component, Path};
 use std::time::Duration;
 
 use temper_data::{DataConfig, Files};
@@ -55,6 +56,8 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
     for path in ["export.name", "export.license", "export.language", "run.dir", "run.name"] {
         rules.not_empty(path);
     }
+    let within = |name: &String| Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    rules.must("run.name", recipe.run.name.as_ref().is_none_or(within), "a name below `runs`");
     rules.broken()
 }
 

@@ -14,6 +14,9 @@ pub type Setting = (String, String);
 /// The most trials of a sweep.
 const MOST: usize = 10_000;
 
+/// Below it each whole number has an f64 of its own.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// Draws for each trial that is asked for, after which new combinations are taken to be used up.
 const PATIENCE: usize = 1000;
 
@@ -150,27 +153,42 @@ impl Written {
 
 /// A key that is set twice, or by the sweep.
 fn clashes(varied: &[Varied], fixed: &[String]) -> Vec<Diagnostic> {
-    let plain = |key: &str| key.split('.').map(str::trim).collect::<Vec<_>>().join(".");
-    let set: Vec<String> = fixed.iter().filter_map(|text| Some(plain(text.split_once('=')?.0))).collect();
+    let set: Vec<Vec<String>> =
+        fixed.iter().filter_map(|text| Some(names(&text[..*outside(text, '=').first()?]))).collect();
+    let varied: Vec<(Vec<String>, &Spot)> = varied.iter().map(|one| (names(&one.key), &one.spot)).collect();
     let mut wrong = Vec::new();
-    if set.iter().any(|key| key == "run.dir") {
+    if set.iter().any(|key| *key == ["run", "dir"]) {
         let message = "`--set run.dir`: each trial of a sweep has a directory of its own";
         wrong.push(Diagnostic::new(message).help("`--dir DIR` says where all of them go"));
     }
-    for (index, one) in varied.iter().enumerate() {
-        let key = plain(&one.key);
-        let why = if varied[..index].iter().any(|other| plain(&other.key) == key) {
-            "is varied twice"
-        } else if set.contains(&key) {
-            "is varied, and `--set` gives it one value"
-        } else if ["run.dir", "run.name"].contains(&key.as_str()) {
-            "is what the sweep sets: each trial has its own"
+    for (index, (key, spot)) in varied.iter().enumerate() {
+        let within = |other: &&Vec<String>| other.starts_with(key);
+        let shown = |other: &Vec<String>| if other == key { "it".into() } else { format!("`{}`", other.join(".")) };
+        let twice = varied[..index].iter().map(|(other, _)| other).find(|other| within(other) || key.starts_with(other));
+        let why = if let Some(other) = twice {
+            if other == key { "is varied twice".into() } else { format!("is varied, and so is {}", shown(other)) }
+        } else if let Some(other) = set.iter().find(within) {
+            format!("is varied, and `--set` gives {} one value", shown(other))
+        } else if *key == ["run"] || *key == ["run", "dir"] || *key == ["run", "name"] {
+            "is what the sweep sets: each trial has its own".into()
         } else {
             continue;
         };
-        wrong.push(Diagnostic::new(format!("`{key}` {why}")).at(one.spot.clone(), ""));
+        wrong.push(Diagnostic::new(format!("`{}` {why}", key.join("."))).at((*spot).clone(), ""));
     }
     wrong
+}
+
+/// The names on the way to a key, however it is written.
+fn names(key: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut value = toml::from_str(&format!("{key} = 0")).ok();
+    while let Some((name, inner)) = value.and_then(|table: toml::Table| table.into_iter().next()) {
+        names.push(name);
+        value = if let toml::Value::Table(table) = inner { Some(table) } else { None };
+    }
+    // What is no key is what the recipe says it is.
+    if names.is_empty() { vec![key.to_owned()] } else { names }
 }
 
 fn parse(flag: &str, text: &str) -> Result<Varied, Diagnostic> {
@@ -235,6 +253,9 @@ fn range(text: &str, start: usize) -> Result<Values, Diagnostic> {
         return wrong("a logarithmic range is above 0".into(), "");
     }
     let whole = [low, high].iter().all(|text| text.trim().replace('_', "").parse::<i64>().is_ok());
+    if whole && a.abs().max(b.abs()) >= EXACT {
+        return wrong("whole numbers are drawn below 2^53".into(), "");
+    }
     Ok(Values::Range { low: a, high: b, log, whole })
 }
 
@@ -364,7 +385,12 @@ mod tests {
             (asked(&["a="]), "a value is missing"),
             (asked(&["a=1,2", "a=3"]), "`a` is varied twice"),
             (asked(&["train . epochs=1,2"]), "`train.epochs` is varied, and `--set` gives it one value"),
+            (asked(&["train.\"epochs\"=1,2"]), "`train.epochs` is varied, and `--set` gives it one value"),
+            (asked(&["train={epochs=1},{epochs=3}"]), "`train` is varied, and `--set` gives `train.epochs` one value"),
+            (asked(&["a.b=1,2", "a={b=3},{b=4}"]), "`a` is varied, and so is `a.b`"),
+            (asked(&["a={b=3},{b=4}", "a.b=1,2"]), "`a.b` is varied, and so is `a`"),
             (asked(&["run.dir=a,b"]), "each trial has its own"),
+            (random(2, &["a=1..9007199254740993"], &[], 0), "whole numbers are drawn below 2^53"),
             (random(2, &["a=1"], &[], 0), "a range is `LOW..HIGH`"),
             (random(2, &["a=1..x"], &[], 0), "`x` is no number"),
             (random(2, &["a=2..1"], &[], 0), "the range is empty: 2 is not below 1"),
