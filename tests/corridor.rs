@@ -488,7 +488,12 @@ fn eval_and_predict_know_the_columns_of_training() {
     let said: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((said["text"].as_str(), said["text_pair"].as_str()), (Some("left"), Some("right")), "{said}");
     assert_eq!(out.status.code(), Some(3));
-    assert!(text(&out.stderr).contains("column `two`") && text(&out.stderr).contains("lines.jsonl, line 2: the columns are `one`"), "{}", text(&out.stderr));
+    assert!(
+        text(&out.stderr).contains("column `two`")
+            && text(&out.stderr).contains("lines.jsonl, line 2: the columns are `one`"),
+        "{}",
+        text(&out.stderr)
+    );
 
     // Of a pair both are needed, however they are given.
     let predict = |texts: &[&str]| temper(&[&["predict", away.to_str().unwrap()], texts].concat());

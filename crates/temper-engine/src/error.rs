@@ -118,7 +118,7 @@ pub enum Error {
     },
     /// This rank was given another plan.
     #[error("{what} are not those of the other ranks: they read another recipe or other data")]
-    OtherPlan {
+    Unlike {
         /// What.
         what: &'static str,
     },
@@ -217,7 +217,7 @@ impl Error {
     /// What differs between ranks where a plan does.
     pub(crate) fn of_plan(self) -> Self {
         match self {
-            Self::Disagrees { what, .. } => Self::OtherPlan { what },
+            Self::Disagrees { what, .. } => Self::Unlike { what },
             other => other,
         }
     }

@@ -53,11 +53,7 @@ impl World {
     ///
     /// # Errors
     /// When nothing that this build has could join them, or when they do not meet.
-    pub fn join(
-        place: Place,
-        run: &str,
-        on_failure: impl Fn(&Verdict) + Send + Sync + 'static,
-    ) -> Result<Self, Error> {
+    pub fn join(place: Place, run: &str, on_failure: impl Fn(&Verdict) + Send + Sync + 'static) -> Result<Self, Error> {
         if place.size == 1 {
             return Ok(Self::single());
         }

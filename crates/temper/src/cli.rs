@@ -328,12 +328,7 @@ impl TrainArgs {
         args
     }
 
-    fn train(
-        &self,
-        recipe: Result<Recipe, Failure>,
-        signals: &Signals,
-        world: &World,
-    ) -> Result<Finished, Failure> {
+    fn train(&self, recipe: Result<Recipe, Failure>, signals: &Signals, world: &World) -> Result<Finished, Failure> {
         let mut recipe = recipe?;
         world.set_limits(ranks::limits(&recipe.distributed));
         device::set_up(&recipe.device, world.place())?;

@@ -37,7 +37,9 @@ impl Kind {
     /// Whether what is wrong with data is what was asked of them: a column that a table, or the first of its rows, does not have.
     pub fn of_data(error: &temper_data::Error) -> Self {
         match error {
-            temper_data::Error::Config { .. } | temper_data::Error::Column { place: None | Some((_, 1)), .. } => Self::Recipe,
+            temper_data::Error::Config { .. } | temper_data::Error::Column { place: None | Some((_, 1)), .. } => {
+                Self::Recipe
+            }
             _ => Self::Data,
         }
     }

@@ -355,7 +355,7 @@ fn engine_failure(error: temper_engine::Error, world: &World) -> Failure {
         world.fail_elsewhere();
     }
     let kind = match &error {
-        temper_engine::Error::OtherPlan { .. } => Kind::Recipe,
+        temper_engine::Error::Unlike { .. } => Kind::Recipe,
         temper_engine::Error::Diverged { .. } | temper_engine::Error::Ruined { .. } => Kind::Diverged,
         temper_engine::Error::NoTargets { .. } | temper_engine::Error::Data { .. } => Kind::Data,
         temper_engine::Error::World(_) | temper_engine::Error::Disagrees { .. } => Kind::World,

@@ -2,7 +2,8 @@
 //!
 //! Columns of B are packed in panels of 32, in which two neighbours in depth share 32 bits, and are rounded if they were not. Rows
 //! of A are read where they are, if they are rounded and the engine can; else they are packed, too: for AMX as tiles of 16 rows by
-//! 32 values, one behind the other. The inner loop is the processor's: AMX tiles or AVX-512 BF16 dot products.
+//! 32 values, one behind the other, for multiply-adds in f32. The inner loop is the processor's: AMX tiles, AVX-512 BF16 dot
+//! products, or, where these are slower, AVX-512 multiply-adds of values that are widened again.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -39,7 +40,9 @@ pub(crate) enum Engine {
     /// Advanced Matrix Extensions.
     Amx,
     /// `vdpbf16ps`.
-    Avx512,
+    Dot,
+    /// `vfmadd231ps`.
+    Fma,
 }
 
 impl Engine {
@@ -64,7 +67,7 @@ impl Engine {
                 all.push(Self::Amx);
             }
             if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw") {
-                all.push(Self::Avx512);
+                all.extend(if avx512::dots_are_fast() { [Self::Dot, Self::Fma] } else { [Self::Fma, Self::Dot] });
             }
         }
         all
@@ -153,6 +156,17 @@ pub(crate) enum Right<'a> {
     Matrix(Operand),
     /// What [`pack_panels`] made of one.
     Panels(&'a [u32]),
+}
+
+impl Engine {
+    /// How far apart two depths of packed rows of A are, in 16 bits.
+    fn apart(self) -> usize {
+        match self {
+            Self::Amx => ROWS,
+            Self::Dot => 1,
+            Self::Fma => 2,
+        }
+    }
 }
 
 /// A work item of the inner loops: some rows of A against one panel of B, over some depth.
@@ -254,21 +268,22 @@ struct Term<'a> {
 
 impl<'a> Term<'a> {
     /// The room that packed rows take.
-    fn room(a: &Operand, rows: usize) -> usize {
-        rows.next_multiple_of(ROWS) * a.shape()[1].next_multiple_of(STEP)
+    fn room(engine: Engine, a: &Operand, rows: usize) -> usize {
+        let each = if engine == Engine::Fma { 3 } else { 1 };
+        each * rows.next_multiple_of(ROWS) * a.shape()[1].next_multiple_of(STEP)
     }
 
     /// Rows of A where they are, or in `room`, with panels of which a column has `height` values.
     fn new(engine: Engine, a: Operand, rows: Range<usize>, room: &'a mut [u16], b: &'a [u32], height: usize) -> Self {
-        let (depth, count, tiles) = (a.shape()[1], rows.len(), engine == Engine::Amx);
+        let (depth, count) = (a.shape()[1], rows.len());
         let padded = depth.next_multiple_of(STEP);
-        let stride = if tiles { ROWS * padded } else { padded };
-        let (a, stride) = match a {
-            Operand::Rounded(a) if !tiles && rows.len() >= FEW && depth % 2 == 0 && a.row_is_contiguous() => {
+        let stride = engine.apart() * padded;
+        let (a, stride) = match (engine, a) {
+            (Engine::Fma, a) => (widened_rows(a, rows, padded, room), stride),
+            (Engine::Dot, Operand::Rounded(a)) if count >= FEW && depth % 2 == 0 && a.row_is_contiguous() => {
                 (rows_of(a, rows), a.strides()[0] as usize)
             }
-            Operand::Rounded(a) => (pack_rows(a.part(rows, 0..depth), tiles, padded, room), stride),
-            Operand::Plain(a) => (pack_rows(a.part(rows, 0..depth), tiles, padded, room), stride),
+            (_, a) => (pack_rows_of(a, rows, engine == Engine::Amx, padded, room), stride),
         };
         Self { a, rows: count, stride, b, height: height.next_multiple_of(STEP), depth, padded }
     }
@@ -295,7 +310,7 @@ unsafe fn add_up(
             let end = if tiles { padded } else { depth.next_multiple_of(2) };
             let deep = padded.div_ceil(padded.div_ceil(deepest)).next_multiple_of(STEP);
             (0..end).step_by(deep).map(move |start| Piece {
-                a: a[if tiles { start * ROWS } else { start }..].as_ptr(),
+                a: a[start * engine.apart()..].as_ptr(),
                 stride,
                 b: b[(panel * height + start) / 2 * PANEL..].as_ptr(),
                 depth: deep.min(end - start),
@@ -313,7 +328,8 @@ unsafe fn add_up(
     unsafe {
         match engine {
             Engine::Amx => amx::run(pieces),
-            Engine::Avx512 => avx512::run(pieces),
+            Engine::Dot => avx512::run::<false>(pieces),
+            Engine::Fma => avx512::run::<true>(pieces),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -345,10 +361,11 @@ unsafe fn product_of_panels(
     (0..blocks).into_par_iter().for_each(|block| {
         let own = block * height..rows.min((block + 1) * height);
         let mut room = ROWS_OF_A.take();
-        let mut free = at_least(&mut room, terms.iter().map(|(a, _)| Term::room(a, own.len())).sum::<usize>() + SLACK);
+        let mut free =
+            at_least(&mut room, terms.iter().map(|(a, _)| Term::room(engine, a, own.len())).sum::<usize>() + SLACK);
         let mut of_rows = Vec::with_capacity(terms.len());
         for (a, b) in terms {
-            let (packed, rest) = free.split_at_mut(Term::room(a, own.len()));
+            let (packed, rest) = free.split_at_mut(Term::room(engine, a, own.len()));
             free = rest;
             of_rows.push(Term::new(engine, *a, own.clone(), packed, b, a.shape()[1]));
         }
@@ -391,7 +408,7 @@ pub(crate) unsafe fn product_here(
     assert!(columns.start.is_multiple_of(PANEL) && panels_size(height, columns.end) <= panels.len());
     let first = (columns.start * height.next_multiple_of(STEP) + rows.start * PANEL) / 2;
     let (count, mut room) = (a.rows(), ROWS_OF_A.take());
-    let packed = at_least(&mut room, Term::room(&Operand::Plain(a), count) + SLACK);
+    let packed = at_least(&mut room, Term::room(engine, &Operand::Plain(a), count) + SLACK);
     let term = Term::new(engine, Operand::Plain(a), 0..count, packed, &panels[first..], height);
     // SAFETY: the caller's.
     unsafe { add_up(engine, out, add, alpha, &[term], 0..columns.len().div_ceil(PANEL), columns.len()) };
@@ -419,6 +436,28 @@ fn rows_of<'a>(a: Matrix<bf16>, rows: Range<usize>) -> &'a [u16] {
     let count = (rows.len() - 1) * stride as usize + a.columns();
     // SAFETY: the matrix has been made of memory that outlives the product; bfloat16 is its bits.
     unsafe { std::slice::from_raw_parts(a.place(rows.start, 0).cast(), count) }
+}
+
+/// Some rows of A, rounded and in f32 again, zeros behind them.
+fn widened_rows(a: Operand, rows: Range<usize>, padded: usize, room: &mut [u16]) -> &[u16] {
+    let (depth, count) = (a.shape()[1], rows.len());
+    let (wide, narrow) = room.split_at_mut(2 * count.next_multiple_of(ROWS) * padded);
+    let (halves, stride) = match a {
+        Operand::Rounded(a) if a.row_is_contiguous() => (rows_of(a, rows), a.strides()[0] as usize),
+        a => (pack_rows_of(a, rows, false, padded, narrow), padded),
+    };
+    for (i, wide) in wide.chunks_exact_mut(2 * padded).take(count).enumerate() {
+        widen(&halves[i * stride..][..depth], wide);
+    }
+    wide
+}
+
+/// [`pack_rows`] of some rows.
+fn pack_rows_of(a: Operand, rows: Range<usize>, tiles: bool, padded: usize, out: &mut [u16]) -> &[u16] {
+    match a {
+        Operand::Plain(a) => pack_rows(a.part(rows, 0..a.columns()), tiles, padded, out),
+        Operand::Rounded(a) => pack_rows(a.part(rows, 0..a.columns()), tiles, padded, out),
+    }
 }
 
 /// A in bfloat16, zeros at the edges: row by row, or as tiles, those of the same 16 rows one behind the other.
@@ -560,6 +599,22 @@ fn narrow<T: Value>(x: &[T], out: &mut [u16], stride: usize) {
             *out = x.bits();
         }
     }
+}
+
+/// Values in f32, of which each takes two places, and zeros behind them.
+fn widen(x: &[u16], out: &mut [u16]) {
+    assert!(2 * x.len() <= out.len());
+    let (wide, rest) = out.split_at_mut(2 * x.len());
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the one engine that asks for it comes with AVX-512; there is room for all values.
+    unsafe {
+        avx512::widen(x, wide.as_mut_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for (x, out) in x.iter().zip(wide.as_chunks_mut().0) {
+        *out = [0, *x];
+    }
+    rest.fill(0);
 }
 
 /// Pairs of two rows, of which the second may be missing.

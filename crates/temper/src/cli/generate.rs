@@ -1,6 +1,7 @@
 //! `temper generate` and `temper chat`.
 
-use std::io::{BufRead, IsTerminal};
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use serde_json::json;
 use temper_data::Message;
 use temper_tasks::Sampling;
 
-use super::{open, write, writeln};
+use super::{write, writeln};
 use crate::device::DeviceArgs;
 use crate::failure::{Context, Failure, Kind};
 use crate::language::{Answer, Asked, LanguageModel};
@@ -122,7 +123,10 @@ impl GenerateArgs {
             return Ok(());
         }
         let lines: Box<dyn Iterator<Item = std::io::Result<String>>> = match &self.file {
-            Some(path) => Box::new(open(path)?.lines()),
+            Some(path) => {
+                let file = File::open(path).context(Kind::Data, format!("failed to open {}", path.display()))?;
+                Box::new(BufReader::new(file).lines())
+            }
             None if self.prompts.is_empty() => Box::new(std::io::stdin().lock().lines()),
             None => Box::new(self.prompts.iter().cloned().map(Ok)),
         };

@@ -164,7 +164,8 @@ fn clashes(varied: &[Varied], fixed: &[String]) -> Vec<Diagnostic> {
     for (index, (key, spot)) in varied.iter().enumerate() {
         let within = |other: &&Vec<String>| other.starts_with(key);
         let shown = |other: &Vec<String>| if other == key { "it".into() } else { format!("`{}`", other.join(".")) };
-        let twice = varied[..index].iter().map(|(other, _)| other).find(|other| within(other) || key.starts_with(other));
+        let twice =
+            varied[..index].iter().map(|(other, _)| other).find(|other| within(other) || key.starts_with(other));
         let why = if let Some(other) = twice {
             if other == key { "is varied twice".into() } else { format!("is varied, and so is {}", shown(other)) }
         } else if let Some(other) = set.iter().find(within) {
