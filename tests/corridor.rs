@@ -490,7 +490,7 @@ fn eval_and_predict_know_the_columns_of_training() {
     assert_eq!(out.status.code(), Some(3));
     assert!(
         text(&out.stderr).contains("column `two`")
-            && text(&out.stderr).contains("lines.jsonl, line 2: the columns are `one`"),
+            && text(&out.stderr).contains("lines.jsonl, line 2: the columns are \"one\""),
         "{}",
         text(&out.stderr)
     );

@@ -112,7 +112,7 @@ mod tests {
         }
         assert_eq!(read("r.csv", "b,a\n1,x\n", Some("b"), 9).0, ["x+1"]);
         let (_, error) = read("r.csv", "b,A\n1,x\n", None, 9);
-        assert!(error.contains("column `a`") && error.contains("the columns are `b` and `A`"), "{error}");
+        assert!(error.contains("column `a`") && error.contains("did you mean \"A\"?"), "{error}");
     }
 
     #[test]
