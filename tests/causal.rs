@@ -446,6 +446,24 @@ fn recipes_that_do_not_fit_their_model_are_refused() {
         assert!(said.contains(words) && found == *code, "{set:?}: {found} {said}");
         assert!(!dir.join("run/export").exists());
     }
+    // Two tensors that the configuration calls one.
+    let export = dir.join("tied/export");
+    let file = export.join("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let table = tensors.tensor("model.embed_tokens.weight").unwrap();
+    for (head, code) in [(table.data().to_vec(), 0), (vec![0; table.data().len()], 3)] {
+        let head = safetensors::tensor::TensorView::new(table.dtype(), table.shape().to_vec(), &head).unwrap();
+        let all = tensors.tensors().into_iter().chain([("lm_head.weight".to_owned(), head)]);
+        safetensors::serialize_to_file(all, None, &file).unwrap();
+        let out = crate::temper(&["generate", export.to_str().unwrap(), "a"]);
+        assert_eq!(out.status.code(), Some(code), "{}", text(&out.stderr));
+        assert_eq!(
+            text(&out.stderr).contains("`lm_head.weight` and `model.embed_tokens.weight` are not the same"),
+            code > 0
+        );
+    }
+    fs::write(&file, &bytes).unwrap();
     // An output layer of its own that was loaded trains where it is asked for, and only there.
     let names = |run: &str| {
         let bytes = fs::read(dir.join(run).join("export/adapter_model.safetensors")).unwrap();

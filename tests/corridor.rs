@@ -202,10 +202,10 @@ fn what_is_merged_has_every_weight_however_the_base_was_kept() {
     let dense = tempfile::tempdir().unwrap();
     run(dense.path(), &["export.merge=true", "train.max_steps=1"]);
     let all = names(&dense.path().join("merged/model.safetensors"));
-    for format in ["bf16", "int8", "nf4"] {
-        let dir = tempfile::tempdir().unwrap();
-        let frozen = format!("model.frozen_dtype={format}");
-        run(dir.path(), &["export.merge=true", "train.max_steps=1", &frozen]);
+    let halves = ["device.precision=bf16", "train.lr=1e-2"];
+    for kept in [&["model.frozen_dtype=bf16"][..], &["model.frozen_dtype=int8"], &["model.frozen_dtype=nf4"], &halves] {
+        let (dir, format) = (tempfile::tempdir().unwrap(), kept[0]);
+        run(dir.path(), &[&["export.merge=true", "train.max_steps=3"], kept].concat());
         assert_eq!(names(&dir.path().join("merged/model.safetensors")), all, "{format}");
         let merged = dir.path().join("merged");
         let out = temper(&["eval", merged.to_str().unwrap(), "--data", "examples/reviews/eval.jsonl"]);
@@ -511,6 +511,47 @@ fn eval_and_predict_know_the_columns_of_training() {
     let settings: Value = serde_json::from_str(&settings).unwrap();
     assert_eq!(settings["model_input_names"][1], "token_type_ids");
     assert_eq!((&settings["mask_token"], &settings["pad_token"]), (&"[MASK]".into(), &"[PAD]".into()));
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    run(&dir.path().join("run"), &["adapter={method=\"full\"}", "train.max_steps=1"]);
+    let model = dir.path().join("run/export");
+    let change = |name: &str, edit: &dyn Fn(&mut Value)| {
+        let before = fs::read(model.join(name)).unwrap();
+        let mut value = serde_json::from_slice(&before).unwrap();
+        edit(&mut value);
+        fs::write(model.join(name), value.to_string()).unwrap();
+        let out = temper(&["predict", model.to_str().unwrap(), "the text"]);
+        let base = format!("model.base={}", model.display());
+        let again = temper(&["plan", "--recipe", "tests/recipes/short.toml", "--set", &base]);
+        fs::write(model.join(name), before).unwrap();
+        [out, again].map(|out| (out.status.code(), text(&out.stderr)))
+    };
+    let stray = change("tokenizer.json", &|json| json["model"]["vocab"]["the"] = 9000.into());
+    let wanted = "the last of them 9000, the model embeds 8000: they do not belong together";
+    assert!(stray.iter().all(|(code, said)| *code == Some(3) && said.contains(wanted)), "{stray:?}");
+    let [twice, _] = change("config.json", &|json| json["id2label"]["1"] = json["id2label"]["0"].clone());
+    assert!(twice.0 == Some(3) && twice.1.contains("calls two classes"), "{twice:?}");
+    let gap = change("config.json", &|json| json["id2label"] = serde_json::json!({"1": "a", "2": "b"}));
+    assert!(
+        gap.iter().all(|(code, said)| *code == Some(3) && said.contains("the ids of 2 classes are 0 to 1")),
+        "{gap:?}"
+    );
+
+    // An evaluation of which chance masks nothing.
+    let rows = dir.path().join("few.jsonl");
+    fs::write(&rows, "{\"text\": \"good\"}\n").unwrap();
+    let files = ["train", "eval"].map(|key| format!("data.{key}={}", rows.display()));
+    let run_dir = format!("run.dir={}", dir.path().join("masked").display());
+    let mut arguments = vec!["train", "--recipe", "tests/recipes/short.toml"];
+    let (task, full) = ("task={kind=\"masked-lm\", mask_probability=0.01}", "adapter={method=\"full\"}");
+    let set = [files[0].as_str(), &files[1], &run_dir, task, full, "train.max_steps=1", "eval.every=1"];
+    arguments.extend(set.iter().flat_map(|set| ["--set", set]));
+    let out = temper(&arguments);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("no token of the evaluation rows is masked"), "{}", text(&out.stderr));
 }
 
 /// As Transformers has it.

@@ -106,6 +106,10 @@ impl Audit {
             debug_assert_eq!(low, high);
             self.add(Severity::Error, "constant-score", message);
         }
+        if let Some([score, _]) = eval.scores.filter(|[low, high]| low == high) {
+            let message = format!("every evaluation score is {score}: correlations with it are undefined");
+            self.add(Severity::Warning, "constant-eval-score", message);
+        }
         let used: Vec<_> = report.labels.iter().filter(|count| count.rows > 0).collect();
         match used.as_slice() {
             [only] if class => {

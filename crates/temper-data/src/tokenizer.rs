@@ -1,4 +1,5 @@
-//! Text to token ids, equal to Transformers' fast tokenizers with `truncation=True`.
+//! Text to token ids as `tokenizer.json` says it, with `truncation=True`. Transformers 5 builds some classes' tokenizers (Llama's, GPT-2's)
+//! anew from their vocabulary, and may give other ids.
 //!
 //! Padding and truncation stored in `tokenizer.json` are switched off (they are left-overs of whoever saved the file);
 //! a row is cut here, and padded in its batch.
@@ -33,6 +34,7 @@ const FILES: [&str; 9] = [
 /// A tokenizer, as Hugging Face saves them.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    as_written: bool,
     words: Option<Words>,
     /// Of one text, of a pair.
     frames: [Frame; 2],
@@ -73,10 +75,11 @@ impl Tokenizer {
         let files: Vec<PathBuf> = files.chain(template::named(directory)).collect();
         let has = |name: &str| files.iter().any(|path| path.ends_with(name));
         let settings = vocabulary::settings(directory)?;
+        let mut as_written = false;
         let mut inner = if has("tokenizer.json") {
             let path = directory.join("tokenizer.json");
             let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(&path, e.to_string()))?;
-            vocabulary::overrule(&mut inner, &settings).map_err(|e| fail(&path, e.to_string()))?;
+            as_written = !vocabulary::overrule(&mut inner, &settings).map_err(|e| fail(&path, e.to_string()))?;
             vocabulary::complete(&mut inner, &settings)
                 .map_err(|message| fail(&directory.join("tokenizer_config.json"), message))?;
             inner
@@ -96,10 +99,12 @@ impl Tokenizer {
         let words = Words::for_tokenizer(&inner);
         let learn = |pair| Frame::learn(&inner, pair).map_err(|e| fail(directory, e.to_string()));
         let mut frames = [learn(false)?, learn(true)?];
-        if settings["model_input_names"]
-            .as_array()
-            .is_some_and(|names| !names.iter().any(|name| name == "token_type_ids"))
-        {
+        let segments = match settings["model_input_names"].as_array() {
+            Some(names) => names.iter().any(|name| name == "token_type_ids"),
+            // A class of Transformers 5, which means that by default.
+            None => settings["tokenizer_class"] != "TokenizersBackend",
+        };
+        if !segments {
             // The network gets none, so all is one segment to it.
             frames = frames.map(Frame::in_one_segment);
         }
@@ -119,12 +124,13 @@ impl Tokenizer {
         let unknown = token("unk_token", ["[UNK]", "<unk>"]).filter(|unknown| Some(*unknown) != eos);
         let mut special: HashSet<u32> =
             inner.get_added_tokens_decoder().iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
-        for key in ["pad_token", "mask_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token"] {
+        for key in vocabulary::SPECIAL {
             special.extend(vocabulary::content(&settings[key]).and_then(|token| inner.token_to_id(token)));
         }
         Ok(Self {
             special_texts: special.iter().filter_map(|&id| inner.id_to_token(id)).collect(),
             inner,
+            as_written,
             words,
             frames,
             directory: directory.to_owned(),
@@ -154,6 +160,12 @@ impl Tokenizer {
         };
         let (ids, type_ids) = frame.apply([&first[keep(&first, kept.0)], &second[keep(&second, kept.1)]]);
         Ok(Encoded { ids, type_ids, full_length: first.len() + second.len() + frame.added() })
+    }
+
+    /// Whether `tokenizer.json` says all of it.
+    #[must_use]
+    pub fn is_as_written(&self) -> bool {
+        self.as_written
     }
 
     /// Whether the second text of a pair is another segment than the first, as BERT's is.
@@ -430,6 +442,13 @@ mod tests {
         let wrong = open(r#"{"added_tokens_decoder": {"9": {"content": "<new>"}}}"#);
         assert!(wrong.err().unwrap().to_string().contains("has `<new>` as 9, and in tokenizer.json it is token 7"));
 
+        // A token of the vocabulary that has a part is found in the middle of a word.
+        let ends = open(r#"{"eos_token": "b"}"#).unwrap();
+        assert_eq!(ends.encode("ab", None, 8).unwrap().ids, [2, 5, 6, 3]);
+        assert_eq!(open("{}").unwrap().encode("ab", None, 8).unwrap().ids, [2, 1, 3]);
+        let split = open(r#"{"split_special_tokens": true}"#).err().unwrap().to_string();
+        assert!(split.contains("`split_special_tokens` is true"), "{split}");
+
         // A name that is no token stands for no other, and what ends texts is not unknown.
         let slip = open(r#"{"eos_token": "[SPE]", "mask_token": "[MAKS]"}"#).unwrap();
         assert_eq!((slip.eos_id(), slip.mask_id(), slip.unknown_id()), (None, None, Some(1)));
@@ -439,6 +458,7 @@ mod tests {
         let pair = |config: &str| open(config).unwrap().encode("a", Some("b"), 8).unwrap().type_ids;
         assert_eq!(pair("{}"), [0, 0, 0, 1, 1]);
         assert_eq!(pair(r#"{"model_input_names": ["input_ids", "attention_mask"]}"#), [0; 5]);
+        assert_eq!(pair(r#"{"tokenizer_class": "TokenizersBackend"}"#), [0; 5]);
     }
 
     /// `fixtures/tokenizers.py` made the cases with Transformers.

@@ -14,6 +14,10 @@ use tokenizers::{
 
 use crate::error::{Error, Result};
 
+/// What settings call tokens that have a part.
+pub(crate) const SPECIAL: [&str; 7] =
+    ["pad_token", "mask_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token"];
+
 fn fail(path: &Path, message: impl ToString) -> Error {
     Error::Tokenizer { path: path.to_owned(), message: message.to_string() }
 }
@@ -42,31 +46,35 @@ pub(crate) fn settings(directory: &Path) -> Result<Value> {
     Ok(settings)
 }
 
-/// Settings that Transformers' classes of BERT, RoBERTa and GPT-2 hold above what `tokenizer.json` says of the same.
-pub(crate) fn overrule(tokenizer: &mut Tokenizer, settings: &Value) -> tokenizers::Result<()> {
+/// Settings that Transformers' classes of BERT, RoBERTa and GPT-2 hold above what `tokenizer.json` says of the same; whether they say
+/// anything else.
+pub(crate) fn overrule(tokenizer: &mut Tokenizer, settings: &Value) -> tokenizers::Result<bool> {
     let class = settings["tokenizer_class"].as_str().unwrap_or_default();
     if ["PreTrainedTokenizerFast", "TokenizersBackend"].contains(&class) {
-        return Ok(());
+        return Ok(false);
     }
+    let mut other = false;
     let flag = |key: &str| settings[key].as_bool();
     if let Some(NormalizerWrapper::BertNormalizer(own)) = tokenizer.get_normalizer() {
         let accents = if settings.get("strip_accents").is_some() { flag("strip_accents") } else { own.strip_accents };
         let chinese = flag("tokenize_chinese_chars").unwrap_or(own.handle_chinese_chars);
         let lower = flag("do_lower_case").unwrap_or(own.lowercase);
+        other |= (chinese, accents, lower) != (own.handle_chinese_chars, own.strip_accents, own.lowercase);
         let normalizer = BertNormalizer::new(own.clean_text, chinese, accents, lower);
         tokenizer.with_normalizer(Some(normalizer))?;
     }
     if let (Some(PreTokenizerWrapper::ByteLevel(own)), Some(prefix)) =
         (tokenizer.get_pre_tokenizer(), flag("add_prefix_space"))
     {
+        other |= own.add_prefix_space != prefix;
         let splitter = own.add_prefix_space(prefix);
         tokenizer.with_pre_tokenizer(Some(splitter));
     }
-    Ok(())
+    Ok(other)
 }
 
 /// Adds the tokens of `added_tokens_decoder`, as Transformers does: those that `tokenizer.json` lacks, and how others take the space
-/// around them.
+/// around them. Tokens of the vocabulary that have a part, such as `eos_token`, are found in texts as they are.
 pub(crate) fn complete(tokenizer: &mut Tokenizer, settings: &Value) -> Result<(), String> {
     let listed = settings["added_tokens_decoder"].as_object();
     let mut listed: Vec<(u32, &Value)> =
@@ -88,6 +96,15 @@ pub(crate) fn complete(tokenizer: &mut Tokenizer, settings: &Value) -> Result<()
             return Err(format!("added_tokens_decoder has `{text}` as {id}, and in tokenizer.json it is {found}"));
         }
     }
+    if settings["split_special_tokens"] == true {
+        return Err("`split_special_tokens` is true, and temper finds special tokens in texts; remove it".into());
+    }
+    let listed = settings["additional_special_tokens"].as_array().into_iter().flatten();
+    let named = SPECIAL.iter().map(|key| &settings[*key]).chain(listed).filter_map(content);
+    let added = tokenizer.get_added_tokens_decoder();
+    let new = |text: &&str| tokenizer.token_to_id(text).is_some_and(|id| !added.contains_key(&id));
+    let new: Vec<AddedToken> = named.filter(new).map(|text| AddedToken::from(text, true)).collect();
+    tokenizer.add_special_tokens(new).map_err(|error| error.to_string())?;
     Ok(())
 }
 

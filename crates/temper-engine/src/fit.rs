@@ -139,6 +139,10 @@ where
             observe(&Event::Evaluated { step: at, scores, best, ms: ms(started.elapsed()) });
             ending = plan.ending(&progress, site)?;
         }
+        let early = matches!(ending, Some(StopReason::EarlyStopped | StopReason::WallClock));
+        if early && progress.window.steps > 0 {
+            observe(&std::mem::take(&mut progress.window).report(plan, &progress, &measured));
+        }
 
         let due = plan.save_every.map_or(evaluated, |every| at.is_multiple_of(every.max(1)));
         let saves = due || best || ending.is_some();
@@ -314,14 +318,15 @@ impl FitPlan {
 
 impl Progress {
     /// Takes note of an evaluation; says whether it is the best so far. Of two whose metric is equal, as accuracies of few
-    /// rows often are, the one with less loss is better; patience asks the metric alone, and for more than `min_delta`.
+    /// rows often are, the one with less loss is better; patience asks the metric alone, and for more than `min_delta`. One that is
+    /// undefined says nothing.
     fn judge(&mut self, scores: &Scores, plan: &FitPlan) -> Result<bool, Error> {
         let new = scores.require(&plan.metric.name)?;
         let best = self.best.as_ref().map(|(_, scores)| scores);
         let old = best.and_then(|best| best.get(&plan.metric.name));
         if plan.metric.improves(new, self.bar.or(old), plan.min_delta) {
             (self.stale, self.bar) = (0, Some(new));
-        } else {
+        } else if !new.is_nan() {
             self.stale += 1;
         }
         let less_loss = old == Some(new) && best.is_some_and(|best| scores.has_less_loss_than(best));

@@ -449,6 +449,11 @@ fn early_stopping_returns_the_best_and_stays_stopped() {
         events.iter().filter_map(|e| if let Event::Evaluated { best, .. } = e { Some(*best) } else { None }).collect();
     assert_eq!(bests, [true, true, true, false]);
     assert_eq!(listing(dir.path()), ["step-000006", "step-000008"]);
+    // Its last steps are reported, too, between two reports as they are.
+    let (rare, often) = (FitPlan { log_every: 5, ..plan.clone() }, tempfile::tempdir().unwrap());
+    let (_, events) = run(&rare, often.path(), 2, &scores);
+    let steps = events.iter().filter_map(|e| if let Event::Step { step, .. } = e { Some(*step) } else { None });
+    assert_eq!(steps.collect::<Vec<_>>(), [5, 8]);
     assert_eq!(outcome.model.bits(), train(&FitPlan { steps: 6, eval_every: None, ..plan.clone() }, two.path()).bits());
 
     let again = run(&plan, dir.path(), 2, &scores).0.unwrap();
@@ -481,6 +486,19 @@ fn of_equal_checkpoints_the_one_with_less_loss_ships_however_often_the_run_stops
         assert_eq!((resumed.reason, resumed.step, resumed.best.unwrap().0), (StopReason::EarlyStopped, 4, 2));
         assert_eq!(resumed.model.bits(), whole.model.bits());
     }
+}
+
+/// A correlation with a constant, say.
+#[test]
+fn a_metric_that_is_undefined_says_nothing() {
+    let (dir, metric) = (tempfile::tempdir().unwrap(), Metric { name: "accuracy".into(), higher_is_better: true });
+    let plan = FitPlan { metric, eval_every: Some(1), patience: 1, ..plan(4) };
+    let stop = Stop::default();
+    let (world, mut scores) = (World::single(), [0.5, f64::NAN, 0.6, f64::NAN].into_iter());
+    let site = Site { dir: dir.path(), world: &world, stop: &stop };
+    let mut evaluate = |_: &Net, _| Ok(Scores([("accuracy".into(), scores.next().unwrap())].into()));
+    let outcome = fit(Net::new(), &plan, &site, |from| steps(from, 2), &mut evaluate, &mut |_| {}).unwrap();
+    assert_eq!((outcome.reason, outcome.step, outcome.best.unwrap().0), (StopReason::Finished, 4, 3));
 }
 
 #[test]

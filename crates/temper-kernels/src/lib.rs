@@ -43,7 +43,8 @@ pub use exponential::row_exponential;
 pub use no_cuda::{Nccl, has_cublaslt};
 pub use norm::{layer_norm, rms_norm};
 pub use product::{
-    Precision, Weight, add_rows, biased, has_bf16_products, linear, lora_product, matmul, rounded, set_precision,
+    Precision, Weight, add_rows, biased, has_bf16_products, in_f32, linear, lora_product, matmul, rounded,
+    set_precision,
 };
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;

@@ -36,6 +36,15 @@ pub fn set_precision(precision: Precision) {
     PRECISION.store(precision as u8, Ordering::Relaxed);
 }
 
+/// Does some work with products in f32.
+pub fn in_f32<R>(work: impl FnOnce() -> R) -> R {
+    let before = precision();
+    set_precision(Precision::F32);
+    let result = work();
+    set_precision(before);
+    result
+}
+
 pub(crate) fn precision() -> Precision {
     match PRECISION.load(Ordering::Relaxed) {
         x if x == Precision::Bf16 as u8 => Precision::Bf16,

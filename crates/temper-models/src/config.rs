@@ -269,7 +269,7 @@ impl Config {
             return (0..count).map(|id| format!("LABEL_{id}")).collect();
         };
         let mut names: Vec<(usize, String)> =
-            names.iter().filter_map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_owned()))).collect();
+            names.iter().filter_map(|(id, name)| Some((id.parse().ok()?, shown(name)))).collect();
         names.sort();
         names.into_iter().map(|(_, name)| name).collect()
     }
@@ -312,6 +312,23 @@ impl Config {
             let rule = format!("it must divide the number of heads, {}", sizes.heads);
             return fail("num_key_value_heads", sizes.kv_heads.to_string(), rule);
         }
+        if sizes.head_dim == Some(0) {
+            return fail(
+                "head_dim",
+                "0".into(),
+                "where it is not there, it is `hidden_size` / `num_attention_heads`".into(),
+            );
+        }
+        if sizes.feed_forward == 0 {
+            return fail("intermediate_size", "0".into(), "a layer has features within".into());
+        }
+        let ids = self.raw.get("id2label").and_then(Value::as_object).map(|names| (names.len(), names.keys()));
+        if let Some((count, mut ids)) = ids
+            && let Some(id) = ids.find(|id| id.parse().is_ok_and(|id: usize| id >= count))
+        {
+            let rule = format!("the ids of {count} classes are 0 to {}", count.saturating_sub(1));
+            return fail("id2label", format!("there for `{id}`"), rule);
+        }
         if self.max_positions() == 0 {
             return fail("max_position_embeddings", "too small".into(), "a row must have at least one token".into());
         }
@@ -352,6 +369,11 @@ pub(crate) struct Sizes<'a> {
     pub dropouts: Vec<(&'static str, f64)>,
     pub targets: &'static [&'static str],
     pub class: &'static str,
+}
+
+/// A name as it is, or a number as its text.
+fn shown(name: &Value) -> String {
+    name.as_str().map_or_else(|| name.to_string(), str::to_owned)
 }
 
 /// Refuses what would change the numbers in any architecture.
@@ -412,7 +434,7 @@ mod tests {
     fn bert() -> Value {
         json!({
             "model_type": "bert", "vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "intermediate_size": 16, "max_position_embeddings": 20, "id2label": {"1": "yes", "0": "no", "10": "so"},
+            "intermediate_size": 16, "max_position_embeddings": 20, "id2label": {"1": "yes", "0": "no", "2": 7},
         })
     }
 
@@ -425,7 +447,10 @@ mod tests {
     #[test]
     fn labels_are_in_the_order_of_their_ids() {
         let config = Config::parse(bert(), Path::new("config.json")).unwrap();
-        assert_eq!(config.labels(), ["no", "yes", "so"]);
+        assert_eq!(config.labels(), ["no", "yes", "7"]);
+        let many: serde_json::Map<_, _> = (0..11).rev().map(|id: u32| (id.to_string(), json!(id))).collect();
+        let many = with("id2label", Value::Object(many)).unwrap().labels();
+        assert_eq!(many, (0..11).map(|id: u32| id.to_string()).collect::<Vec<_>>());
         let unnamed = Config::parse(
             json!({"model_type": "bert", "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1,
             "num_attention_heads": 2, "intermediate_size": 8, "hidden_act": "gelu", "max_position_embeddings": 8,
@@ -490,6 +515,8 @@ mod tests {
             ("gpt2", "add_cross_attention", json!(true), "another network"),
             ("llama", "quantization_config", json!({"bits": 4}), "16 and 32 bits"),
             ("llama", "num_key_value_heads", json!(3), "divide"),
+            ("llama", "head_dim", json!(0), "hidden_size"),
+            ("gemma3_text", "query_pre_attn_scalar", json!(-1.0), "positive"),
             ("llama", "hidden_act", json!("mish"), "silu"),
             ("llama", "rms_norm_eps", json!(0), "variance"),
             ("mistral", "layer_types", json!(["sliding_attention", "full_attention"]), "`full_attention`"),
@@ -513,6 +540,8 @@ mod tests {
             ("hidden_dropout_prob", json!(1.5), "probability"),
             ("layer_norm_eps", json!(-1.0), "variance"),
             ("vocab_size", json!("ten"), "config.json"),
+            ("intermediate_size", json!(0), "intermediate_size"),
+            ("id2label", json!({"1": "a", "2": "b"}), "`2`"),
         ] {
             let message = with(field, value).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");

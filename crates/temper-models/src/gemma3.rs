@@ -67,7 +67,7 @@ pub struct Gemma3Config {
     #[serde(default)]
     pub layer_types: Option<Vec<String>>,
     /// See `layer_types`.
-    #[serde(default = "pattern", alias = "_sliding_window_pattern")]
+    #[serde(default = "pattern")]
     pub sliding_window_pattern: usize,
     /// The rotary positions of full layers, and of those with a window.
     #[serde(skip)]
@@ -99,6 +99,7 @@ impl Gemma3Config {
             default_theta: 1_000_000.0,
             head_dim: config.head_dim,
             types: rope::TYPES,
+            partial: false,
         };
         let sliding =
             Rope { layers: Some("sliding_attention"), theta: "rope_local_base_freq", default_theta: 10_000.0, ..full };
@@ -111,9 +112,13 @@ impl Gemma3Config {
             let rule = "temper knows the causal network only".into();
             return Err(unsupported(path, "use_bidirectional_attention", "true".into(), rule));
         }
-        if config.sliding_window_pattern == 0 || config.query_pre_attn_scalar <= 0.0 {
-            let rule = "it and `query_pre_attn_scalar` must be positive".into();
-            return Err(unsupported(path, "sliding_window_pattern", config.sliding_window_pattern.to_string(), rule));
+        for (field, value) in [
+            ("sliding_window_pattern", config.sliding_window_pattern as f64),
+            ("query_pre_attn_scalar", config.query_pre_attn_scalar),
+        ] {
+            if value <= 0.0 {
+                return Err(unsupported(path, field, value.to_string(), "it must be positive".into()));
+            }
         }
         let windows = config.sliding_window.is_some();
         rope::check_layer_types(config.layer_types.as_deref(), config.num_hidden_layers, [true, windows], path)?;

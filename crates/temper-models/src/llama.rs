@@ -45,7 +45,7 @@ pub struct LlamaConfig {
     pub num_hidden_layers: usize,
     /// N.
     pub num_attention_heads: usize,
-    /// K, which divides N; absent means N.
+    /// K, which divides N; `null` means N, absent N in Llama, 8 in Mistral and 32 in Qwen, as in Transformers.
     #[serde(default)]
     pub num_key_value_heads: Option<usize>,
     /// H; absent means D/N, and 128 in Qwen3.
@@ -107,9 +107,16 @@ fn window_layers() -> usize {
 impl LlamaConfig {
     pub(crate) fn parse(raw: &Value, path: &Path) -> Result<Self, Error> {
         let mut config: Self = fields(raw, path)?;
+        if raw.get("num_key_value_heads").is_none() {
+            config.num_key_value_heads = match config.family {
+                Family::Llama => None,
+                Family::Mistral => Some(8),
+                Family::Qwen2 | Family::Qwen3 => Some(32),
+            };
+        }
         let head_dim = config.head_dim();
         let types = rope::TYPES;
-        let rope = Rope { layers: None, theta: "rope_theta", default_theta: 10_000.0, head_dim, types };
+        let rope = Rope { layers: None, theta: "rope_theta", default_theta: 10_000.0, head_dim, types, partial: false };
         config.rotary = rope.read(raw, path)?;
         let window = config.window_size().is_some();
         let kinds = [!window || config.family != Family::Mistral, window];

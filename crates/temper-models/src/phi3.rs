@@ -72,7 +72,7 @@ impl Phi3Config {
         let head_dim = config.heads().head_dim;
         // Transformers takes `yarn` for `longrope` here.
         let types = &["default"];
-        let rope = Rope { layers: None, theta: "rope_theta", default_theta: 10_000.0, head_dim, types };
+        let rope = Rope { layers: None, theta: "rope_theta", default_theta: 10_000.0, head_dim, types, partial: true };
         config.rotary = rope.read(raw, path)?;
         Ok(config)
     }

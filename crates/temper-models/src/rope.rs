@@ -19,8 +19,10 @@ pub(crate) const TYPES: &[&str] = &["default", "linear", "llama3", "yarn"];
 #[serde(deny_unknown_fields)]
 struct Parameters {
     rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// What older files call it.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
     partial_rotary_factor: Option<f64>,
     factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
@@ -50,6 +52,8 @@ pub(crate) struct Rope<'a> {
     pub head_dim: usize,
     /// The types that the architecture admits.
     pub types: &'a [&'a str],
+    /// Whether `partial_rotary_factor` says how much of a head turns; in other architectures all of it does, whatever the file says.
+    pub partial: bool,
 }
 
 impl Rope<'_> {
@@ -59,21 +63,27 @@ impl Rope<'_> {
         let old = raw.get("rope_scaling").filter(|value| set(value) && self.layers != Some("sliding_attention"));
         let new = raw.get("rope_parameters").filter(|value| set(value));
         let new = new.and_then(|value| self.layers.map_or(Some(value), |layers| value.get(layers)));
-        let (field, found) = if old.is_some() { ("rope_scaling", old) } else { ("rope_parameters", new) };
-        let given: Parameters = match found.filter(|value| set(value)) {
+        let field = if old.is_some() { "rope_scaling" } else { "rope_parameters" };
+        let both = old.and_then(Value::as_object).zip(new.and_then(Value::as_object)).filter(|_| self.layers.is_some());
+        // Where each kind of layer has its own, an old file's scaling adds to them.
+        let own = |(name, value): (&String, &Value)| (name.clone(), value.clone());
+        let merged = both.map(|(old, new)| Value::Object(new.iter().chain(old).map(own).collect()));
+        let given: Parameters = match merged.as_ref().or(old).or(new).filter(|value| set(value)) {
             Some(value) => fields_of(value, path, field)?,
             None => Parameters::default(),
         };
         let number = |name: &str| raw.get(name).and_then(Value::as_f64);
-        let share = given.partial_rotary_factor.or_else(|| number("partial_rotary_factor")).unwrap_or(1.0);
+        let share = given.partial_rotary_factor.or_else(|| number("partial_rotary_factor"));
+        let share = share.filter(|_| self.partial).unwrap_or(1.0);
         let theta = given.rope_theta.or_else(|| number(self.theta)).unwrap_or(self.default_theta);
         let rotated = (self.head_dim as f64 * share) as usize;
-        if rotated == 0 || rotated > self.head_dim || !rotated.is_multiple_of(2) || theta <= 0.0 {
+        if self.head_dim > 0 && (rotated == 0 || rotated > self.head_dim || !rotated.is_multiple_of(2) || theta <= 0.0)
+        {
             let rule = "an even number of a head's features turn, by a positive theta".to_owned();
             return Err(unsupported(path, field, format!("{rotated} of {} by {theta}", self.head_dim), rule));
         }
-        let trained = number("original_max_position_embeddings").or(given.original_max_position_embeddings);
-        let trained = trained.or_else(|| number("max_position_embeddings"));
+        let trained = number("original_max_position_embeddings").filter(|_| self.layers.is_none());
+        let trained = trained.or(given.original_max_position_embeddings).or_else(|| number("max_position_embeddings"));
         let scaling = Scaling {
             given: &given,
             trained: trained.unwrap_or(0.0) as f32,
@@ -84,7 +94,7 @@ impl Rope<'_> {
         };
         let exponents = (0..rotated).step_by(2).map(|i| i as f32 / rotated as f32);
         let plain: Vec<f32> = exponents.map(|exponent| 1.0 / (theta as f32).powf(exponent)).collect();
-        let kind = given.rope_type.as_deref().unwrap_or("default");
+        let kind = given.rope_type.as_deref().or(given.old_type.as_deref()).unwrap_or("default");
         let (frequencies, factor) = match self.types.iter().find(|known| **known == kind).copied() {
             Some("linear") => {
                 let factor = scaling.positive("factor", given.factor)?;
@@ -261,6 +271,30 @@ mod tests {
         }
     }
 
+    /// As Transformers reads them.
+    #[test]
+    fn what_an_architecture_does_not_read_changes_nothing() {
+        for model in ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"] {
+            assert_eq!(rotary(model, json!({"partial_rotary_factor": 0.5})), rotary(model, json!({})), "{model}");
+        }
+        let named = |fields: Value| rotary("llama", json!({"rope_scaling": fields}));
+        let new = named(json!({"rope_type": "linear", "factor": 2.0}));
+        assert_eq!(named(json!({"rope_type": "linear", "type": "default", "factor": 2.0})), new);
+        let yarn = json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32});
+        let of = |above: u32, model: &str| {
+            let fields = if model == "llama" { yarn.clone() } else { json!({"full_attention": yarn}) };
+            rotary(model, json!({"rope_parameters": fields, "original_max_position_embeddings": above}))
+        };
+        assert_eq!(of(16, "gemma3_text"), of(64, "gemma3_text"));
+        assert_ne!(of(16, "llama"), of(64, "llama"));
+        let theta = json!({"full_attention": {"rope_type": "default", "rope_theta": 500.0}});
+        let linear = json!({"rope_type": "linear", "factor": 8.0});
+        assert_eq!(
+            rotary("gemma3_text", json!({"rope_parameters": theta, "rope_scaling": linear})),
+            rotary("gemma3_text", json!({"rope_theta": 500.0, "rope_scaling": linear}))
+        );
+    }
+
     #[test]
     fn gemma_has_two_thetas_by_default() {
         let [full, sliding]: [Rotary; 2] = rotary("gemma3_text", json!({})).try_into().unwrap();
@@ -276,7 +310,7 @@ mod tests {
             ("phi3", json!({"type": "yarn", "factor": 2.0}), "of type `yarn`"),
             ("mistral", json!({"rope_type": "linear"}), "without `factor`"),
             ("qwen2", json!({"type": "default", "mrope_section": [1, 1, 2]}), "mrope_section"),
-            ("qwen3", json!({"rope_type": "default", "partial_rotary_factor": 0.2}), "1 of 8"),
+            ("phi3", json!({"rope_type": "default", "partial_rotary_factor": 0.2}), "1 of 8"),
         ] {
             let message = parse(model, json!({"rope_scaling": scaling})).unwrap_err();
             assert!(message.contains("rope_scaling") && message.contains(part), "{message}");

@@ -124,6 +124,15 @@ impl Weights {
         }
     }
 
+    /// Whether two tensors have the same shape and values.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read), of either.
+    pub fn equal(&self, a: &str, b: &str) -> Result<bool, Error> {
+        Ok(self.shape(a) == self.shape(b) && self.read(a)? == self.read(b)?)
+    }
+
     /// The safetensors files.
     pub fn files(&self) -> Vec<PathBuf> {
         self.shards.iter().map(|shard| shard.path.clone()).collect()

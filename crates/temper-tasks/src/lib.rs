@@ -156,7 +156,13 @@ pub fn hugging_face_name(prefix: &str, path: &str) -> String {
 pub fn checkpoint_names(prefix: &str, path: &str) -> Vec<String> {
     match path.strip_prefix("backbone.") {
         Some(bare) => candidates(prefix, bare),
-        None => vec![hugging_face_name(prefix, path)],
+        None => {
+            let name = hugging_face_name(prefix, path);
+            // Transformers holds the bias of a masked-language-model head under two names, of which a file may have either.
+            let other = ["cls.predictions", "lm_head"].into_iter().find(|head| name == format!("{head}.bias"));
+            let other = other.map(|head| format!("{head}.decoder.bias"));
+            std::iter::once(name).chain(other).collect()
+        }
     }
 }
 

@@ -85,6 +85,31 @@ pub fn names(config: &Config, task: &TaskPlan, path: &str) -> Vec<String> {
     }
 }
 
+/// Refuses weights with an output layer of its own where the configuration says that it is the token embeddings.
+fn check_tie(config: &Config, task: &TaskPlan, weights: &Weights) -> Result<(), Failure> {
+    let outputs: &[&str] = match task {
+        TaskPlan::CausalLm { .. } if config.tied() => &["lm_head.weight"],
+        TaskPlan::MaskedLm { .. } => {
+            &["cls.predictions.decoder.weight", "lm_head.decoder.weight", "vocab_projector.weight"]
+        }
+        _ => &[],
+    };
+    let there = |name: &&str| weights.shape(name).is_some();
+    let embeddings = candidates(config.prefix(), config.embeddings());
+    let embeddings = embeddings.iter().map(String::as_str).find(there);
+    let Some((output, embeddings)) = outputs.iter().copied().find(there).zip(embeddings) else { return Ok(()) };
+    if weights.equal(output, embeddings).context(Kind::Data, "failed to load the weights")? {
+        return Ok(());
+    }
+    let help = match task {
+        TaskPlan::MaskedLm { .. } => "temper knows no masked-language-model head of which they are not",
+        _ => "if the head is meant, write `\"tie_word_embeddings\": false` in config.json, else remove the tensor",
+    };
+    let message =
+        format!("error: `{output}` and `{embeddings}` are not the same, and config.json says that they are one tensor");
+    Err(Failure::new(Kind::Data, format!("{message}\n  = help: {help}")))
+}
+
 /// Gives a model to be trained its weights and its adapter, and says what trains. Of a model that trains whole, parameters that
 /// other ranks keep stay lazy.
 pub fn prepare<T: Task>(
@@ -112,6 +137,7 @@ pub fn prepare<T: Task>(
     let mut model = match weights {
         None => temper_models::initialise(model, &init, here),
         Some(weights) => {
+            check_tie(config, &plan.task, weights)?;
             let model = quantize(model, weights, names, |path| !trains(path), plan.model.frozen_dtype)?;
             let loaded = temper_models::load_part(model, weights, names, &init, here);
             let (model, report) = loaded.context(Kind::Data, "failed to load the weights")?;
@@ -176,6 +202,7 @@ pub fn restore<T: Task>(
         adapter.is_some_and(|adapter| adapter.tensors.contains_key(&key))
     };
     let names = |path: &str| if in_adapter(path) { Vec::new() } else { names(config, task, path) };
+    check_tie(config, task, weights)?;
     let init = Init { seed: 0, range: 0.0 };
     let model = quantize(model, weights, names, |path| adapter.is_some() && !in_adapter(path), frozen_dtype)?;
     let (mut model, report) =

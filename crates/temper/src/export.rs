@@ -115,6 +115,8 @@ pub fn export_merged<T: Task>(
     write: impl FnOnce(&T, &Path) -> Result<(), Failure>,
     dir: &Path,
 ) -> Result<f32, Failure> {
+    // Operands that were rounded would be others afterwards.
+    let outputs = |model: &T| temper_kernels::in_f32(|| outputs(model));
     let before = outputs(&model)?;
     model.backbone_mut().merge();
     let after = outputs(&model)?;
@@ -283,6 +285,21 @@ fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer) {
         ("pad_token", ["[PAD]", "<pad>"]),
         ("mask_token", ["[MASK]", "<mask>"]),
     ];
+    // Transformers 5 builds these anew from their vocabulary, and may give other tokens than tokenizer.json, by which the model learned.
+    let rebuilt = match settings.get("tokenizer_class").and_then(Value::as_str).filter(|_| tokenizer.is_as_written()) {
+        Some("LlamaTokenizer" | "LlamaTokenizerFast") => Some(["<s>", "</s>", "<unk>"]),
+        Some("GPT2Tokenizer" | "GPT2TokenizerFast") => Some(["<|endoftext|>"; 3]),
+        _ => None,
+    };
+    if let Some(own) = rebuilt {
+        for (key, name) in ["bos_token", "eos_token", "unk_token"].into_iter().zip(own) {
+            if tokenizer.token_id(name).is_some() {
+                settings.entry(key).or_insert_with(|| json!(name));
+            }
+        }
+        settings.insert("tokenizer_class".into(), json!(CLASS));
+        return;
+    }
     let class = settings.entry("tokenizer_class").or_insert_with(|| json!(CLASS));
     if class != CLASS && class != NEW_CLASS {
         return;

@@ -13,6 +13,7 @@ use crate::failure::{Context, Failure, Kind};
 use crate::opened::Opened;
 use crate::plan::TaskPlan;
 use crate::provenance::Objective;
+use crate::resolve::{segments_fit, tokens_fit};
 
 /// Rows per forward pass.
 const ROWS: usize = 32;
@@ -31,6 +32,7 @@ impl Trained {
     /// When it is not a classifier, or a tensor is missing.
     pub fn new(opened: Opened, device: &Device) -> Result<Self, Failure> {
         let task = task_of(&opened)?;
+        tokens_fit(&opened.tokenizer, &opened.config).map_err(wrong)?;
         let model = opened.restore(build::classifier(&opened.config, &task, device), &task)?;
         Ok(Self { opened, task, model })
     }
@@ -55,6 +57,9 @@ impl Trained {
             Problem::MultiLabel => LabelKind::Multi(Some(labels.clone())),
             Problem::Regression => LabelKind::Score,
         };
+        if data.text_pair.is_some() {
+            segments_fit(&self.opened.tokenizer, &self.opened.config).map_err(wrong)?;
+        }
         let dataset = self.opened.rows(data, Target::Labels(kind))?;
         Opened::tell(&dataset.report, |_| false)?;
         Ok(dataset)
@@ -96,6 +101,9 @@ impl Trained {
                 out["labels"] = json!(present.map(|(label, _)| label).collect::<Vec<_>>());
                 out["scores"] = by_label(logits.iter().map(|&logit| metrics::sigmoid(logit)).collect());
             }
+            Problem::Regression if logits.len() > 1 => {
+                out["scores"] = by_label(logits.iter().copied().map(f64::from).collect())
+            }
             Problem::Regression => out["score"] = json!(logits[0]),
         }
         out
@@ -109,11 +117,18 @@ impl Trained {
     }
 }
 
+fn wrong(what: String) -> Failure {
+    Failure::new(Kind::Data, format!("error: {what}"))
+}
+
 fn logits(
     opened: &Opened,
     model: &SequenceClassifier,
     texts: &[(String, Option<String>)],
 ) -> Result<Vec<Vec<f32>>, Failure> {
+    if texts.iter().any(|(_, pair)| pair.is_some()) {
+        segments_fit(&opened.tokenizer, &opened.config).map_err(wrong)?;
+    }
     let mut all = Vec::with_capacity(texts.len());
     for texts in texts.chunks(ROWS) {
         let encode =
@@ -130,10 +145,15 @@ fn task_of(opened: &Opened) -> Result<TaskPlan, Failure> {
     let (config, class) = (&opened.config, opened.class());
     if !class.ends_with("ForSequenceClassification") {
         let shown = opened.dir.display();
+        let class =
+            if class.is_empty() { "model of which config.json names no class in `architectures`" } else { &class };
         let message = format!("error: {shown} holds a {class}, and this command is for sequence classification");
         return Err(Failure::new(Kind::Data, message));
     }
     let labels = config.labels();
+    if let Some((_, label)) = labels.iter().enumerate().find(|(at, label)| labels[..*at].contains(label)) {
+        return Err(wrong(format!("`id2label` in config.json calls two classes `{label}`")));
+    }
     let problem = match config.raw["problem_type"].as_str() {
         Some("multi_label_classification") => Problem::MultiLabel,
         Some("regression") => Problem::Regression,

@@ -116,11 +116,15 @@ impl LanguageModel {
     }
 
     fn fits(&self, ids: Vec<u32>) -> Result<Vec<u32>, Failure> {
-        let most = self.opened.config.max_positions();
-        if ids.len() < most {
-            return Ok(ids);
-        }
-        let message = format!("error: the prompt has {} tokens, the model holds {most} with its answer", ids.len());
+        let (most, rows) = (self.opened.config.max_positions(), self.opened.config.vocab_size());
+        let stranger = ids.iter().find(|id| **id as usize >= rows);
+        let message = match stranger {
+            Some(id) => format!(
+                "error: the tokenizer gives token {id}, and the model embeds {rows}: they do not belong together"
+            ),
+            None if ids.len() < most => return Ok(ids),
+            None => format!("error: the prompt has {} tokens, the model holds {most} with its answer", ids.len()),
+        };
         Err(Failure::new(Kind::Data, message))
     }
 

@@ -120,7 +120,10 @@ impl Opened {
     /// Says what the audit found of rows that are measured; what it `refuses` is no measure.
     pub fn tell(report: &DataReport, refuses: impl Fn(&str) -> bool) -> Result<(), Failure> {
         for Finding { severity, code, message } in &report.findings {
-            let message = message.replace("training row", "row");
+            let message = match *code {
+                "constant-score" => "all rows have one score: correlations with it are undefined".into(),
+                _ => message.replace("training row", "row"),
+            };
             match severity {
                 Severity::Error if refuses(code) => {
                     return Err(Failure::new(Kind::Data, format!("error: {message}")));

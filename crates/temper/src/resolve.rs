@@ -237,19 +237,29 @@ fn read_tokenizer(recipe: &Recipe, config: &Config) -> Result<Tokenizer, Failure
         }
     };
     let tokenizer = Tokenizer::from_dir(&dir).map_err(|e| point(recipe, Kind::Data, key, e))?;
-    if tokenizer.vocab_size() > config.vocab_size() {
-        let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size());
-        let message =
-            format!("the tokenizer has {tokens} tokens, the model embeds {rows}: they do not belong together");
-        return Err(point(recipe, Kind::Data, key, message));
+    let mut fits = tokens_fit(&tokenizer, config);
+    if recipe.data.text_pair.is_some() {
+        fits = fits.and_then(|()| segments_fit(&tokenizer, config));
     }
-    let types = config.type_vocab_size();
-    if recipe.data.text_pair.is_some() && types == 1 && tokenizer.marks_pairs() {
-        let message = "the tokenizer marks second texts as segment 1, and the model has no segment but 0 \
-                       (`type_vocab_size` in config.json): they do not belong together";
-        return Err(point(recipe, Kind::Data, key, message));
+    fits.map_err(|message| point(recipe, Kind::Data, key, message)).map(|()| tokenizer)
+}
+
+/// Refuses a tokenizer with tokens that the model does not embed.
+pub fn tokens_fit(tokenizer: &Tokenizer, config: &Config) -> Result<(), String> {
+    let (tokens, last, rows) = (tokenizer.vocab_size(), tokenizer.largest_id().unwrap_or(0), config.vocab_size());
+    match tokens.max(last as usize + 1) > rows {
+        true => Err(format!(
+            "the tokenizer has {tokens} tokens, the last of them {last}, the model embeds {rows}: they do not belong together"
+        )),
+        false => Ok(()),
     }
-    Ok(tokenizer)
+}
+
+/// Refuses a tokenizer that marks second texts for a model that cannot tell.
+pub fn segments_fit(tokenizer: &Tokenizer, config: &Config) -> Result<(), String> {
+    let message = "the tokenizer marks second texts as segment 1, and the model has no segment but 0 (`type_vocab_size` in \
+                   config.json): they do not belong together";
+    if config.type_vocab_size() == 1 && tokenizer.marks_pairs() { Err(message.into()) } else { Ok(()) }
 }
 
 fn max_length(recipe: &Recipe, config: &Config) -> Result<usize, Failure> {

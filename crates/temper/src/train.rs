@@ -164,6 +164,14 @@ impl Corridor<'_> {
             model.evaluate(&Ranks { world: world.clone(), lender }, &collator, rows, plan.train.eval_batch)
         };
 
+        let idle = |rows: &[u32]| T::is_idle(&T::collate(&collator, &eval, rows, 0));
+        let all: Vec<u32> = (0..eval.len() as u32).collect();
+        if !all.is_empty() && all.chunks(plan.train.eval_batch.max(1)).all(idle) {
+            let message =
+                "no token of the evaluation rows is masked: give more of them, or raise `mask_probability` in [task]";
+            return Err(point(self.recipe, Kind::Data, "data.eval", message));
+        }
+
         let licence = self.permission.map(|permission| &permission.licence);
         let tokenizer = Arc::new(tokenizer);
         let trained_so_far = Trained { step: 0, finished: false };
@@ -190,7 +198,10 @@ impl Corridor<'_> {
                 let mut scores = measured.scores.clone();
                 evaluation.replace(Some(measured));
                 // An undefined metric, the correlation with a constant say, is no reason to lose the run.
-                scores.entry(plan.task.best_by().name().into()).or_insert(f64::NAN);
+                let best_by = plan.task.best_by().name();
+                if scores.entry(best_by.into()).or_insert(f64::NAN).is_nan() {
+                    tracing::warn!("`{best_by}` is undefined here: this evaluation says neither better nor worse");
+                }
                 Ok(Scores(scores))
             },
             &mut |event| {
@@ -231,12 +242,12 @@ impl Corridor<'_> {
             let parts = if divided { export::of_checkpoint(&checkpoint)? } else { BTreeMap::new() };
             let values = export::values(&model, &trained, parts, plan);
             export(values, T::SHIPS_HEAD, &shipped, &pages.front(false), &run.join("export"))?;
+            run.write("report.html", pages.report().as_bytes())?;
             if plan.export.merge {
                 let probe = if eval.is_empty() { &*train } else { &eval };
                 let outputs = |model: &T| model.outputs(&collator, probe, plan.train.eval_batch);
                 self.merge(model, &shipped, &pages.front(true), outputs)?;
             }
-            run.write("report.html", pages.report().as_bytes())?;
             tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
             let pushed = pushing.map(Pushing::finish).transpose()?;
             Ok::<_, Failure>(pushed.map(|pushed| pushed.pull_request.unwrap_or(pushed.url)))

@@ -116,6 +116,11 @@ impl Footprint<'_> {
         let (activations, logits, tokens) = values(&largest);
         let several = !matches!(micro, Micro::Rows(rows) if rows >= train.config.global_batch);
         let trainable = made.adapter.trainable() as u64;
+        // The gradient of a table that is the output layer, too, comes in two parts.
+        let table = (made.config.vocab_size() * made.config.hidden_size()) as u64;
+        let tied = matches!(made.task, TaskPlan::CausalLm { tied: true, .. } | TaskPlan::MaskedLm { .. });
+        let parts = if tied && trainable >= table { table } else { 0 };
+        let times = if several { 2 } else { 1 };
         let optimizer = match train.optim.kind {
             OptimKind::Adamw => 8 * trainable,
             OptimKind::Adamw8bit => 2 * Format::Dynamic.bytes([1, trainable as usize]),
@@ -133,7 +138,7 @@ impl Footprint<'_> {
         let one = (2 * lent / self.made.config.layers().max(1) as u64).min(absent);
         let memory = Memory::estimate(Needs {
             weights: self.weights() - 4 * (absent - one),
-            gradients: 4 * ((trainable - absent) * if several { 2 } else { 1 } + one),
+            gradients: 4 * ((trainable - absent + parts) * times + one),
             optimizer: optimizer.div_ceil(owners),
             mapped: self.weights.map_or(0, Weights::mapped),
             tokenizer_files: self.tokenizer.files().iter().map(|path| size(path)).sum(),

@@ -55,7 +55,7 @@ pub(super) fn resolve_task(
     match &recipe.task {
         TaskConfig::SequenceClassification(task) => Ok((classification(recipe, task, dataset)?, None)),
         TaskConfig::CausalLm(task) => Ok((causal_lm(recipe, task, config, from, dataset, tokenizer)?, None)),
-        TaskConfig::MaskedLm(task) => Ok((masked_lm(recipe, task, tokenizer)?, None)),
+        TaskConfig::MaskedLm(task) => Ok((masked_lm(recipe, task, config, tokenizer)?, None)),
         TaskConfig::Distillation(task) => {
             distillation(recipe, task, tokenizer, max_length).map(|(plan, teacher)| (plan, Some(teacher)))
         }
@@ -195,8 +195,8 @@ fn end_ids(recipe: &Recipe, config: &Config, dataset: &Dataset, tokenizer: &Toke
     ids.into_iter().collect()
 }
 
-/// The tokens with which a model in `dir` stops, as Transformers reads them: those of generation_config.json, or else of
-/// config.json, and the tokenizer's.
+/// The tokens with which a model in `dir` stops: those of generation_config.json, or where it names none of config.json, and the
+/// tokenizer's.
 pub fn stop_ids(config: &Config, tokenizer: &Tokenizer, dir: &Path) -> BTreeSet<u32> {
     let listed: Vec<u32> = match generation_config(dir).get("eos_token_id") {
         Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
@@ -218,7 +218,16 @@ pub fn generation_config(dir: &Path) -> Map<String, Value> {
     })
 }
 
-fn masked_lm(recipe: &Recipe, task: &MaskedLmConfig, tokenizer: &Tokenizer) -> Result<TaskPlan, Failure> {
+fn masked_lm(
+    recipe: &Recipe,
+    task: &MaskedLmConfig,
+    config: &Config,
+    tokenizer: &Tokenizer,
+) -> Result<TaskPlan, Failure> {
+    if config.raw["tie_word_embeddings"] == false {
+        let message = "the output layer of masked-lm is the token embeddings, and config.json says `\"tie_word_embeddings\": false`";
+        return Err(point(recipe, Kind::Data, "task.kind", message));
+    }
     if tokenizer.mask_id().is_none() {
         let message = "masked-lm needs a mask token, and the tokenizer has none";
         return Err(point(recipe, Kind::Data, "task.kind", message));
