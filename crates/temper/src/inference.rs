@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use serde_json::{Map, Value, json};
-use temper_data::{DataConfig, Dataset, Examples, LabelKind, Target, TokenBatch};
+use temper_data::{DataConfig, Dataset, Examples, LabelKind, Target, Text, TokenBatch};
 use temper_nn::Pass;
 use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
 
@@ -71,7 +71,7 @@ impl Trained {
     }
 
     /// One JSON object for each text or pair: `label` and `scores` by label name.
-    pub fn predict(&self, texts: &[(String, Option<String>)]) -> Result<Vec<Value>, Failure> {
+    pub fn predict(&self, texts: &[Text]) -> Result<Vec<Value>, Failure> {
         let logits = logits(&self.opened, &self.model, texts)?;
         Ok(texts
             .iter()
@@ -111,7 +111,7 @@ impl Trained {
 
     /// Adds the adapter into the weights, proves that nothing changed on `probe` texts, and writes the model into `out`.
     /// Returns the largest difference of logits.
-    pub fn merge(self, out: &Path, probe: &[(String, Option<String>)]) -> Result<f32, Failure> {
+    pub fn merge(self, out: &Path, probe: &[Text]) -> Result<f32, Failure> {
         let outputs = |model: &SequenceClassifier| Ok(logits(&self.opened, model, probe)?.concat());
         self.opened.merge(self.model, &self.task, outputs, out)
     }
@@ -121,18 +121,13 @@ fn wrong(what: String) -> Failure {
     Failure::new(Kind::Data, format!("error: {what}"))
 }
 
-fn logits(
-    opened: &Opened,
-    model: &SequenceClassifier,
-    texts: &[(String, Option<String>)],
-) -> Result<Vec<Vec<f32>>, Failure> {
+fn logits(opened: &Opened, model: &SequenceClassifier, texts: &[Text]) -> Result<Vec<Vec<f32>>, Failure> {
     if texts.iter().any(|(_, pair)| pair.is_some()) {
         segments_fit(&opened.tokenizer, &opened.config).map_err(wrong)?;
     }
     let mut all = Vec::with_capacity(texts.len());
     for texts in texts.chunks(ROWS) {
-        let encode =
-            |(text, pair): &(String, Option<String>)| opened.tokenizer.encode(text, pair.as_deref(), opened.max_length);
+        let encode = |(text, pair): &Text| opened.tokenizer.encode(text, pair.as_deref(), opened.max_length);
         let encoded: Result<Vec<_>, _> = texts.iter().map(encode).collect();
         let encoded = encoded.context(Kind::Data, "failed to read a text")?;
         all.extend(model.predict_batch(&TokenBatch::from_encoded(&encoded, opened.tokenizer.pad_id()), &Pass::eval()));

@@ -164,13 +164,7 @@ impl Corridor<'_> {
             model.evaluate(&Ranks { world: world.clone(), lender }, &collator, rows, plan.train.eval_batch)
         };
 
-        let idle = |rows: &[u32]| T::is_idle(&T::collate(&collator, &eval, rows, 0));
-        let all: Vec<u32> = (0..eval.len() as u32).collect();
-        if !all.is_empty() && all.chunks(plan.train.eval_batch.max(1)).all(idle) {
-            let message =
-                "no token of the evaluation rows is masked: give more of them, or raise `mask_probability` in [task]";
-            return Err(point(self.recipe, Kind::Data, "data.eval", message));
-        }
+        self.refuse_what_measures_nothing::<T>(&collator, &eval)?;
 
         let licence = self.permission.map(|permission| &permission.licence);
         let tokenizer = Arc::new(tokenizer);
@@ -261,6 +255,18 @@ impl Corridor<'_> {
         };
         together(world.barrier())?;
         Ok((best, pushed))
+    }
+
+    /// Refuses evaluation rows of which chance masks nothing.
+    fn refuse_what_measures_nothing<T: Task>(&self, collator: &T::Collator, eval: &Examples) -> Result<(), Failure> {
+        let idle = |rows: &[u32]| T::is_idle(&T::collate(collator, eval, rows, 0));
+        let rows: Vec<u32> = (0..eval.len() as u32).collect();
+        if rows.is_empty() || !rows.chunks(self.plan.train.eval_batch.max(1)).all(idle) {
+            return Ok(());
+        }
+        let message =
+            "no token of the evaluation rows is masked: give more of them, or raise `mask_probability` in [task]";
+        Err(point(self.recipe, Kind::Data, "data.eval", message))
     }
 
     /// Writes the model with its adapter merged, once it is proved to say the same.

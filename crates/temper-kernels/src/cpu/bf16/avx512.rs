@@ -86,8 +86,8 @@ unsafe fn tile<const HALVES: usize, const WIDE: bool>(piece: &Piece, row: usize,
     }
 }
 
-/// Whether a dot product of 64 operations takes no longer than a multiply-add of 32: on AMD's processors it takes as long, on Intel's
-/// four times as long (measured: Zen 4 and Sapphire Rapids; these have AMX, unless it is hidden).
+/// Whether a dot product, of 64 operations, does more in a time than multiply-adds, of 32. It does twice as much on an AMD EPYC, and half as
+/// much on an Intel Xeon (both measured; Intel's processors that have it have AMX, unless a virtual machine hides it).
 pub(super) fn dots_are_fast() -> bool {
     let vendor = __cpuid(0);
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
