@@ -110,12 +110,14 @@ impl Ranks {
             if let Some(ended) = statuses.iter().copied().collect() {
                 break ended;
             }
+            // One that was asked before the others met it leaves them waiting.
+            let interrupted = statuses.iter().flatten().any(|status| is_interrupted(*status));
             if statuses.into_iter().flatten().any(is_wrong) {
                 failed.get_or_insert_with(Instant::now);
             }
             if at_once.load(Ordering::Relaxed) || failed.is_some_and(|failed| failed.elapsed() > GRACE) {
                 self.kill();
-            } else if stop.is_requested() && !asked {
+            } else if (stop.is_requested() || interrupted) && !asked {
                 asked = true;
                 self.ask();
             }
@@ -153,5 +155,9 @@ impl Ranks {
 
 /// Whether a rank ended in another way than it was to.
 fn is_wrong(status: ExitStatus) -> bool {
-    !status.success() && Kind::of(status.code()) != Some(Kind::Interrupted)
+    !status.success() && !is_interrupted(status)
+}
+
+fn is_interrupted(status: ExitStatus) -> bool {
+    Kind::of(status.code()) == Some(Kind::Interrupted)
 }
