@@ -237,6 +237,22 @@ fn prompts_go_on_alone_and_together() {
     fs::write(&file, prompts.join("\n")).unwrap();
     let from_file = lines(&said(&["generate", &full, "--chat", "--file", file.to_str().unwrap()]));
     assert_eq!(from_file, together);
+    let rows = TRAINED.join("prompts.jsonl");
+    fs::write(
+        &rows,
+        prompts.map(|said| json!({ "messages": [{ "role": "user", "content": said }] }).to_string()).join("\n"),
+    )
+    .unwrap();
+    let from_rows = lines(&said(&["generate", &full, "--file", rows.to_str().unwrap()]));
+    for (row, whole) in from_rows.iter().zip(&together) {
+        assert_eq!(row["prompt"][0]["content"], whole["prompt"]);
+        assert_eq!(row["text"], whole["text"]);
+    }
+    assert_eq!(from_rows.len(), together.len());
+    let table = TRAINED.join("prompts.csv");
+    fs::write(&table, format!("question\n{}\n", prompts.join("\n"))).unwrap();
+    let columns = ["generate", &full, "--chat", "--text", "question", "--file", table.to_str().unwrap()];
+    assert_eq!(lines(&said(&columns)), together);
     let plain = said(&["generate", &full, "<|im_start|>user\na lemon?<|im_end|>\n<|im_start|>assistant\n"]);
     assert_eq!(plain, "yellow\n");
 }
@@ -430,12 +446,14 @@ fn recipes_that_do_not_fit_their_model_are_refused() {
         (
             &[&tied, "adapter.modules_to_save=[\"embed_tokens\"]"],
             2,
-            "`embed_tokens` and `lm_head` are one weight in this model",
+            "`model.embed_tokens.weight` and the output layer are one weight in this model; `untie = true`",
         ),
+        // As PEFT takes names: whatever ends so.
+        (&[&tied, "adapter.modules_to_save=[\"tokens\"]"], 2, "`model.embed_tokens.weight` and the output layer"),
         (
             &[&tied, "adapter.modules_to_save=[\"lm_head\"]"],
             2,
-            "`embed_tokens` and `lm_head` are one weight in this model",
+            "`lm_head` and the embeddings are one weight in this model",
         ),
         (&["data.max_length=513"], 2, "512"),
         (&["eval.metric=accuracy"], 2, "this task does not measure `accuracy` (it can measure loss, perplexity)"),
@@ -476,6 +494,61 @@ fn recipes_that_do_not_fit_their_model_are_refused() {
     train(&dir, "lora.toml", "untied", &[&tied, "task.untie=true", "adapter.modules_to_save=[\"lm_head\"]"]);
     train(&dir, "lora.toml", "saved", &["adapter.modules_to_save=[\"lm_head\", \"embed_tokens\"]"]);
     assert!(names("saved").iter().any(|name| name.contains("lm_head")), "{:?}", names("saved"));
+    // An adapter of PEFT's that brings embeddings for a model in which they are the output layer.
+    let adapter = dir.join("saved/export");
+    ["config.json", "temper.json"].map(|name| fs::remove_file(adapter.join(name)).unwrap());
+    let file = adapter.join("adapter_config.json");
+    let mut settings: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    settings["base_model_name_or_path"] = json!(dir.join("tied/export"));
+    fs::write(&file, settings.to_string()).unwrap();
+    let out = temper(&["generate", adapter.to_str().unwrap(), "a"]);
+    let message = "the adapter brings `model.embed_tokens.weight`, and PEFT leaves the output layer as it was";
+    assert!(text(&out.stderr).contains(message) && out.status.code() == Some(3), "{}", text(&out.stderr));
+}
+
+/// A decoder that another program made a classifier.
+#[test]
+fn a_decoder_that_classifies_is_no_language_model_and_not_known() {
+    let dir = copied("classifier");
+    let file = dir.join("config.json");
+    let config = fs::read_to_string(&file).unwrap().replace("LlamaForCausalLM", "LlamaForSequenceClassification");
+    fs::write(&file, config).unwrap();
+    for (verb, message) in [
+        ("predict", "temper classifies with encoders alone"),
+        ("generate", "holds a LlamaForSequenceClassification, which generates no text"),
+    ] {
+        let out = temper(&[verb, dir.to_str().unwrap(), "a"]);
+        assert!(text(&out.stderr).contains(message) && out.status.code() == Some(3), "{}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn a_run_does_not_go_on_with_another_template() {
+    let dir = place("templates");
+    write_house(&dir);
+    let template = dir.join("t.jinja");
+    let run = || call(&arguments(&dir, "full.toml", "run", &["train.max_steps=1", "data.template=t.jinja"]));
+    fs::write(&template, CHATML).unwrap();
+    assert!(run().status.success());
+    // As many tokens, and others.
+    fs::write(&template, CHATML.replace("message.role", "message.role[::-1]")).unwrap();
+    let out = run();
+    assert!(text(&out.stderr).contains("of another plan (different: data.files"), "{}", text(&out.stderr));
+    assert_eq!(out.status.code(), Some(2));
+}
+
+#[test]
+fn metrics_that_say_nothing_on_rows_are_left_out() {
+    let rows = TRAINED.join("plain.jsonl");
+    fs::write(&rows, "{\"text\": \"grass is green\"}\n{\"text\": \"snow is white\"}\n").unwrap();
+    let out = temper(&["eval", &model("full"), "--data", rows.to_str().unwrap(), "--json"]);
+    assert!(
+        text(&out.stderr).contains("`exact_match` needs evaluation rows that ask something"),
+        "{}",
+        text(&out.stderr)
+    );
+    let scores = &serde_json::from_str::<Value>(&text(&out.stdout)).unwrap()["scores"];
+    assert!(scores["exact_match"].is_null() && scores["loss"].is_f64(), "{scores}");
 }
 
 #[test]

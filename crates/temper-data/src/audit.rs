@@ -5,15 +5,18 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::{
-    examples::{Examples, Store},
+    examples::{Examples, Rows, Store},
     hash::RowHash,
     labels::Column,
+    order::per_epoch,
     report::{DataReport, Finding, Severity, SplitReport},
     tokenizer::Tokenizer,
 };
 
 /// Share of truncated rows, and of unknown tokens, above which a warning is due.
 const SHARE: f64 = 0.05;
+/// What rounding may change of a file's share.
+const ROUNDED: f64 = 0.1;
 /// A class this many times as common as another is a finding.
 const IMBALANCE: usize = 10;
 
@@ -81,6 +84,30 @@ pub(crate) fn findings(
     for (split, counts) in [(train, &report.train), (eval, &report.eval)] {
         audit.rows(split, counts, report.max_length);
         audit.targets(split, tokenizer);
+    }
+    audit.sorted()
+}
+
+/// The findings with those on files of which an epoch has another share than their weights say, for it has whole rows.
+pub(crate) fn weights(findings: Vec<Finding>, train: &Examples) -> Vec<Finding> {
+    let mut audit = Audit(findings);
+    let unit = if matches!(&*train.rows, Rows::Packs(_)) { "packs" } else { "rows" };
+    let mut next = 0;
+    while next < train.len() {
+        let (first, weight) = (next, train.weight(next));
+        next = (first..train.len()).find(|row| train.weight(*row) != weight).unwrap_or(train.len());
+        let of = next - first;
+        let (said, seen) = (of as f64 * weight, per_epoch(of, weight));
+        if (seen as f64 - said).abs() <= ROUNDED * said {
+            continue;
+        }
+        let severity = if seen == 0 { Severity::Error } else { Severity::Warning };
+        let message = format!(
+            "an epoch has whole {unit}: with a weight of {weight}, {seen} of the {of} from {} on; write a weight that makes whole \
+             ones (data.train)",
+            train.source(first)
+        );
+        audit.add(severity, "rounded-weight", message);
     }
     audit.sorted()
 }
@@ -242,8 +269,12 @@ impl Audit {
             blank.add(|| examples.source(row).to_string());
         }
         if blank.count > 0 {
-            let learned = matches!(examples.store.labels, Column::None) || examples.is_causal();
-            let left = if learned && *name == "training" { ", and nothing is learned from them" } else { "" };
+            let left = match examples.store.labels {
+                _ if *name != "training" => "",
+                _ if examples.is_causal() => " to learn, and at most that it ends is learned from them",
+                Column::None => ", and nothing is learned from them",
+                _ => "",
+            };
             let message = format!("{} {name} rows have no text{left}: {}", blank.count, blank.shown());
             self.add(Severity::Warning, "empty-rows", message);
         }

@@ -85,8 +85,8 @@ impl CausalAudit {
         };
         let what = "have tools that the chat template does not show; name another one (data.template)";
         told(&|seen| seen.toolless, Severity::Error, "lost-tools", what);
-        let what = "have reasoning that the chat template does not show; name another one (data.template), or take the \
-                    reasoning out";
+        let what = "have reasoning, within <think> say, that the chat template does not show; name another one \
+                    (data.template), or take the reasoning out";
         told(&|seen| seen.thoughtless, Severity::Error, "lost-reasoning", what);
         let what = "have turns of the assistant that the chat template shows otherwise once others follow, as where earlier \
                     thinking is left out; these turns are not learned";

@@ -352,6 +352,14 @@ fn the_audit_finds_what_a_template_loses() {
             r#"{"messages": [{"role": "user", "content": "OK"}, {"role": "assistant", "content": "Four.", "reasoning": "Two and two are four."}, {"role": "user", "content": "OK"}, {"role": "assistant", "content": "Six.", "reasoning_content": "Hm."}]}"#,
         ),
         (
+            "thinking.jsonl",
+            r#"{"messages": [{"role": "user", "content": "OK"}, {"role": "assistant", "content": "<think>\nTwo and two are four.\n</think>\nFour."}]}"#,
+        ),
+        (
+            "cutting.jinja",
+            "{% for m in messages %}{{ '<|im_start|>' + m.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}",
+        ),
+        (
             "endless.jinja",
             "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
         ),
@@ -374,6 +382,8 @@ fn the_audit_finds_what_a_template_loses() {
     let data = of("thought.jsonl", "deaf.jinja");
     assert_eq!(codes(&data), [(Severity::Error, "lost-reasoning")]);
     assert!(message(&data, "lost-reasoning").contains("thought.jsonl line 1"));
+    assert_eq!(codes(&of("thinking.jsonl", "cutting.jinja")), [(Severity::Error, "lost-reasoning")]);
+    assert_eq!(codes(&of("thinking.jsonl", "deaf.jinja")), []);
     // It shows what was thought last, and what was thought before only until the next question.
     let qwen = format!("{}/fixtures/templates/qwen3.jinja", env!("CARGO_MANIFEST_DIR"));
     assert_eq!(codes(&of("thought.jsonl", &qwen)), [(Severity::Warning, "rewritten-turns")]);

@@ -131,14 +131,20 @@ fn what_a_template_says_by_itself_is_not_learned() {
     let turn = "{{ '<|' + message.role + '|>' + message.content + '</s>' }}";
     let own = "{% if messages and messages[0].role != 'system' %}<|system|>You are kind.</s>{% endif %}";
     let prompt = "{% if add_generation_prompt %}<|assistant|>{% endif %}";
-    std::fs::write(&path, format!("{own}{{% for message in messages %}}{turn}{{% endfor %}}{prompt}")).unwrap();
-    let template = ChatTemplate::open(chat.directory.path(), path.to_str()).unwrap();
-    let messages = [("assistant", "I begin."), ("user", "Well."), ("assistant", "Yes.")];
-    let messages = messages.map(|(role, content)| Message::new(role, content)).to_vec();
-    let turns = chat.turns(&template, &(messages, None), TrainOn::Assistant).unwrap();
-    let said: Vec<&str> = turns.spans.iter().map(|span| &turns.text[span.clone()]).collect();
-    assert_eq!(said.len(), 2, "{said:?}");
-    assert!(said[0].starts_with("I begin.") && said[1].starts_with("Yes."), "{said:?}");
+    let last = "{% if loop.last and add_generation_prompt %}<|assistant|>{% endif %}";
+    for source in [
+        format!("{own}{{% for message in messages %}}{turn}{{% endfor %}}{prompt}"),
+        format!("<s>{{% for message in messages %}}{turn}{last}{{% endfor %}}"),
+    ] {
+        std::fs::write(&path, source).unwrap();
+        let template = ChatTemplate::open(chat.directory.path(), path.to_str()).unwrap();
+        let messages = [("assistant", "I begin."), ("user", "Well."), ("assistant", "Yes.")];
+        let messages = messages.map(|(role, content)| Message::new(role, content)).to_vec();
+        let turns = chat.turns(&template, &(messages, None), TrainOn::Assistant).unwrap();
+        let said: Vec<&str> = turns.spans.iter().map(|span| &turns.text[span.clone()]).collect();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].starts_with("I begin.") && said[1].starts_with("Yes."), "{said:?}");
+    }
 }
 
 /// As Jinja, whatever ends the lines of its file.

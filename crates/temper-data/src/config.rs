@@ -18,8 +18,8 @@ pub struct DataConfig {
     /// Evaluation files, written as `train`. Default: `eval_fraction` of the training rows is set aside.
     #[serde(default)]
     pub eval: Option<Files>,
-    /// Share of the training rows set aside for evaluation, in [0, 1); 0 evaluates on nothing. Default 0.1 where
-    /// `eval` is absent. Contradicts `eval`.
+    /// Share of the training rows set aside for evaluation, in [0, 1); 0 evaluates on nothing. Which rows, their texts decide,
+    /// whatever `train.seed` is. Default 0.1 where `eval` is absent. Contradicts `eval`.
     #[serde(default)]
     pub eval_fraction: Option<f64>,
     /// Column of the text. Default `"text"`.

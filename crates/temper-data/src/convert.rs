@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::delimited::Records;
 use crate::error::{Error, Result};
 use crate::jsonl;
-use crate::source::{Kind, Place, SourceFile};
+use crate::source::{Kind, Place, SourceFile, twice};
 use crate::table::{Batches, open_arrow};
 
 /// Rows of a batch.
@@ -68,6 +68,10 @@ pub fn columns_of(inputs: &[PathBuf]) -> Result<SchemaRef> {
     let mut all: Option<(Vec<Column>, _)> = None;
     for input in inputs {
         let (found, metadata) = columns_of_one(&SourceFile::find(input.clone())?)?;
+        let names: Vec<&String> = found.iter().map(|column| column.field.name()).collect();
+        if let Some((_, name)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+            return Err(twice(input, name));
+        }
         let Some((known, _)) = &mut all else {
             all = Some((found, metadata));
             continue;
@@ -391,6 +395,8 @@ mod tests {
             let message = columns_of(&[path("w.jsonl")]).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         }
+        fs::write(path("x.csv"), "a,a\n1,2\n").unwrap();
+        assert!(columns_of(&[path("x.csv")]).unwrap_err().to_string().contains("two columns called `a`"));
         // Columns may lie in another order.
         fs::write(path("v.csv"), "label,id\na,1\n").unwrap();
         fs::write(path("v.jsonl"), "{\"label\":\"b\",\"id\":2}\n{\"id\":3,\"label\":\"c\"}\n").unwrap();

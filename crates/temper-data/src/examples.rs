@@ -20,7 +20,7 @@ use crate::{
 /// that in an unlinked temporary file that is memory-mapped.
 #[derive(Clone)]
 pub struct Examples {
-    rows: Arc<Rows>,
+    pub(crate) rows: Arc<Rows>,
     pub(crate) store: Arc<Store>,
     names: Arc<[String]>,
 }

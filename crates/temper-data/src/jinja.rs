@@ -1,14 +1,20 @@
 //! Jinja as Transformers sets it up for chat templates (`utils/chat_template_utils.py`), on minijinja.
 
-use std::{fmt::Write, sync::LazyLock};
+use std::{
+    fmt::{self, Formatter, Write},
+    sync::{Arc, LazyLock},
+};
 
 use chrono::NaiveDateTime;
 use minijinja::{
     Environment, Error, ErrorKind,
-    value::{Kwargs, Rest, Value, ValueKind},
+    value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, Value, ValueKind},
 };
 use minijinja_contrib::pycompat;
 use regex::Regex;
+use serde_json::{Map, Value as Json};
+
+use crate::message::Message;
 
 /// Put around what a `{% generation %}` block renders. Unicode keeps these code points free for use inside a program.
 pub(crate) const GENERATION: [char; 2] = ['\u{FDD1}', '\u{FDD2}'];
@@ -41,6 +47,7 @@ pub(crate) fn environment(templates: &[(String, String)], now: NaiveDateTime) ->
     env.add_filter(GENERATION_FILTER, |text: &str| format!("{}{text}{}", GENERATION[0], GENERATION[1]));
     // A text is a sequence, and so is what is not there.
     env.add_test("sequence", |value: &Value| is_sequence(value.kind()));
+    env.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
     env.add_test("iterable", |value: &Value| is_sequence(value.kind()) || value.kind() == ValueKind::Iterable);
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -64,6 +71,63 @@ pub(crate) fn environment(templates: &[(String, String)], now: NaiveDateTime) ->
         env.add_template_owned(name.clone(), source.into_owned())?;
     }
     Ok(env)
+}
+
+/// A value of JSON as templates see it: a list or an object says what Python's `str` would, wherever text is made of it. Those that
+/// a template itself writes do so only where they are printed.
+pub(crate) fn value(json: &Json) -> Value {
+    match json {
+        Json::Array(items) => Value::from_object(List(items.iter().map(value).collect())),
+        Json::Object(map) => dict(map),
+        plain => Value::from_serialize(plain),
+    }
+}
+
+/// A conversation as templates see it.
+pub(crate) fn messages(messages: &[Message]) -> Value {
+    Value::from_object(List(messages.iter().map(|message| dict(message.parts())).collect()))
+}
+
+fn dict(map: &Map<String, Json>) -> Value {
+    Value::from_object(Dict(map.iter().map(|(key, json)| (key.as_str().into(), value(json))).collect()))
+}
+
+#[derive(Debug)]
+struct List(Vec<Value>);
+
+#[derive(Debug)]
+struct Dict(Vec<(Value, Value)>);
+
+impl Object for List {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Seq
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.0.get(key.as_usize()?).cloned()
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Seq(self.0.len())
+    }
+
+    fn render(self: &Arc<Self>, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&python_str(&Value::from_dyn_object(self.clone())))
+    }
+}
+
+impl Object for Dict {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.iter().map(|(key, _)| key.clone()).collect())
+    }
+
+    fn render(self: &Arc<Self>, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&python_str(&Value::from_dyn_object(self.clone())))
+    }
 }
 
 /// Methods of Python's `str` that `pycompat` lacks; none where it is none of them, or its arguments are not theirs.
@@ -187,12 +251,12 @@ fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Er
         Some(pair) => [pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string()],
         None => [if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()],
     };
-    let mut json = Json { out: String::new(), indent, comma, colon, ascii, sorted };
+    let mut json = Dump { out: String::new(), indent, comma, colon, ascii, sorted };
     json.write(value, 0)?;
     Ok(json.out)
 }
 
-struct Json {
+struct Dump {
     out: String,
     indent: Option<String>,
     comma: String,
@@ -201,7 +265,7 @@ struct Json {
     sorted: bool,
 }
 
-impl Json {
+impl Dump {
     fn write(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
@@ -260,7 +324,7 @@ impl Json {
     }
 
     fn text(&mut self, text: &str) {
-        let quoted = serde_json::Value::from(text).to_string();
+        let quoted = Json::from(text).to_string();
         if !self.ascii {
             return self.out.push_str(&quoted);
         }
@@ -293,10 +357,19 @@ mod tests {
             ("'<think>a'.removeprefix('<think>')", "a"),
             ("'a'.removesuffix('b')", "a"),
             ("'a b'.split(' ')", "['a', 'b']"),
+            ("'is ' ~ said", "is {'a': ['b', None], 'c': {'d': True}}"),
+            ("[said.c, said.a]|join(' ')", "{'d': True} ['b', None]"),
+            ("'{}'.format(said.a)", "['b', None]"),
+            ("said.a[-1] is none and said.a[1:] == [none] and said.a|length == 2 and 'b' in said.a", "True"),
+            ("said is mapping and said.a is sequence and said.a is not mapping and 'c' in said", "True"),
+            ("said.items()|list|length ~ said.get('x', 'y') ~ (said.keys()|list)[1]", "2yc"),
+            ("said|tojson", "{\"a\": [\"b\", null], \"c\": {\"d\": true}}"),
+            ("true is number and 1 is number and '1' is not number", "True"),
         ] {
             let template = ("t".to_owned(), format!("{{{{ {expression} }}}}"));
             let env = environment(&[template], NaiveDateTime::default()).unwrap();
-            let found = env.get_template("t").unwrap().render(()).unwrap();
+            let said = value(&serde_json::json!({"a": ["b", null], "c": {"d": true}}));
+            let found = env.get_template("t").unwrap().render(minijinja::context! { said }).unwrap();
             assert_eq!(found, expected, "{expression}");
         }
         let template = ("t".to_owned(), "{{ 'a'.rsplit(1) }}".to_owned());

@@ -8,6 +8,7 @@ use crate::{
     config::{ChatColumns, DataConfig, Format},
     error::{listed, nearest},
     message::{self, Message},
+    texts::Prompt,
 };
 
 /// A row, read.
@@ -28,6 +29,8 @@ pub(crate) struct Layout {
     columns: ChatColumns,
     /// By [`Slot`].
     names: Vec<String>,
+    /// What is learned need not be there.
+    asking: bool,
     /// The bits of slots that a row had something in.
     seen: AtomicU32,
 }
@@ -86,7 +89,12 @@ impl Layout {
         for (slot, key, written) in written(&config.columns) {
             names[slot as usize] = written.clone().unwrap_or_else(|| key.trim_start_matches("columns.").to_owned());
         }
-        Self { format: config.format, columns: config.columns.clone(), names, seen: AtomicU32::new(0) }
+        Self { format: config.format, columns: config.columns.clone(), names, asking: false, seen: AtomicU32::new(0) }
+    }
+
+    /// The same for rows of which the [prompt](Self::prompt) is read alone.
+    pub(crate) fn asking(self) -> Self {
+        Self { asking: true, ..self }
     }
 
     /// Takes note of what a row has.
@@ -107,6 +115,12 @@ impl Layout {
         self.names.iter().map(String::as_str).collect()
     }
 
+    /// What each format cannot do without in these rows.
+    fn needed(&self) -> impl Iterator<Item = (Format, &'static str, &'static [Slot])> {
+        // The last of two is what is learned.
+        NEEDED.into_iter().map(|(format, name, slots)| (format, name, if self.asking { &slots[..1] } else { slots }))
+    }
+
     fn name(&self, slot: Slot) -> &str {
         &self.names[slot as usize]
     }
@@ -119,10 +133,10 @@ impl Layout {
     ) -> Result<Format, (String, String)> {
         let absent = |slots: &[Slot]| slots.iter().copied().find(|slot| cells[*slot as usize].is_none());
         if let Some(wanted) = self.format {
-            let slots = NEEDED.iter().find(|(format, ..)| *format == wanted).map_or(&[][..], |(.., slots)| slots);
+            let slots = self.needed().find(|(format, ..)| *format == wanted).map_or(&[][..], |(.., slots)| slots);
             return absent(slots).map_or(Ok(wanted), |slot| Err(self.missing(self.name(slot), &there())));
         }
-        let fits: Vec<_> = NEEDED.iter().filter(|(.., slots)| absent(slots).is_none()).collect();
+        let fits: Vec<_> = self.needed().filter(|(.., slots)| absent(slots).is_none()).collect();
         match fits.as_slice() {
             [(format, ..)] => Ok(*format),
             [] => Err(self.unknown(cells, &there())),
@@ -147,21 +161,21 @@ impl Layout {
 
     /// No format fits: what is nearest to one.
     fn unknown(&self, cells: &Cells, there: &[String]) -> (String, String) {
-        for (.., slots) in NEEDED {
+        for (.., slots) in self.needed() {
             let absent: Vec<Slot> = slots.iter().copied().filter(|slot| cells[*slot as usize].is_none()).collect();
             if let ([slot], true) = (absent.as_slice(), slots.len() > 1) {
                 return self.missing(self.name(*slot), there);
             }
         }
-        let needed: Vec<String> = NEEDED
-            .iter()
+        let needed: Vec<String> = self
+            .needed()
             .map(|(_, name, slots)| {
                 let columns: Vec<&str> = slots.iter().map(|slot| self.name(*slot)).collect();
                 format!("{} ({name})", columns.join(" and "))
             })
             .collect();
         let close = |name: &str| !nearest(name, there.iter().map(String::as_str)).is_empty();
-        let wanted = NEEDED.iter().flat_map(|(.., slots)| *slots).map(|slot| self.name(*slot)).find(|name| close(name));
+        let wanted = self.needed().flat_map(|(.., slots)| slots).map(|slot| self.name(*slot)).find(|name| close(name));
         let wanted = wanted.unwrap_or_else(|| self.name(Slot::Messages));
         let (column, message) = self.missing(wanted, there);
         (column, format!("{message}; a row needs {}", needed.join(", or ")))
@@ -191,14 +205,15 @@ impl Layout {
             messages.insert(0, Message::new("system", system));
             Ok(messages)
         };
-        // No template shows it in a text.
-        let untold = |system: String| match system.trim() {
-            "" => Ok(()),
+        // No template shows them in a text.
+        let untold = |system: String, tools: Option<Value>| match (system.trim(), tools) {
+            ("", None) => Ok(()),
+            ("", Some(_)) => Err(at(Slot::Tools, "only conversations have tools".into())),
             _ => Err(at(Slot::System, "only conversations have a system message".into())),
         };
         match format {
             Format::Text => {
-                untold(system?)?;
+                untold(system?, tools()?)?;
                 Ok(Sample::Text(text(Slot::Text, take(Slot::Text))?))
             }
             Format::Chat => {
@@ -221,7 +236,7 @@ impl Layout {
             }
             Format::PromptCompletion => match (take(Slot::Prompt), take(Slot::Completion)) {
                 (Some(Value::String(prompt)), Some(Value::String(completion))) => {
-                    untold(system?)?;
+                    untold(system?, tools()?)?;
                     let others = take(Slot::Choices).map_or(Ok(Vec::new()), |choices| others(choices, &completion));
                     Ok(Sample::Completion { prompt, completion, others: others.map_err(|e| at(Slot::Choices, e))? })
                 }
@@ -233,6 +248,26 @@ impl Layout {
                 }
                 _ => Err(at(Slot::Prompt, "it and the completion must be two texts or two lists of messages".into())),
             },
+        }
+    }
+
+    /// What the cells of a record of `format` ask; the error is a message without its place.
+    pub(crate) fn prompt(&self, format: Format, mut cells: Cells) -> Result<Prompt, String> {
+        if format == Format::PromptCompletion {
+            // It is left out, whatever it says.
+            cells[Slot::Completion as usize] = cells[Slot::Prompt as usize].clone();
+            cells[Slot::Choices as usize] = None;
+        }
+        match self.sample(format, cells)? {
+            Sample::Text(text) | Sample::Completion { prompt: text, .. } => Ok(Prompt::Text(text)),
+            Sample::Chat { mut messages, tools, first } => {
+                let answered = messages.last().is_some_and(Message::is_assistant);
+                messages.truncate(if first == 0 { messages.len() - usize::from(answered) } else { first });
+                match messages.is_empty() {
+                    true => Err("the conversation is an answer alone".into()),
+                    false => Ok(Prompt::Conversation(messages, tools)),
+                }
+            }
         }
     }
 }

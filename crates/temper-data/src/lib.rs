@@ -68,5 +68,5 @@ pub use preview::{PreviewRow, PreviewToken, preview};
 pub use random::Random;
 pub use report::{DataReport, Finding, LabelCount, LengthStats, PackReport, Severity, SplitReport, TemplateReport};
 pub use template::ChatTemplate;
-pub use texts::{Text, Texts};
+pub use texts::{Prompt, Prompts, Text, Texts};
 pub use tokenizer::{Encoded, Tokenizer};

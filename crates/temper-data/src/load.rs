@@ -95,7 +95,7 @@ pub fn load(
 
     let dropping = causal.is_some() && config.long_rows == LongRows::Drop;
     let ([train, eval], observed) =
-        sides(train, eval, &names, dropping, |hashes, labels| split::by_content(hashes, labels, fraction, seed));
+        sides(train, eval, &names, dropping, |hashes, labels| split::by_content(hashes, labels, fraction));
     let mut report = DataReport {
         max_length,
         train: SplitReport::new(&train.examples, tokenizer.unknown_id()),
@@ -111,6 +111,7 @@ pub fn load(
         if rows.len() < train.examples.len() {
             report.train = SplitReport::new(&rows, tokenizer.unknown_id());
         }
+        report.findings = audit::weights(report.findings, &rows);
         return Ok(Dataset { train: rows, eval: eval.examples, report });
     };
     report.template = causal.template_report();
@@ -128,6 +129,7 @@ pub fn load(
     let eval = eval.in_pieces(max_length);
     report.train.pack(&train, max_length);
     report.eval.pack(&eval, max_length);
+    report.findings = audit::weights(report.findings, &train);
     Ok(Dataset { train, eval, report })
 }
 

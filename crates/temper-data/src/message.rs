@@ -42,6 +42,11 @@ impl Message {
         Self(Map::from_iter([("role".into(), role.into()), ("content".into(), Value::String(content.into()))]))
     }
 
+    /// All that it says of itself.
+    pub(crate) fn parts(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
     /// Who speaks.
     #[must_use]
     pub fn role(&self) -> &str {
@@ -71,6 +76,15 @@ impl Message {
     pub(crate) fn marked(&self, mark: char) -> Option<Self> {
         let mut map = self.0.clone();
         map["content"] = marked(self.content()?, mark)?;
+        Some(Self(map))
+    }
+
+    /// The message with `mark` behind the first word of what it says; none if it says nothing.
+    pub(crate) fn marked_start(&self, mark: char) -> Option<Self> {
+        let (mut map, said) = (self.0.clone(), self.content()?);
+        let word = said.split_whitespace().next()?;
+        let (before, behind) = said.split_at(said.find(word)? + word.len());
+        map["content"] = Value::String(format!("{before}{mark}{behind}"));
         Some(Self(map))
     }
 
@@ -139,7 +153,10 @@ impl Message {
             Some(Some(weight)) if (weight == 0.0 || weight == 1.0) && role == "assistant" => {}
             Some(_) => return Err("its weight must be 0 or 1, and the assistant's".into()),
         }
-        message.extend(map);
+        // What the row itself calls so, beside what the recipe says is it, is not it.
+        for (key, value) in map {
+            message.entry(key).or_insert(value);
+        }
         if let Some(calls) = message.get_mut("tool_calls") {
             arguments(calls)?;
         }
@@ -274,6 +291,15 @@ mod tests {
         ] {
             assert_eq!(parse(given.clone()), Ok(expected), "{given}");
         }
+    }
+
+    #[test]
+    fn a_part_that_the_recipe_names_hides_what_is_called_like_it() {
+        let named = |key: &str| Some(key.to_owned());
+        let columns = ChatColumns { role: named("speaker"), content: named("clean"), ..ChatColumns::default() };
+        let given = json!([{"speaker": "human", "role": "admin", "content": "raw", "clean": "said"}]);
+        let found = messages(given, &columns).unwrap();
+        assert_eq!((found[0].role(), found[0].content()), ("user", Some("said")));
     }
 
     #[test]

@@ -80,10 +80,7 @@ impl Order {
             rows_per_epoch: 0,
             cache: Mutex::default(),
         };
-        order.rows_per_epoch = order
-            .runs()
-            .map(|(rows, weight)| rows.len() as u64 * weight as u64 + drawn(rows.len(), weight) as u64)
-            .sum();
+        order.rows_per_epoch = order.runs().map(|(rows, weight)| per_epoch(rows.len(), weight)).sum();
         order
     }
 
@@ -181,6 +178,11 @@ impl Order {
             (start..end, weight)
         })
     }
+}
+
+/// How many of `rows` of a weight an epoch has.
+pub(crate) fn per_epoch(rows: usize, weight: f64) -> u64 {
+    rows as u64 * weight as u64 + drawn(rows, weight) as u64
 }
 
 /// How many of `rows` the fraction of a weight draws in an epoch.

@@ -115,9 +115,7 @@ impl Columns {
                 let mut found = there.iter().enumerate().filter(|(_, name)| **name == wanted).map(|(i, _)| i);
                 match (found.next(), found.next()) {
                     (Some(at), None) => Ok(Some(at)),
-                    (Some(_), Some(_)) => {
-                        Err(Error::file(path, format!("it has two columns called `{wanted}`; rename one")))
-                    }
+                    (Some(_), Some(_)) => Err(twice(path, wanted)),
                     (None, _) if matches!(self, Self::Causal(_)) => Ok(None),
                     (None, _) => {
                         let message = absent(wanted, there.iter().copied());
@@ -325,6 +323,11 @@ impl SourceFile {
             Kind::Arrow => table::read_arrow(path, file, columns, sink),
         }
     }
+}
+
+/// Two columns of a file have one name.
+pub(crate) fn twice(path: &Path, name: &str) -> Error {
+    Error::file(path, format!("it has two columns called `{name}`; rename one"))
 }
 
 /// Which columns there are instead of the wanted one.

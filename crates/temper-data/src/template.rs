@@ -169,10 +169,10 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, String> {
         let template = self.env.get_template(self.chosen(tools)).map_err(|e| shown(&e))?;
-        let variables = self.variables.iter().map(|(name, value)| (name.as_str(), Jinja::from_serialize(value)));
+        let variables = self.variables.iter().map(|(name, value)| (name.as_str(), jinja::value(value)));
         let context = variables.chain([
-            ("messages", Jinja::from_serialize(messages)),
-            ("tools", Jinja::from_serialize(tools)),
+            ("messages", jinja::messages(messages)),
+            ("tools", tools.map_or_else(|| Jinja::from(()), jinja::value)),
             ("documents", Jinja::from(())),
             ("add_generation_prompt", Jinja::from(add_generation_prompt)),
         ]);

@@ -446,6 +446,21 @@ fn weights_follow_their_files_through_the_split() {
     assert!((0..20).all(|row| data.train.weight(row) == weight(row)));
     let total: f64 = (0..20).map(weight).sum();
     assert_eq!(Order::new(&data.train, 1, 4, Micro::Rows(2), true).rows_per_epoch(), total as u64);
+    // An epoch has whole rows.
+    for (weight, severity, seen) in
+        [(0.02, Severity::Error, "0 of the 20 from"), (0.07, Severity::Warning, "1 of the 20 from")]
+    {
+        let file = FileTable { path: "c.jsonl".into(), weight, config: None, split: None };
+        let folder = Folder::with(&[("c.jsonl", &lines(b'a', b'u'))]);
+        let config = DataConfig { train: Files::Many(vec![FileEntry::Table(file)]), ..config.clone() };
+        let findings = folder
+            .load_with(&DataConfig { eval_fraction: Some(0.0), ..config }, LabelKind::None)
+            .unwrap()
+            .report
+            .findings;
+        let found = findings.iter().find(|finding| finding.code == "rounded-weight").unwrap();
+        assert!(found.severity == severity && found.message.contains(seen), "{found:?}");
+    }
 }
 
 #[test]

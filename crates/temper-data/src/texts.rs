@@ -1,14 +1,20 @@
-//! Texts without labels: what a trained model is asked about.
+//! Rows without labels: what a trained model is asked about.
 
 use std::{
     fs::File,
     io::{BufRead, BufReader},
     path::Path,
+    sync::Arc,
 };
 
+use serde_json::Value;
+
 use crate::{
+    config::DataConfig,
     error::{Error, Result},
     jsonl,
+    layout::Layout,
+    message::Message,
     source::{Body, Columns, Kind, LabelSource, Labelled, Place, Record, SourceFile},
 };
 
@@ -17,12 +23,31 @@ pub type Text = (String, Option<String>);
 
 /// The columns of texts.
 #[derive(Debug, Clone)]
-pub struct Texts(Labelled);
+pub struct Texts(Columns);
+
+/// What a language model goes on from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    /// A text.
+    Text(String),
+    /// A conversation, and the tools that the assistant may call.
+    Conversation(Vec<Message>, Option<Value>),
+}
+
+/// The columns of prompts.
+#[derive(Debug, Clone)]
+pub struct Prompts(Arc<Layout>);
+
+/// A row of a table, or a line that is none.
+enum Row {
+    Record(Body),
+    Line(String),
+}
 
 impl Texts {
     /// Those of these names.
     pub fn new(text: String, pair: Option<String>) -> Self {
-        Self(Labelled { text, pair, label: LabelSource::None })
+        Self(Columns::Labelled(Labelled { text, pair, label: LabelSource::None }))
     }
 
     /// Hands the rows of a file to `sink`, in order, until it says false: of a table or of JSON lines, as its extension says, their
@@ -31,17 +56,7 @@ impl Texts {
     /// # Errors
     /// When it cannot be read, or lacks a column. Rows before a bad one have been handed over.
     pub fn read(&self, path: &Path, sink: &mut dyn FnMut(Text) -> bool) -> Result<()> {
-        if Kind::of(path).is_none() {
-            let file = File::open(path).map_err(|e| Error::file(path, e))?;
-            return self.lines(path, BufReader::new(file), sink);
-        }
-        let (columns, mut stopped) = (Columns::Labelled(self.0.clone()), false);
-        let read = SourceFile::find(path.to_owned())?.read(&columns, &mut |record| {
-            stopped = !texts(record).is_none_or(&mut *sink);
-            // Any error ends the reading.
-            if stopped { Err(Error::file(path, "reading was stopped")) } else { Ok(()) }
-        });
-        if stopped { Ok(()) } else { read }
+        read(&self.0, path, &mut |at, row| Ok(sink(self.text(at, row)?)))
     }
 
     /// Hands every line to `sink` until it says false: an object of JSON with the columns, or the text itself, unless there must be
@@ -50,36 +65,83 @@ impl Texts {
     /// # Errors
     /// When a line is none of them.
     pub fn lines(&self, path: &Path, from: impl BufRead, sink: &mut dyn FnMut(Text) -> bool) -> Result<()> {
-        let columns = Columns::Labelled(self.0.clone());
-        for (number, line) in (1..).zip(from.lines()) {
-            let place = Place { path, unit: "line", line: number };
-            let line = line.map_err(|e| place.error(e.to_string()))?;
-            let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
-            let inside = line.strip_prefix('{').map(str::trim_start);
-            let text = match &self.0.pair {
-                _ if inside.is_some_and(|inside| inside.starts_with(['"', '}'])) => {
-                    texts(jsonl::record(line, &columns, &place)?)
-                }
-                None => Some((line.to_owned(), None)),
-                Some(pair) => {
-                    let message = format!("pairs of texts are JSON objects with `{}` and `{pair}`", self.0.text);
-                    return Err(place.error(message));
-                }
-            };
-            if !text.is_none_or(&mut *sink) {
-                break;
-            }
+        lines(&self.0, path, from, &mut |at, row| Ok(sink(self.text(at, row)?)))
+    }
+
+    fn text(&self, at: &Place, row: Row) -> Result<Text> {
+        match (row, self.0.names().as_slice()) {
+            (Row::Record(Body::Texts(text, pair)), _) => Ok((text, pair)),
+            (Row::Line(text), [_]) => Ok((text, None)),
+            (_, names) => Err(at.error(format!("pairs of texts are JSON objects with `{}`", names.join("` and `")))),
         }
-        Ok(())
     }
 }
 
-/// What a record of texts says.
-fn texts(record: Record) -> Option<Text> {
-    match record.body {
-        Body::Texts(text, pair) => Some((text, pair)),
-        Body::Cells(..) => None,
+impl Prompts {
+    /// Those of the formats of training, without what a model is to say: no `output`, no `completion`, no answer at the end of
+    /// `messages`; where they are there they are left out.
+    pub fn new(config: &DataConfig) -> Self {
+        Self(Arc::new(Layout::new(config).asking()))
     }
+
+    /// As [`Texts::read`].
+    ///
+    /// # Errors
+    /// When it cannot be read, or a row has nothing to go on from. Rows before a bad one have been handed over.
+    pub fn read(&self, path: &Path, sink: &mut dyn FnMut(Prompt) -> bool) -> Result<()> {
+        read(&Columns::Causal(self.0.clone()), path, &mut |at, row| Ok(sink(self.prompt(at, row)?)))
+    }
+
+    /// As [`Texts::lines`].
+    ///
+    /// # Errors
+    /// When an object has nothing to go on from.
+    pub fn lines(&self, path: &Path, from: impl BufRead, sink: &mut dyn FnMut(Prompt) -> bool) -> Result<()> {
+        lines(&Columns::Causal(self.0.clone()), path, from, &mut |at, row| Ok(sink(self.prompt(at, row)?)))
+    }
+
+    fn prompt(&self, at: &Place, row: Row) -> Result<Prompt> {
+        match row {
+            Row::Line(text) | Row::Record(Body::Texts(text, _)) => Ok(Prompt::Text(text)),
+            Row::Record(Body::Cells(format, cells)) => {
+                self.0.prompt(format, cells).map_err(|message| at.error(message))
+            }
+        }
+    }
+}
+
+/// Hands rows on until one says false.
+type Each<'a> = &'a mut dyn FnMut(&Place, Row) -> Result<bool>;
+
+fn read(columns: &Columns, path: &Path, each: Each) -> Result<()> {
+    if Kind::of(path).is_none() {
+        let file = File::open(path).map_err(|e| Error::file(path, e))?;
+        return lines(columns, path, BufReader::new(file), each);
+    }
+    let (source, mut stopped) = (SourceFile::find(path.to_owned())?, false);
+    let read = source.read(columns, &mut |Record { line, body, .. }| {
+        stopped = !each(&Place { path, unit: source.unit(), line }, Row::Record(body))?;
+        // Any error ends the reading.
+        if stopped { Err(Error::file(path, "reading was stopped")) } else { Ok(()) }
+    });
+    if stopped { Ok(()) } else { read }
+}
+
+fn lines(columns: &Columns, path: &Path, from: impl BufRead, each: Each) -> Result<()> {
+    for (number, line) in (1..).zip(from.lines()) {
+        let place = Place { path, unit: "line", line: number };
+        let line = line.map_err(|e| place.error(e.to_string()))?;
+        let line = line.strip_prefix('\u{feff}').unwrap_or(&line);
+        let object = line.strip_prefix('{').is_some_and(|inside| inside.trim_start().starts_with(['"', '}']));
+        let row = match object {
+            true => Row::Record(jsonl::record(line, columns, &place)?.body),
+            false => Row::Line(line.to_owned()),
+        };
+        if !each(&place, row)? {
+            break;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -113,6 +175,58 @@ mod tests {
         assert_eq!(read("r.csv", "b,a\n1,x\n", Some("b"), 9).0, ["x+1"]);
         let (_, error) = read("r.csv", "b,A\n1,x\n", None, 9);
         assert!(error.contains("column `a`") && error.contains("did you mean \"A\"?"), "{error}");
+    }
+
+    /// What is handed over, and the error after it.
+    fn asked(name: &str, content: &str) -> (Vec<Prompt>, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let mut found = Vec::new();
+        let result = Prompts::new(&DataConfig::default()).read(&path, &mut |prompt| {
+            found.push(prompt);
+            true
+        });
+        (found, result.map_or_else(|error| error.to_string(), |()| String::new()))
+    }
+
+    #[test]
+    fn prompts_are_rows_without_their_answers() {
+        let text = |text: &str| Prompt::Text(text.into());
+        let user = |said: &str| Prompt::Conversation(vec![Message::new("user", said)], None);
+        let system =
+            |said: &str| Prompt::Conversation(vec![Message::new("system", "brief"), Message::new("user", said)], None);
+        for (row, expected) in [
+            (r#"{"text": "a b"}"#, text("a b")),
+            (r#"{"prompt": "a", "completion": "b"}"#, text("a")),
+            (r#"{"prompt": "a", "completion": "b", "choices": ["b", "c"]}"#, text("a")),
+            (r#"{"prompt": "a"}"#, text("a")),
+            (r#"{"prompt": [{"role": "user", "content": "a"}]}"#, user("a")),
+            (
+                r#"{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}"#,
+                user("a"),
+            ),
+            (r#"{"messages": [{"role": "user", "content": "a"}]}"#, user("a")),
+            (r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#, user("a")),
+            (r#"{"conversations": [{"from": "human", "value": "a"}], "system": "brief"}"#, system("a")),
+            (r#"{"instruction": "a", "input": "b", "system": "brief"}"#, system("a\n\nb")),
+            (r#"{"instruction": "a", "output": "b"}"#, user("a")),
+        ] {
+            assert_eq!(asked("r.jsonl", row), (vec![expected.clone()], String::new()), "{row}");
+            assert_eq!(asked("r.txt", &format!("{row}\nplain")).0, [expected, text("plain")], "{row}");
+        }
+        assert_eq!(asked("r.csv", "id,prompt\n1,a\n2,\"b,\"\n").0, [text("a"), text("b,")]);
+        for (row, wanted) in [
+            (r#"{"messages": [{"role": "assistant", "content": "b"}]}"#, "line 1: the conversation is an answer alone"),
+            (
+                r#"{"completion": "b"}"#,
+                "a row needs messages (chat), or conversations (sharegpt), or instruction (instruction), or prompt (prompt-completion), or text (text)",
+            ),
+            (r#"{"prompt": "a", "text": "b"}"#, "more than one format"),
+        ] {
+            let (found, error) = asked("r.jsonl", row);
+            assert!(found.is_empty() && error.contains(wanted), "{row}: {found:?} {error}");
+        }
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::{
     tokenizer::Tokenizer,
 };
 
+/// Bytes of a text that is in another by no chance.
+const SURE: usize = 16;
+
 /// A conversation as text, and what of it is learned.
 pub(crate) struct Turns {
     pub text: String,
@@ -116,10 +119,12 @@ impl Conversation<'_> {
             self.template.render_marked(&self.messages[..end], self.tools, prompt).map_err(place)
         };
         let prompt = part(i, true)?;
+        // A template may ask after a message alone.
+        let unasked = i == 0 && part(i, false).is_ok_and(|unasked| unasked == prompt);
         let through = if last { whole.to_owned() } else { part(i + 1, false)? };
         let misprompted = !through.starts_with(&prompt);
         let found = |span| Found { span, misprompted };
-        let start = match misprompted {
+        let start = match misprompted || unasked {
             // Nothing was said before, but the template may say something of its own, which nobody is to learn.
             true if i == 0 => match self.said(&through) {
                 Some(said) => said,
@@ -197,21 +202,30 @@ impl Conversation<'_> {
         let all = 0..self.messages.len();
         let hidden =
             |i: usize, marked: Option<Message>, end: usize| marked.is_some_and(|marked| !self.shows(i, marked, end));
+        let unseen = |text: Option<&str>| !text.is_some_and(|text| self.is_seen(text, rendered));
         let message = |&i: &usize| {
             let message = &self.messages[i];
-            let seen = message.content().is_some_and(|said| self.is_seen(said, rendered));
-            !seen && hidden(i, message.marked(MARK), all.end) || hidden(i, message.marked_call(MARK), all.end)
+            unseen(message.content()) && hidden(i, message.marked(MARK), all.end)
+                || hidden(i, message.marked_call(MARK), all.end)
         };
         // Templates may show it until another question follows: that is asked of the model so as well.
+        let never = |i: usize, marked: &dyn Fn() -> Option<Message>| {
+            [all.end, i + 1].iter().all(|&end| hidden(i, marked(), end))
+        };
         let reasoning = |i: usize| {
             let message = &self.messages[i];
-            let seen = message.reasoning().is_some_and(|thought| self.is_seen(thought, rendered));
-            !seen && [all.end, i + 1].iter().all(|&end| hidden(i, message.marked_reasoning(MARK), end))
+            unseen(message.reasoning()) && never(i, &|| message.marked_reasoning(MARK))
+        };
+        let beginning = |i: usize| {
+            let message = &self.messages[i];
+            let long = message.content().is_some_and(|said| said.trim().len() >= SURE);
+            let asked = message.is_assistant() && long && unseen(message.content());
+            asked && never(i, &|| message.marked_start(MARK)) && !never(i, &|| message.marked(MARK))
         };
         let without_tools = || self.template.render_marked(self.messages, None, false);
         Lost {
             messages: all.clone().filter(message).collect(),
-            reasoning: all.clone().any(reasoning),
+            reasoning: all.clone().any(|i| reasoning(i) || beginning(i)),
             tools: self.tools.is_some() && without_tools().is_ok_and(|text| unmarked(&text).0 == rendered),
         }
     }
@@ -221,7 +235,7 @@ impl Conversation<'_> {
     fn is_seen(&self, text: &str, rendered: &str) -> bool {
         let text = text.trim();
         let saying = || self.texts().filter(|other| other.contains(text)).count();
-        text.len() >= 16 && rendered.matches(text).count() >= saying()
+        text.len() >= SURE && rendered.matches(text).count() >= saying()
     }
 
     /// What is said and thought.
@@ -241,7 +255,8 @@ impl Conversation<'_> {
 pub(crate) struct Lost {
     /// Messages of which what is said or called does not show.
     pub messages: Vec<usize>,
-    /// The reasoning of a message shows neither where it stands nor where it would be the last.
+    /// The reasoning of a message, or the beginning of what the assistant says, shows neither where it stands nor where it would
+    /// be the last.
     pub reasoning: bool,
     /// The tools do not show.
     pub tools: bool,

@@ -78,7 +78,7 @@ pub enum Checkpointing {
 pub struct OptimConfig {
     /// Which optimizer. Default `adamw`.
     pub kind: OptimKind,
-    /// Decoupled weight decay. Default 0.01. Norms and biases are never decayed.
+    /// Decoupled weight decay. Default 0.01. Norms, biases and magnitudes (DoRA) are never decayed.
     pub weight_decay: f64,
     /// AdamW and Lion: decay rates of the moments. Default [0.9, 0.999] (Lion: [0.9, 0.99]).
     pub betas: Option<[f64; 2]>,
@@ -118,11 +118,11 @@ pub enum OptimKind {
 pub struct ScheduleConfig {
     /// Shape after warmup. Default `linear`.
     pub kind: ScheduleKind,
-    /// Steps over which the rate rises linearly from 0. Contradicts `warmup_ratio`.
+    /// Steps over which the rate rises linearly, from 0 (`wsd`: from `min_ratio · lr`). Contradicts `warmup_ratio`.
     pub warmup_steps: Option<u64>,
     /// Warmup as a fraction of all steps, in [0, 1). Default 0.06.
     pub warmup_ratio: Option<f64>,
-    /// The rate never falls below `min_ratio · lr`. Default 0.
+    /// After warmup the rate never falls below `min_ratio · lr`. Default 0.
     pub min_ratio: f64,
     /// WSD: fraction of all steps spent decaying at the end. Default 0.2.
     pub decay_ratio: f64,

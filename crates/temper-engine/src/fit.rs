@@ -389,8 +389,8 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The seed of a micro-batch: splitmix64 over the run's seed, the step and the micro-batch.
-fn seed(run: u64, step: u64, micro: u64) -> u64 {
+/// The seed of a micro-batch, or of another draw in a step: splitmix64 over the run's seed, the step and its number.
+pub fn seed(run: u64, step: u64, micro: u64) -> u64 {
     [step, micro].into_iter().fold(run, |state, part| {
         let mut z = state.wrapping_add(part.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -26,7 +26,7 @@ pub use config::{
 };
 pub use error::{BoxError, Error};
 pub use event::{Event, StopReason};
-pub use fit::{Evaluate, Outcome, fit};
+pub use fit::{Evaluate, Outcome, fit, seed};
 pub use plan::{FitPlan, Loss, Metric, Mode, Objective, Scores, Sharing, Site, Stop};
 pub use schedule::Schedule;
 pub use shared::elsewhere;

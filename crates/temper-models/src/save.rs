@@ -45,7 +45,7 @@ fn save_shards(
     let failure = RefCell::default();
     let mut shards: Vec<(usize, Vec<(&String, Stored)>)> = Vec::new();
     for (name, values) in tensors {
-        let tensor = Stored { values, dtype, failure: &failure };
+        let tensor = Stored { name, values, dtype, failure: &failure };
         let bytes = tensor.data_len();
         match shards.last_mut() {
             Some((total, shard)) if *total + bytes <= shard_bytes => {
@@ -105,6 +105,7 @@ type Failure = RefCell<Option<temper_peft::Error>>;
 
 /// A tensor that is read and encoded when it is written, one at a time.
 struct Stored<'a> {
+    name: &'a str,
     values: &'a Deferred,
     dtype: SaveDtype,
     failure: &'a Failure,
@@ -129,6 +130,14 @@ impl View for Stored<'_> {
             self.failure.replace(Some(error));
             Vec::new()
         });
+        let most = match self.dtype {
+            SaveDtype::F16 => half::f16::MAX.to_f32(),
+            SaveDtype::F32 | SaveDtype::BF16 => f32::MAX,
+        };
+        if let Some(value) = values.iter().find(|value| value.is_finite() && value.abs() > most) {
+            let (path, value) = (self.name.to_owned(), *value);
+            self.failure.replace(Some(temper_peft::Error::Beyond { path, value, most }));
+        }
         let values = values.iter();
         Cow::Owned(match self.dtype {
             SaveDtype::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
@@ -148,6 +157,18 @@ mod tests {
     use super::*;
     use crate::Weights;
     use temper_peft::parameters::Values;
+
+    #[test]
+    fn what_f16_does_not_hold_is_refused() {
+        let values = || Ok(vec![1.0, -7e4]);
+        let tensors = BTreeMap::from([("t".to_owned(), Deferred::new(vec![2], values))]);
+        let directory = tempfile::tempdir().unwrap();
+        save(directory.path(), &tensors, SaveDtype::BF16).unwrap();
+        fs::remove_file(directory.path().join("model.safetensors")).unwrap();
+        let error = format!("{:?}", save(directory.path(), &tensors, SaveDtype::F16).unwrap_err());
+        assert!(error.contains("-70000"), "{error}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn what_cannot_be_read_leaves_no_file() {

@@ -107,6 +107,16 @@ pub enum Error {
         /// The nearest name that exists.
         nearest: Option<String>,
     },
+    /// A value is larger than the dtype that it is written in holds.
+    #[error("`{path}` has the value {value}, and the dtype that it is written in ends at {most}: write another one")]
+    Beyond {
+        /// The parameter.
+        path: String,
+        /// The value.
+        value: f32,
+        /// The largest that there is.
+        most: f32,
+    },
     /// A parameter could not be brought to the host.
     #[error("failed to read parameter `{path}` from its device: {reason}")]
     Device {

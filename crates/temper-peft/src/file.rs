@@ -235,7 +235,7 @@ pub fn open(directory: &Path) -> Result<AdapterFile, Error> {
         });
     }
     let bytes = fs::read(&path).map_err(|source| Error::Io { action: "read", path: path.clone(), source })?;
-    let tensors = read_tensors(&path, &bytes)?;
+    let tensors = without_copies(&path, read_tensors(&path, &bytes)?)?;
     let modules = modules(&path, &config, &tensors)?;
     Ok(AdapterFile { config, modules, tensors, ignored, partial })
 }
@@ -364,9 +364,28 @@ fn read_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Values>, E
             feature: format!("dtype {:?} in `{name}`", view.dtype()),
             advice: "save the adapter as f32, f16 or bf16".into(),
         })?;
+        if let Some(at) = data.iter().position(|value| !value.is_finite()) {
+            let reason = format!("`{name}` is damaged: its value {at} is {}", data[at]);
+            return Err(Error::Malformed { path: path.into(), reason });
+        }
         tensors.insert(name.to_owned(), Values { shape: view.shape().to_vec(), data });
     }
     Ok(tensors)
+}
+
+/// The tensors without what PEFT writes beside them under `bias = "all"`: those of a saved module by a second name, and those of
+/// the module that it stands for.
+fn without_copies(path: &Path, tensors: BTreeMap<String, Values>) -> Result<BTreeMap<String, Values>, Error> {
+    let mut all = BTreeMap::new();
+    for (name, values) in tensors.into_iter().filter(|(name, _)| !name.contains(".original_module.")) {
+        let plain = name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".");
+        if all.get(&plain).is_some_and(|known| *known != values) {
+            let reason = format!("`{name}` is not what `{plain}` is");
+            return Err(Error::Malformed { path: path.into(), reason });
+        }
+        all.insert(plain, values);
+    }
+    Ok(all)
 }
 
 /// Little-endian values of a safetensors file as f32; `None` for a dtype other than f32, f16 and bf16.
@@ -474,6 +493,29 @@ mod tests {
             assert_eq!(file.modules, [Match { path: format!("bert.{QUERY}"), rank: 2, alpha: 16.0 }]);
             assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no partial file is left");
         }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = PeftConfig::new(&AdapterConfig::default(), &["query".into()], &[]);
+        let mut damaged = tensors(false);
+        damaged.values_mut().next().unwrap().data[1] = f32::NAN;
+        save(directory.path(), &config, &damaged).unwrap();
+        let error = open(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("lora_A.weight` is damaged: its value 1 is NaN"), "{error}");
+    }
+
+    #[test]
+    fn copies_of_saved_modules_are_left_out() {
+        let [one, two] = [1.0, 2.0].map(|value| Values { shape: vec![1], data: vec![value] });
+        let read = |copy: &Values| {
+            let named = |name: &str, values: &Values| (format!("{ROOT}classifier{name}.bias"), values.clone());
+            let tensors = [named("", &one), named(".modules_to_save", copy), named(".original_module", &two)];
+            without_copies(Path::new("a"), tensors.into())
+        };
+        assert_eq!(read(&one).unwrap(), [(format!("{ROOT}classifier.bias"), one.clone())].into());
+        assert!(read(&two).unwrap_err().to_string().contains("classifier.modules_to_save.bias` is not what"));
     }
 
     #[test]

@@ -203,6 +203,15 @@ pub fn restore<T: Task>(
     };
     let names = |path: &str| if in_adapter(path) { Vec::new() } else { names(config, task, path) };
     check_tie(config, task, weights)?;
+    let embeddings = format!("backbone.{}", config.embeddings());
+    if task.ties() && in_adapter(&embeddings) {
+        let name = hugging_face_name(config.prefix(), &embeddings);
+        let message = format!(
+            "error: the adapter brings `{name}`, and PEFT leaves the output layer as it was, which is the same tensor: they would \
+             be two\n  = help: merge the adapter with PEFT, and save the model with `tie_word_embeddings` false"
+        );
+        return Err(Failure::new(Kind::Data, message));
+    }
     let init = Init { seed: 0, range: 0.0 };
     let model = quantize(model, weights, names, |path| adapter.is_some() && !in_adapter(path), frozen_dtype)?;
     let (mut model, report) =

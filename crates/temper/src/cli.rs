@@ -148,7 +148,8 @@ struct PlanArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// Print which rows each optimizer step would see: one JSON array of row numbers (from 0) a step.
+    /// Print which rows each optimizer step would see: one JSON array a step, of numbers (from 0) among the rows that are trained on;
+    /// where they are packed, among the packs.
     #[arg(long, conflicts_with = "json")]
     order: bool,
 }

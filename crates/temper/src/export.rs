@@ -118,6 +118,11 @@ pub fn export_merged<T: Task>(
     // Operands that were rounded would be others afterwards.
     let outputs = |model: &T| temper_kernels::in_f32(|| outputs(model));
     let before = outputs(&model)?;
+    if let Some(value) = before.iter().find(|value| !value.is_finite()) {
+        let message =
+            format!("error: an output of the model is {value} before anything is merged; nothing was written");
+        return Err(Failure::new(Kind::Other, message));
+    }
     model.backbone_mut().merge();
     let after = outputs(&model)?;
     let largest = before.iter().map(|x| x.abs()).fold(1.0, f32::max);

@@ -145,6 +145,10 @@ fn task_of(opened: &Opened) -> Result<TaskPlan, Failure> {
         let message = format!("error: {shown} holds a {class}, and this command is for sequence classification");
         return Err(Failure::new(Kind::Data, message));
     }
+    if config.is_decoder() {
+        let shown = opened.dir.display();
+        return Err(wrong(format!("{shown} holds a {class}, and temper classifies with encoders alone")));
+    }
     let labels = config.labels();
     if let Some((_, label)) = labels.iter().enumerate().find(|(at, label)| labels[..*at].contains(label)) {
         return Err(wrong(format!("`id2label` in config.json calls two classes `{label}`")));

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
+use serde_json::Value;
 use temper_data::{ChatTemplate, DataConfig, Dataset, Encoded, Examples, Message, Target, TokenBatch, Tokenizer};
 use temper_nn::Pass;
 use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Sampling, Task, input};
@@ -27,6 +28,7 @@ const BROKEN: char = char::REPLACEMENT_CHARACTER;
 pub struct LanguageModel {
     opened: Opened,
     task: TaskPlan,
+    answers: Answers,
     model: CausalLm,
     template: Result<ChatTemplate, String>,
 }
@@ -66,8 +68,14 @@ impl LanguageModel {
                 format!("error: {shown} holds an encoder (`{}`), which generates no text", config.model_type());
             return Err(Failure::new(Kind::Data, message));
         }
-        let Answers { metrics, answer, max_new_tokens } =
+        let class = opened.class();
+        if class.ends_with("Classification") || class.ends_with("QuestionAnswering") {
+            let message = format!("error: {shown} holds a {class}, which generates no text");
+            return Err(Failure::new(Kind::Data, message));
+        }
+        let answers: Answers =
             opened.provenance.as_ref().and_then(|provenance| provenance.answers.clone()).unwrap_or_default();
+        let Answers { metrics, answer, max_new_tokens } = answers.clone();
         let task = TaskPlan::CausalLm {
             tied: config.tied(),
             label_smoothing: 0.0,
@@ -87,7 +95,7 @@ impl LanguageModel {
                 found.map(|template| template.with_variables(&variables)).map_err(|error| error.to_string())
             }
         };
-        Ok(Self { opened, task, model, template })
+        Ok(Self { opened, task, answers, model, template })
     }
 
     /// What it was made of.
@@ -107,10 +115,10 @@ impl LanguageModel {
         self.fits(ids)
     }
 
-    /// The tokens of a conversation that the assistant is to answer.
-    pub fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
+    /// The tokens of a conversation that the assistant is to answer, with the tools that it may call.
+    pub fn conversation(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>, Failure> {
         let template = self.template.as_ref().map_err(|error| Failure::new(Kind::Data, format!("error: {error}")))?;
-        let text = template.render(messages, None, true).context(Kind::Data, "failed to render the conversation")?;
+        let text = template.render(messages, tools, true).context(Kind::Data, "failed to render the conversation")?;
         let ids = self.opened.tokenizer.encode_rendered(&text);
         self.fits(ids.context(Kind::Data, "failed to read the conversation")?)
     }
@@ -170,10 +178,16 @@ impl LanguageModel {
         Ok(dataset)
     }
 
-    /// Measures the model on rows.
+    /// Measures the model on rows. Metrics that say nothing on them are left out.
     pub fn evaluate(&self, examples: &Examples) -> Evaluation {
         let tokenizer = self.opened.tokenizer.clone();
-        let judge = build::judge(&self.opened.config, &self.task);
+        let mut judge = build::judge(&self.opened.config, &self.task);
+        judge.metrics.retain(|metric| {
+            let why = self.answers.unmeasured(*metric, examples, &tokenizer);
+            why.iter().for_each(|why| tracing::warn!("`{}` {why}; it is left out", metric.name()));
+            why.is_none()
+        });
+        self.answers.warn(examples, &tokenizer);
         self.model.evaluate_alone(&Causal { pad_id: tokenizer.pad_id(), tokenizer, judge }, examples, ROWS)
     }
 

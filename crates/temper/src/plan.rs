@@ -175,6 +175,11 @@ impl TaskPlan {
         }
     }
 
+    /// Whether the output layer is the token embeddings.
+    pub fn ties(&self) -> bool {
+        matches!(self, Self::CausalLm { tied: true, .. } | Self::MaskedLm { .. })
+    }
+
     /// The names of the labels; empty where there are none.
     pub fn labels(&self) -> &[String] {
         match self {

@@ -1,6 +1,7 @@
 //! From what the user wrote to what will happen: reads configuration, tensor headers and data, and allocates no tensor.
 
 mod adapter;
+mod answers;
 mod footprint;
 mod task;
 
@@ -67,7 +68,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
 
     let lazy = LazyModel::new(&config, &task);
     let checked = weights.as_ref().map(|weights| check_weights(recipe, weights, &config, &task, &lazy)).transpose()?;
-    let adapter_plan = resolve_adapter(recipe, &config, &lazy, checked.as_ref(), adapter.as_ref())?;
+    let adapter_plan = resolve_adapter(recipe, &config, &task, &lazy, checked.as_ref(), adapter.as_ref())?;
     let train = resolve_train(recipe, &dataset, place.size)?;
     let distributed = RanksPlan::new(&recipe.distributed, place, recipe.adapter.method.is_adapter());
     let footprint = Footprint {
@@ -390,7 +391,10 @@ fn adapter_files(recipe: &Recipe) -> Vec<PathBuf> {
 fn data_files(recipe: &Recipe) -> Vec<PathBuf> {
     let data = recipe.local_data();
     let eval = data.eval.iter().flat_map(Files::entries);
-    data.train.entries().into_iter().chain(eval).map(|file| recipe.beside(&file.path)).collect()
+    let files = data.train.entries().into_iter().chain(eval).map(|file| recipe.beside(&file.path));
+    let template = recipe.data.template.as_ref();
+    let template = template.and_then(|name| [recipe.beside(name), name.into()].into_iter().find(|path| path.is_file()));
+    files.chain(template).collect()
 }
 
 /// Size and hash of a file.

@@ -215,7 +215,7 @@ impl Corridor<'_> {
         }
 
         if step == resumed && best.is_none() && last.is_some() && run.join("export/README.md").is_file() {
-            let message = "the best checkpoint is lost; the export that was made of it stays as it is";
+            let message = "the best checkpoint is lost; the export that is there stays as it is";
             return Err(Failure::new(Kind::Other, format!("error: {message}")));
         }
 
@@ -305,7 +305,7 @@ fn batches<T: Task>(
         let micro = order.micro_batches(step);
         // Where chance leaves a whole step nothing, of all ranks, it is asked again.
         let draw = |draw: u64| {
-            let seed = seed.wrapping_add(step).wrapping_add(draw << 32);
+            let seed = temper_engine::seed(seed, step, draw);
             let collate = |rows: &Vec<u32>| T::collate(&collator, &examples, rows, seed);
             let own: Vec<T::Batch> = micro.iter().skip(rank).step_by(ranks).map(collate).collect();
             let idle =

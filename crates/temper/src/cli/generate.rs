@@ -1,16 +1,15 @@
 //! `temper generate` and `temper chat`.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal};
-use std::path::PathBuf;
+use std::io::{BufRead, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use serde_json::json;
-use temper_data::Message;
+use serde_json::{Value, json};
+use temper_data::{DataConfig, Format, Message, Prompt, Prompts};
 use temper_tasks::Sampling;
 
-use super::{write, writeln};
+use super::{told, write, writeln};
 use crate::device::DeviceArgs;
 use crate::failure::{Context, Failure, Kind};
 use crate::language::{Answer, Asked, LanguageModel};
@@ -20,12 +19,16 @@ use crate::opened::Opened;
 pub(super) struct GenerateArgs {
     /// A run directory, an export, or a model: a directory or a name on the hub.
     model: PathBuf,
-    /// Texts to go on with. One is written as it comes; of several, or of the lines of FILE or stdin, one JSON object a line.
+    /// Texts to go on with. One is written as it comes; of several, or of FILE or stdin, one JSON object a line.
     prompts: Vec<String>,
-    /// A file of lines, each a prompt.
+    /// A table or JSON lines (.csv, .tsv, .parquet, .arrow, .jsonl) with the columns of training, or any other file of lines, each a
+    /// text or a JSON object. Answers at the end of its conversations, completions and outputs are left out.
     #[arg(long, value_name = "FILE", conflicts_with = "prompts")]
     file: Option<PathBuf>,
-    /// Each prompt is what a user says, in the model's chat template.
+    /// The column of the texts in FILE or stdin, where it is none of training's.
+    #[arg(long, value_name = "COLUMN", conflicts_with = "prompts")]
+    text: Option<String>,
+    /// Each text is what a user says, in the model's chat template. Conversations always are in it.
     #[arg(long)]
     chat: bool,
     /// What the template is told first.
@@ -88,8 +91,8 @@ struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    fn asked(self) -> Result<Asked, Failure> {
-        let Self { max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed } = self;
+    fn asked(&self) -> Result<Asked, Failure> {
+        let Self { max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, ref stop, seed } = *self;
         let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed };
         if let Some((name, rule)) = sampling.wrong() {
             return Err(Failure::new(Kind::Recipe, format!("error: --{name} must be {rule}")));
@@ -103,7 +106,7 @@ impl SamplingArgs {
         if stop.iter().any(String::is_empty) {
             return Err(Failure::new(Kind::Recipe, "error: --stop is empty: it would end every answer at once"));
         }
-        Ok(Asked { max_new_tokens, stop, sampling })
+        Ok(Asked { max_new_tokens, stop: stop.clone(), sampling })
     }
 }
 
@@ -111,45 +114,75 @@ impl GenerateArgs {
     pub(super) fn run(self) -> Result<(), Failure> {
         let asked = self.sampling.asked()?;
         let model = LanguageModel::new(Opened::open(&self.model)?, self.template.as_deref(), &self.device.open()?)?;
-        let tokens = |prompt: &String| match self.chat {
-            true => model.conversation(&turns(self.system.as_deref(), prompt)),
-            false => model.prompt(prompt),
+        let tokens = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) if !self.chat => model.prompt(text),
+            Prompt::Text(text) => self.conversation(&model, vec![Message::new("user", text)], None),
+            Prompt::Conversation(messages, tools) => self.conversation(&model, messages.clone(), tools.as_ref()),
         };
         if let [prompt] = self.prompts.as_slice() {
             let began = Instant::now();
-            let answers = model.generate(&[tokens(prompt)?], 0, &asked, &mut |_, text| say(text))?;
+            let prompt = tokens(&Prompt::Text(prompt.clone()))?;
+            let answers = model.generate(&[prompt], 0, &asked, &mut |_, text| say(text))?;
             say("\n");
             report(&answers, began);
             return Ok(());
         }
-        let lines: Box<dyn Iterator<Item = std::io::Result<String>>> = match &self.file {
-            Some(path) => {
-                let file = File::open(path).context(Kind::Data, format!("failed to open {}", path.display()))?;
-                Box::new(BufReader::new(file).lines())
-            }
-            None if self.prompts.is_empty() => Box::new(std::io::stdin().lock().lines()),
-            None => Box::new(self.prompts.iter().cloned().map(Ok)),
-        };
-        let prompts: Vec<String> = lines.collect::<Result<_, _>>().context(Kind::Data, "failed to read the prompts")?;
-        let of = |(line, prompt)| {
-            let place = match &self.file {
-                Some(path) => format!("{}, line {line}", path.display()),
-                None if self.prompts.is_empty() => format!("stdin, line {line}"),
-                None => format!("prompt {line}"),
-            };
-            tokens(prompt).map_err(|failure| failure.at(place))
-        };
+        let (from, prompts) = self.prompts(model.opened().columns())?;
+        let of = |(number, prompt)| tokens(prompt).map_err(|failure| failure.at(format!("{from}prompt {number}")));
         let ids: Vec<Vec<u32>> = (1..).zip(&prompts).map(of).collect::<Result<_, _>>()?;
         let (began, batch, mut all) = (Instant::now(), usize::from(self.batch), Vec::new());
         for (ids, prompts) in ids.chunks(batch).zip(prompts.chunks(batch)) {
             let answers = model.generate(ids, all.len(), &asked, &mut |_, _| {})?;
             for (prompt, Answer { text, tokens, ended }) in prompts.iter().zip(&answers) {
+                let prompt = match prompt {
+                    Prompt::Text(text) => json!(text),
+                    Prompt::Conversation(messages, _) => json!(messages),
+                };
                 writeln(&json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }).to_string())?;
             }
             all.extend(answers);
         }
         report(&all, began);
         Ok(())
+    }
+
+    /// The tokens of a conversation, with the system message that was given.
+    fn conversation(
+        &self,
+        model: &LanguageModel,
+        mut messages: Vec<Message>,
+        tools: Option<&Value>,
+    ) -> Result<Vec<u32>, Failure> {
+        if let Some(system) = &self.system {
+            if messages[0].role() == "system" {
+                let message = "error: the conversation has a system message already; leave out --system";
+                return Err(Failure::new(Kind::Data, message));
+            }
+            messages.insert(0, Message::new("system", system));
+        }
+        model.conversation(&messages, tools)
+    }
+
+    /// All prompts, and where they are from, for errors.
+    fn prompts(&self, columns: DataConfig) -> Result<(String, Vec<Prompt>), Failure> {
+        if !self.prompts.is_empty() {
+            return Ok((String::new(), self.prompts.iter().cloned().map(Prompt::Text).collect()));
+        }
+        let rows = Prompts::new(&match &self.text {
+            Some(text) => DataConfig { format: Some(Format::Text), text: text.clone(), ..columns },
+            None => columns,
+        });
+        let path = self.file.as_deref().unwrap_or(Path::new("stdin"));
+        let mut prompts = Vec::new();
+        let mut keep = |prompt| {
+            prompts.push(prompt);
+            true
+        };
+        told(match &self.file {
+            Some(path) => rows.read(path, &mut keep),
+            None => rows.lines(path, std::io::stdin().lock(), &mut keep),
+        })?;
+        Ok((format!("{}, ", path.display()), prompts))
     }
 }
 
@@ -171,16 +204,12 @@ impl ChatArgs {
                 continue;
             }
             messages.push(Message::new("user", line.trim()));
-            let prompt = model.conversation(&messages)?;
+            let prompt = model.conversation(&messages, None)?;
             let answers = model.generate(&[prompt], 0, &asked, &mut |_, text| say(text))?;
             say("\n");
             messages.extend(answers.into_iter().map(|answer| Message::new("assistant", answer.text)));
         }
     }
-}
-
-fn turns(system: Option<&str>, user: &str) -> Vec<Message> {
-    system.map(|text| Message::new("system", text)).into_iter().chain([Message::new("user", user)]).collect()
 }
 
 /// A piece of text on stdout. One that cannot be written ends the process: whoever hands on pieces takes no error.

@@ -46,6 +46,7 @@ pub(super) fn check_weights(
 pub(super) fn resolve_adapter(
     recipe: &Recipe,
     config: &Config,
+    task: &TaskPlan,
     lazy: &LazyModel,
     checked: Option<&LoadReport>,
     from: Option<&AdapterFile>,
@@ -105,6 +106,15 @@ pub(super) fn resolve_adapter(
     }
     let paths: Vec<String> = lazy.entries.iter().map(|entry| hugging_face_name(prefix, &entry.path)).collect();
     let trainable = Trainable::new(&adapter, &matches, &paths).map_err(fail)?;
+    let embeddings = hugging_face_name(prefix, &format!("backbone.{}", config.embeddings()));
+    if task.ties() && adapter.method != Method::Full && trainable.trains(&embeddings) {
+        let untie = match task {
+            TaskPlan::CausalLm { .. } => "; `untie = true` in [task] makes them two",
+            _ => "",
+        };
+        let message = format!("`{embeddings}` and the output layer are one weight in this model{untie}");
+        return Err(point(recipe, Kind::Recipe, "adapter.modules_to_save", message));
+    }
     let begins = missing.iter().map(|path| hugging_face_name(prefix, path)).find(|path| !trainable.trains(path));
     if let Some(path) = begins.filter(|_| !adapter.freeze.is_empty()) {
         let message = format!("`{path}` begins from random values, and frozen it would stay so");

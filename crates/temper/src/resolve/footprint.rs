@@ -118,8 +118,7 @@ impl Footprint<'_> {
         let trainable = made.adapter.trainable() as u64;
         // The gradient of a table that is the output layer, too, comes in two parts.
         let table = (made.config.vocab_size() * made.config.hidden_size()) as u64;
-        let tied = matches!(made.task, TaskPlan::CausalLm { tied: true, .. } | TaskPlan::MaskedLm { .. });
-        let parts = if tied && trainable >= table { table } else { 0 };
+        let parts = if made.task.ties() && trainable >= table { table } else { 0 };
         let times = if several { 2 } else { 1 };
         let optimizer = match train.optim.kind {
             OptimKind::Adamw => 8 * trainable,

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use regex::Regex;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use temper_data::{Dataset, Tokenizer};
@@ -19,6 +18,7 @@ use temper_tasks::{Metric, Problem, SequenceClassificationConfig, TaskConfig};
 use super::{hex, point};
 use crate::failure::{Failure, Kind};
 use crate::plan::TaskPlan;
+use crate::provenance::Answers;
 use crate::recipe::{Recipe, nearest};
 
 /// The network that a student learns from, and its id of each of the student's tokens.
@@ -110,11 +110,9 @@ fn causal_lm(
         return Err(point(recipe, Kind::Recipe, "task.untie", message));
     }
     let tied = config.tied() && !task.untie;
-    let embeddings = config.embeddings().rsplit('.').nth(1).unwrap_or_default();
-    if let Some(i) = saved("lm_head").or_else(|| saved(embeddings)).filter(|_| tied && !full) {
-        let message = format!(
-            "`{embeddings}` and `lm_head` are one weight in this model; `untie = true` in [task] makes them two"
-        );
+    if let Some(i) = saved("lm_head").filter(|_| tied && !full) {
+        let message =
+            "`lm_head` and the embeddings are one weight in this model; `untie = true` in [task] makes them two";
         return Err(point(recipe, Kind::Recipe, &format!("adapter.modules_to_save.{i}"), message));
     }
     check_answers(recipe, task, dataset, tokenizer)?;
@@ -139,46 +137,15 @@ fn check_answers(
     dataset: &Dataset,
     tokenizer: &Tokenizer,
 ) -> Result<(), Failure> {
-    let (eval, rows) = (&dataset.eval, 0..dataset.eval.len());
-    let fail = |metric: Metric, message: &str| {
-        let i = task.metrics.iter().position(|wanted| *wanted == metric).unwrap_or_default();
-        Err(point(recipe, Kind::Data, &format!("task.metrics.{i}"), format!("`{}` {message}", metric.name())))
-    };
-    let answer = |row: usize| eval.trained(row).pop().filter(|run| run.start > 1);
-    for &metric in &task.metrics {
-        if metric == Metric::ChoiceAccuracy && rows.clone().all(|row| eval.choices(row).is_empty()) {
-            return fail(metric, "needs evaluation rows with `prompt`, `completion` and a list of `choices`");
-        }
-        if metric != Metric::ChoiceAccuracy && rows.clone().all(|row| answer(row).is_none()) {
-            return fail(metric, "needs evaluation rows that ask something: these are learned from their beginning");
+    let (metrics, answer) = (task.metrics.clone(), task.answer.clone());
+    let answers = Answers { metrics, answer, max_new_tokens: task.max_new_tokens };
+    for (i, metric) in task.metrics.iter().enumerate() {
+        if let Some(why) = answers.unmeasured(*metric, &dataset.eval, tokenizer) {
+            let message = format!("`{}` {why}", metric.name());
+            return Err(point(recipe, Kind::Data, &format!("task.metrics.{i}"), message));
         }
     }
-    let texts = |row: usize| answer(row).map(|run| tokenizer.decode(&eval.ids(row)[run]).unwrap_or_default());
-    if let Some(regex) = task.answer.as_ref().and_then(|answer| Regex::new(answer).ok()) {
-        let (all, found) = rows
-            .clone()
-            .filter_map(texts)
-            .fold((0, 0), |(all, found), text| (all + 1, found + usize::from(regex.is_match(&text))));
-        if found == 0 {
-            return fail(
-                Metric::RegexMatch,
-                "can never be right: `answer` in [task] matches none of the expected answers",
-            );
-        }
-        if found < all {
-            tracing::warn!("`answer` in [task] matches {found} of {all} expected answers; the others count as wrong");
-        }
-    }
-    let generates = task.metrics.iter().any(|metric| *metric != Metric::ChoiceAccuracy);
-    let longest = rows.clone().filter_map(&answer).map(|run| run.len()).max().unwrap_or(0);
-    if generates && longest > task.max_new_tokens + 1 {
-        let long = rows.filter_map(answer).filter(|run| run.len() > task.max_new_tokens + 1).count();
-        tracing::warn!(
-            "{long} expected answers are longer than task.max_new_tokens = {} (the longest {longest}): the model cannot give \
-             them",
-            task.max_new_tokens
-        );
-    }
+    answers.warn(&dataset.eval, tokenizer);
     Ok(())
 }
 

@@ -54,6 +54,15 @@ pub(super) fn data(rules: &mut Rules<'_>, recipe: &Recipe) {
         "data.long_rows",
         "data.packing",
     ];
+    for (name, value) in &recipe.data.template_variables {
+        let key = format!("data.template_variables.{name}");
+        if ["messages", "tools", "documents", "add_generation_prompt"].contains(&name.as_str()) {
+            rules.wrong(&key, &format!("every row gives the template its own `{name}`"), "");
+        }
+        if value.to_string().contains("$__toml_private_datetime") {
+            rules.wrong(&key, &format!("`{name}` is a date, which no template knows"), "write it as a text, in quotes");
+        }
+    }
     if !matches!(recipe.task, TaskConfig::CausalLm(_)) {
         rules.idle(&CAUSAL, "only `kind = \"causal-lm\"` reads conversations", "task.kind");
         return;
