@@ -496,7 +496,9 @@ fn recipes_that_do_not_fit_their_model_are_refused() {
     assert!(names("saved").iter().any(|name| name.contains("lm_head")), "{:?}", names("saved"));
     // An adapter of PEFT's that brings embeddings for a model in which they are the output layer.
     let adapter = dir.join("saved/export");
-    ["config.json", "temper.json"].map(|name| fs::remove_file(adapter.join(name)).unwrap());
+    for name in ["config.json", "temper.json"] {
+        fs::remove_file(adapter.join(name)).unwrap();
+    }
     let file = adapter.join("adapter_config.json");
     let mut settings: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     settings["base_model_name_or_path"] = json!(dir.join("tied/export"));
