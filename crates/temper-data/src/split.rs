@@ -1,8 +1,7 @@
 //! Which rows are set aside for evaluation.
 //!
 //! The split depends on what the rows say, not on a seed, their order or the order of the files: runs of several seeds have the same
-//! rows aside. Rows that say
-//! the same but for case and white space stay on one side, so that evaluation never sees a training row.
+//! rows aside. Rows that say the same but for case and white space stay on one side, so that evaluation never sees a training row.
 
 use std::collections::HashMap;
 
