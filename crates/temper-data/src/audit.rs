@@ -92,11 +92,8 @@ pub(crate) fn findings(
 pub(crate) fn weights(findings: Vec<Finding>, train: &Examples) -> Vec<Finding> {
     let mut audit = Audit(findings);
     let unit = if matches!(&*train.rows, Rows::Packs(_)) { "packs" } else { "rows" };
-    let mut next = 0;
-    while next < train.len() {
-        let (first, weight) = (next, train.weight(next));
-        next = (first..train.len()).find(|row| train.weight(*row) != weight).unwrap_or(train.len());
-        let of = next - first;
+    for (run, weight) in train.runs() {
+        let of = run.len();
         let (said, seen) = (of as f64 * weight, per_epoch(of, weight));
         if (seen as f64 - said).abs() <= ROUNDED * said {
             continue;
@@ -105,7 +102,7 @@ pub(crate) fn weights(findings: Vec<Finding>, train: &Examples) -> Vec<Finding> 
         let message = format!(
             "an epoch has whole {unit}: with a weight of {weight}, {seen} of the {of} from {} on; write a weight that makes whole \
              ones (data.train)",
-            train.source(first)
+            train.source(run.start)
         );
         audit.add(severity, "rounded-weight", message);
     }

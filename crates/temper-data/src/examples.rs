@@ -259,6 +259,19 @@ impl Examples {
         self.store.file(self.at(row)).weight
     }
 
+    /// Runs of rows of equal weight, and their weights.
+    pub(crate) fn runs(&self) -> Vec<(Range<usize>, f64)> {
+        let mut runs: Vec<(Range<usize>, f64)> = Vec::new();
+        for row in 0..self.len() {
+            let weight = self.weight(row);
+            match runs.last_mut() {
+                Some((rows, last)) if *last == weight => rows.end = row + 1,
+                _ => runs.push((row..row + 1, weight)),
+            }
+        }
+        runs
+    }
+
     /// Some rows, right-padded to the longest of them.
     #[must_use]
     pub fn batch(&self, rows: &[u32], pad_id: u32) -> TokenBatch {

@@ -1,5 +1,6 @@
 //! Which rows each optimizer step sees: a pure function of seed and step.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{examples::Examples, random::Random};
@@ -29,8 +30,8 @@ pub enum Micro {
 /// step N by asking for step N.
 pub struct Order {
     lengths: Vec<u32>,
-    /// Runs of rows of equal weight: where each begins, and its weight.
-    weights: Vec<(usize, f64)>,
+    /// As [`Examples::runs`].
+    runs: Vec<(Range<usize>, f64)>,
     seed: u64,
     global_batch: usize,
     micro: Micro,
@@ -52,36 +53,28 @@ impl Order {
     #[must_use]
     pub fn new(examples: &Examples, seed: u64, global_batch: usize, micro: Micro, bucket: bool) -> Self {
         let lengths = (0..examples.len()).map(|row| examples.length(row) as u32).collect();
-        let mut weights: Vec<(usize, f64)> = Vec::new();
-        for row in 0..examples.len() {
-            let weight = examples.weight(row);
-            if weights.last().is_none_or(|(_, last)| *last != weight) {
-                weights.push((row, weight));
-            }
-        }
-        Self::of(lengths, weights, seed, global_batch, micro, bucket)
+        Self::of(lengths, examples.runs(), seed, global_batch, micro, bucket)
     }
 
     fn of(
         lengths: Vec<u32>,
-        weights: Vec<(usize, f64)>,
+        runs: Vec<(Range<usize>, f64)>,
         seed: u64,
         global_batch: usize,
         micro: Micro,
         bucket: bool,
     ) -> Self {
-        let mut order = Self {
+        let rows_per_epoch = runs.iter().map(|(rows, weight)| per_epoch(rows.len(), *weight)).sum();
+        Self {
             lengths,
-            weights,
+            runs,
             seed,
             global_batch: global_batch.max(1),
             micro,
             bucket,
-            rows_per_epoch: 0,
+            rows_per_epoch,
             cache: Mutex::default(),
-        };
-        order.rows_per_epoch = order.runs().map(|(rows, weight)| per_epoch(rows.len(), weight)).sum();
-        order
+        }
     }
 
     /// Optimizer steps in an epoch.
@@ -151,8 +144,8 @@ impl Order {
     fn draw(&self, number: u64) -> Epoch {
         let mut random = Random::new(self.seed, number);
         let mut rows: Vec<u32> = Vec::with_capacity(self.rows_per_epoch as usize);
-        for (run, weight) in self.runs() {
-            let run = run.start as u32..run.end as u32;
+        for (run, weight) in &self.runs {
+            let (run, weight) = (run.start as u32..run.end as u32, *weight);
             (0..weight as u64).for_each(|_| rows.extend(run.clone()));
             let mut draw: Vec<u32> = if weight.fract() > 0.0 { run.clone().collect() } else { Vec::new() };
             random.shuffle(&mut draw);
@@ -169,14 +162,6 @@ impl Order {
             random.shuffle(&mut batches);
         }
         Epoch { rows, batches }
-    }
-
-    /// Runs of rows of equal weight.
-    fn runs(&self) -> impl Iterator<Item = (std::ops::Range<usize>, f64)> {
-        self.weights.iter().enumerate().map(|(i, &(start, weight))| {
-            let end = self.weights.get(i + 1).map_or(self.lengths.len(), |next| next.0);
-            (start..end, weight)
-        })
     }
 }
 
@@ -199,7 +184,7 @@ mod tests {
     }
 
     fn order(n: u32, global: usize, micro: usize, bucket: bool) -> Order {
-        Order::of(lengths(n), vec![(0, 1.0)], 42, global, Micro::Rows(micro), bucket)
+        Order::of(lengths(n), vec![(0..n as usize, 1.0)], 42, global, Micro::Rows(micro), bucket)
     }
 
     fn epoch(order: &Order, epoch: u64) -> Vec<u32> {
@@ -229,7 +214,10 @@ mod tests {
         let backwards: Vec<_> = (0..300).rev().map(|step| b.micro_batches(step)).collect();
         assert!(forwards.iter().eq(backwards.iter().rev()));
         assert_ne!(epoch(&a, 0), epoch(&a, 1));
-        assert_ne!(epoch(&a, 0), epoch(&Order::of(lengths(3000), vec![(0, 1.0)], 43, 32, Micro::Rows(8), true), 0));
+        assert_ne!(
+            epoch(&a, 0),
+            epoch(&Order::of(lengths(3000), vec![(0..3000, 1.0)], 43, 32, Micro::Rows(8), true), 0)
+        );
     }
 
     #[test]
@@ -249,7 +237,7 @@ mod tests {
         let lengths = lengths(1000);
         let whole = order(1000, 32, 32, true);
         for tokens in [1, 100, 512, 1 << 20] {
-            let cut = Order::of(lengths.clone(), vec![(0, 1.0)], 42, 32, Micro::Tokens(tokens), true);
+            let cut = Order::of(lengths.clone(), vec![(0..lengths.len(), 1.0)], 42, 32, Micro::Tokens(tokens), true);
             for step in (0..64).rev() {
                 let pieces = cut.micro_batches(step);
                 assert_eq!(whole.micro_batches(step).concat(), pieces.concat());
@@ -267,7 +255,7 @@ mod tests {
         // One row of 1000 tokens among short ones: it never stands beside others of its length.
         let mut lengths = lengths(400);
         lengths[7] = 1000;
-        let order = Order::of(lengths.clone(), vec![(0, 1.0)], 42, 8, Micro::Rows(4), true);
+        let order = Order::of(lengths.clone(), vec![(0..lengths.len(), 1.0)], 42, 8, Micro::Rows(4), true);
         let padded = |rows: &[u32]| rows.len() as u64 * u64::from(lengths[rows[rows.len() - 1] as usize]);
         let steps = order.steps_per_epoch();
         let met = |steps: u64| (0..steps).flat_map(|step| order.micro_batches(step)).map(|rows| padded(&rows)).max();
@@ -296,7 +284,14 @@ mod tests {
 
     #[test]
     fn weights_repeat_and_draw() {
-        let order = Order::of(lengths(300), vec![(0, 2.0), (100, 0.25), (200, 1.5)], 1, 32, Micro::Rows(32), true);
+        let order = Order::of(
+            lengths(300),
+            vec![(0..100, 2.0), (100..200, 0.25), (200..300, 1.5)],
+            1,
+            32,
+            Micro::Rows(32),
+            true,
+        );
         assert_eq!(order.rows_per_epoch(), 200 + 25 + 150);
         let counts = |number| {
             let mut counts = vec![0; 300];

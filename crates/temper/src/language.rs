@@ -182,12 +182,13 @@ impl LanguageModel {
     pub fn evaluate(&self, examples: &Examples) -> Evaluation {
         let tokenizer = self.opened.tokenizer.clone();
         let mut judge = build::judge(&self.opened.config, &self.task);
+        let expected = self.answers.expected(examples, &tokenizer);
         judge.metrics.retain(|metric| {
-            let why = self.answers.unmeasured(*metric, examples, &tokenizer);
+            let why = expected.unmeasured(*metric);
             why.iter().for_each(|why| tracing::warn!("`{}` {why}; it is left out", metric.name()));
             why.is_none()
         });
-        self.answers.warn(examples, &tokenizer);
+        expected.warn();
         self.model.evaluate_alone(&Causal { pad_id: tokenizer.pad_id(), tokenizer, judge }, examples, ROWS)
     }
 

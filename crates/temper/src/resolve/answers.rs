@@ -1,58 +1,73 @@
 //! Whether the answers of a language model can be measured on rows.
 
-use std::ops::Range;
-
 use regex::Regex;
 use temper_data::{Examples, Tokenizer};
 use temper_tasks::Metric;
 
 use crate::provenance::Answers;
 
+/// The answers that rows ask for.
+pub struct Expected<'a> {
+    of: &'a Answers,
+    /// How many tokens each has.
+    lengths: Vec<usize>,
+    /// How many `answer` matches, if it is a regular expression.
+    matched: Option<usize>,
+    /// Whether any row has choices.
+    choices: bool,
+}
+
 impl Answers {
+    /// What is asked for in `rows`.
+    pub fn expected(&self, rows: &Examples, tokenizer: &Tokenizer) -> Expected<'_> {
+        let regex = self.answer.as_ref().and_then(|answer| Regex::new(answer).ok());
+        let mut expected = Expected {
+            of: self,
+            lengths: Vec::new(),
+            matched: regex.is_some().then_some(0),
+            choices: (0..rows.len()).any(|row| !rows.choices(row).is_empty()),
+        };
+        for row in 0..rows.len() {
+            let Some(run) = rows.trained(row).pop().filter(|run| run.start > 1) else { continue };
+            expected.lengths.push(run.len());
+            if let (Some(regex), Some(matched)) = (&regex, &mut expected.matched) {
+                let text = tokenizer.decode(&rows.ids(row)[run]).unwrap_or_default();
+                *matched += usize::from(regex.is_match(&text));
+            }
+        }
+        expected
+    }
+}
+
+impl Expected<'_> {
     /// Why `metric`, one of answers, says nothing on these rows.
-    pub fn unmeasured(&self, metric: Metric, rows: &Examples, tokenizer: &Tokenizer) -> Option<&'static str> {
-        let all = || 0..rows.len();
+    pub fn unmeasured(&self, metric: Metric) -> Option<&'static str> {
         match metric {
-            Metric::ChoiceAccuracy => all()
-                .all(|row| rows.choices(row).is_empty())
-                .then_some("needs evaluation rows with `prompt`, `completion` and a list of `choices`"),
-            _ if all().all(|row| expected(rows, row).is_none()) => {
+            Metric::ChoiceAccuracy => {
+                (!self.choices).then_some("needs evaluation rows with `prompt`, `completion` and a list of `choices`")
+            }
+            _ if self.lengths.is_empty() => {
                 Some("needs evaluation rows that ask something: these are learned from their beginning")
             }
-            Metric::RegexMatch => self
-                .matched(rows, tokenizer)
-                .is_some_and(|(found, _)| found == 0)
+            Metric::RegexMatch => (self.matched == Some(0))
                 .then_some("can never be right: `answer` in [task] matches none of the expected answers"),
             _ => None,
         }
     }
 
     /// Warns of expected answers that count as wrong whatever the model says.
-    pub fn warn(&self, rows: &Examples, tokenizer: &Tokenizer) {
-        if let Some((found, all)) = self.matched(rows, tokenizer).filter(|(found, all)| found < all) {
+    pub fn warn(&self) {
+        let all = self.lengths.len();
+        if let Some(found) = self.matched.filter(|found| *found < all) {
             tracing::warn!("`answer` in [task] matches {found} of {all} expected answers; the others count as wrong");
         }
-        let lengths: Vec<usize> = (0..rows.len()).filter_map(|row| Some(expected(rows, row)?.len())).collect();
-        let long = lengths.iter().filter(|length| **length > self.max_new_tokens + 1).count();
-        if long > 0 && self.metrics.iter().any(|metric| *metric != Metric::ChoiceAccuracy) {
+        let most = self.of.max_new_tokens;
+        let long = self.lengths.iter().filter(|length| **length > most + 1).count();
+        if long > 0 && self.of.metrics.iter().any(|metric| *metric != Metric::ChoiceAccuracy) {
             tracing::warn!(
-                "{long} expected answers are longer than task.max_new_tokens = {} (the longest {}): the model cannot give them",
-                self.max_new_tokens,
-                lengths.iter().max().unwrap_or(&0)
+                "{long} expected answers are longer than task.max_new_tokens = {most} (the longest {}): the model cannot give them",
+                self.lengths.iter().max().unwrap_or(&0)
             );
         }
     }
-
-    /// How many of the expected answers `answer` matches, and of how many, if it is a regular expression.
-    fn matched(&self, rows: &Examples, tokenizer: &Tokenizer) -> Option<(usize, usize)> {
-        let regex = Regex::new(self.answer.as_ref()?).ok()?;
-        let text = |row| Some(tokenizer.decode(&rows.ids(row)[expected(rows, row)?]).unwrap_or_default());
-        let texts = (0..rows.len()).filter_map(text);
-        Some(texts.fold((0, 0), |(found, all), text| (found + usize::from(regex.is_match(&text)), all + 1)))
-    }
-}
-
-/// The tokens of the answer that a row asks for.
-fn expected(rows: &Examples, row: usize) -> Option<Range<usize>> {
-    rows.trained(row).pop().filter(|run| run.start > 1)
 }

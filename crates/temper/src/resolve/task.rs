@@ -139,13 +139,14 @@ fn check_answers(
 ) -> Result<(), Failure> {
     let (metrics, answer) = (task.metrics.clone(), task.answer.clone());
     let answers = Answers { metrics, answer, max_new_tokens: task.max_new_tokens };
+    let expected = answers.expected(&dataset.eval, tokenizer);
     for (i, metric) in task.metrics.iter().enumerate() {
-        if let Some(why) = answers.unmeasured(*metric, &dataset.eval, tokenizer) {
+        if let Some(why) = expected.unmeasured(*metric) {
             let message = format!("`{}` {why}", metric.name());
             return Err(point(recipe, Kind::Data, &format!("task.metrics.{i}"), message));
         }
     }
-    answers.warn(&dataset.eval, tokenizer);
+    expected.warn();
     Ok(())
 }
 

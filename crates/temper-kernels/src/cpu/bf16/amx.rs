@@ -60,14 +60,28 @@ static SHAPES: Shapes = {
 ///
 /// [`allowed`] said yes; the pieces lie within memory that nobody else writes.
 pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
-    // What reaches over the edge of the output, or is multiplied by something, is made here first.
-    let mut edge = [0.0_f32; 32 * PANEL];
     // SAFETY: the caller's. Nothing else in this program uses tiles.
     unsafe {
         asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack));
-        for piece in pieces {
-            for row in (0..piece.rows).step_by(32) {
-                let (rows, columns) = ((piece.rows - row).min(32), piece.columns);
+        run_by(tiles, pieces);
+        asm!("tilerelease", options(nostack));
+    }
+}
+
+/// 32 columns of some times 16 rows of a piece from a row on, added to the target or written there.
+type Tiles = unsafe fn(&Piece, usize, Target, bool, usize);
+
+/// # Safety
+///
+/// As for [`run`], where `tiles` uses tiles.
+unsafe fn run_by(tiles: Tiles, pieces: impl Iterator<Item = Piece>) {
+    // What reaches over the edge of the output, or is multiplied by something, is made here first.
+    let mut edge = [0.0_f32; 32 * PANEL];
+    for piece in pieces {
+        for row in (0..piece.rows).step_by(32) {
+            let (rows, columns) = ((piece.rows - row).min(32), piece.columns);
+            // SAFETY: the caller's.
+            unsafe {
                 let out = piece.out.row(row);
                 if rows == 32 && columns == PANEL && piece.alpha == 1.0 {
                     tiles(&piece, row, out, piece.add, 2);
@@ -83,11 +97,10 @@ pub(super) unsafe fn run(pieces: impl Iterator<Item = Piece>) {
                 }
             }
         }
-        asm!("tilerelease", options(nostack));
     }
 }
 
-/// 32 columns of `high` times 16 rows from `row` on.
+/// [`Tiles`] by the processor.
 ///
 /// # Safety
 ///
@@ -150,4 +163,31 @@ unsafe fn tiles(piece: &Piece, row: usize, out: Target, add: bool, high: usize) 
             );
         }
     }
+}
+
+/// [`run`] with what the instructions do in Rust, so that all around them is tested on every processor.
+///
+/// # Safety
+///
+/// The pieces lie within memory that nobody else writes.
+#[cfg(test)]
+pub(super) unsafe fn run_by_hand(pieces: impl Iterator<Item = Piece>) {
+    unsafe fn tiles(piece: &Piece, row: usize, out: Target, add: bool, high: usize) {
+        let wide = |bits: u16| f32::from_bits(u32::from(bits) << 16);
+        for (i, j) in (0..16 * high).flat_map(|i| (0..PANEL).map(move |j| (i, j))) {
+            // SAFETY: the caller's; where the processor reads and writes.
+            unsafe {
+                let (a, place) = (piece.a.add((row + i) / 16 * piece.stride), out.row(i).at(j).first());
+                let mut sum = if add { place.read() } else { 0.0 };
+                for k in 0..piece.depth {
+                    let x = a.add(k / STEP * 16 * STEP + i % 16 * STEP + k % STEP).read();
+                    let y = piece.b.add(k / 2 * PANEL + j).cast::<u16>().add(k % 2).read();
+                    sum += wide(x) * wide(y);
+                }
+                place.write(sum);
+            }
+        }
+    }
+    // SAFETY: the caller's.
+    unsafe { run_by(tiles, pieces) };
 }
