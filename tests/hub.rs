@@ -345,10 +345,8 @@ fn a_false_memory_is_refused() {
 #[test]
 fn data_is_pushed_as_parquet_and_pulled_again() {
     let world = World::new();
-    let push = || {
-        let splits = ["train=examples/reviews/train.jsonl", "validation=examples/reviews/eval.jsonl"];
-        world.temper(&["data", "push", splits[0], splits[1], "--to", "me/reviews", "--license", "cc0-1.0"])
-    };
+    let splits = ["train=examples/reviews/train.jsonl", "validation=examples/reviews/eval.jsonl"];
+    let push = || world.temper(&["data", "push", splits[0], splits[1], "--to", "me/reviews", "--license", "cc0-1.0"]);
     let out = push();
     assert!(out.status.success() && text(&out.stdout).contains("1,640 rows"), "{out:?}");
     let card = text(&world.hub.read(Kind::Dataset, "me/reviews", "main", "README.md").unwrap());
@@ -365,6 +363,16 @@ fn data_is_pushed_as_parquet_and_pulled_again() {
     let plan: Value = serde_json::from_slice(&fs::read(world.run().join("plan.json")).unwrap()).unwrap();
     let rows = |split: &str| plan["data"]["report"][split]["rows"].as_u64().unwrap();
     assert_eq!((rows("train"), rows("eval")), (1312, 328));
+    // What is there is not taken away unasked.
+    let one = ["data", "push", "train=examples/reviews/train.jsonl", "--to", "me/reviews", "--license", "cc0-1.0"];
+    let out = world.temper(&one);
+    assert_eq!(out.status.code(), Some(2), "{out:?}");
+    assert!(text(&out.stderr).contains("has data/validation-00000-of-00001.parquet, which this push would delete"));
+    let out = world.temper(&["data", "push", splits[0], splits[1], "--to", "me/reviews"]);
+    assert!(out.status.code() == Some(2) && text(&out.stderr).contains("is under cc0-1.0"), "{out:?}");
+    assert_eq!(commits(), before);
+    let out = world.temper(&[&one[..], &["--replace"]].concat());
+    assert!(out.status.success() && text(&out.stderr).contains("which this commit deletes"), "{out:?}");
     let out = world.temper(&["data", "push", "examples/reviews/train.jsonl", "--to", "me/reviews"]);
     assert_eq!(out.status.code(), Some(2));
     assert!(text(&out.stderr).contains("SPLIT=FILE"), "{out:?}");

@@ -8,6 +8,7 @@ use crate::{
     examples::{Examples, Rows, Store},
     hash::RowHash,
     labels::Column,
+    layout::Layout,
     order::per_epoch,
     report::{DataReport, Finding, Severity, SplitReport},
     tokenizer::Tokenizer,
@@ -109,6 +110,15 @@ pub(crate) fn weights(findings: Vec<Finding>, train: &Examples) -> Vec<Finding> 
     audit.sorted()
 }
 
+/// The findings with those on columns that nothing reads.
+pub(crate) fn unread(findings: Vec<Finding>, layout: &Layout) -> Vec<Finding> {
+    let mut audit = Audit(findings);
+    for (column, advice) in layout.unread() {
+        audit.add(Severity::Warning, "column-not-read", format!("column `{column}` is not read: {advice}"));
+    }
+    audit.sorted()
+}
+
 /// Findings, as they come.
 pub(crate) struct Audit(pub Vec<Finding>);
 
@@ -157,9 +167,20 @@ impl Audit {
                 self.add(Severity::Warning, code, message);
             }
         }
+        let measured = || eval.labels.iter().filter(|count| count.rows > 0);
+        if class && eval.rows > 0 && !measured().any(|count| used.iter().any(|own| own.name == count.name)) {
+            let [train, eval] =
+                [used.first().copied(), measured().next()].map(|count| count.map_or("", |count| &count.name));
+            let message = format!(
+                "no evaluation row has the label of a training row: \"{eval}\" is none of theirs, such as \"{train}\""
+            );
+            self.add(Severity::Error, "other-labels-in-eval", message);
+        }
         let plain = |name: &str| name.trim().trim_end_matches(".0").to_lowercase();
-        let mut names: Vec<_> = used.iter().map(|count| (plain(&count.name), &count.name)).collect();
+        let mut names: Vec<_> =
+            used.iter().copied().chain(measured()).map(|count| (plain(&count.name), &count.name)).collect();
         names.sort();
+        names.dedup();
         if let Some(alike) = names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             let message = format!(
                 "the labels \"{}\" and \"{}\" are two, and differ in case, white space or \".0\" alone",

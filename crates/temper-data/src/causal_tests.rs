@@ -156,6 +156,18 @@ fn a_column_that_no_row_has_is_no_column() {
 }
 
 #[test]
+fn a_column_that_other_programs_read_is_named() {
+    let row = r#"{"instruction":"a","output":"b","context":"c","system_prompt":null,"kind":"d"}"#;
+    let folder = Folder::with(&[("a.jsonl", row)]);
+    let data = folder.load("a.jsonl");
+    assert!(message(&data, "column-not-read").starts_with("column `context` is not read: write"));
+    let mut config = folder.config("a.jsonl");
+    config.columns = ChatColumns { input: Some("context".into()), ..Default::default() };
+    let data = folder.load_with(&config, 256).unwrap();
+    assert!(!codes(&data).iter().any(|(_, code)| *code == "column-not-read"));
+}
+
+#[test]
 fn mistakes_name_their_place() {
     let cases: &[(&str, &str, &[&str])] = &[
         ("two.jsonl", r#"{"messages":[],"text":"a"}"#, &["line 1", "\"chat\", \"text\"", "data.format"]),
@@ -191,12 +203,21 @@ fn mistakes_name_their_place() {
         ),
         ("mark.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"\u{FDD0}\"}]}", &["U+FDD0"]),
         ("number.jsonl", r#"{"text":3}"#, &["column `text`: it is no text"]),
+        (
+            "muted.jsonl",
+            &HI.replace("\"Four.\"", "\"Four.\",\"train\":false"),
+            &["message 2", "\"train\" is false", "\"weight\": 0"],
+        ),
     ];
     let files: Vec<_> = cases.iter().map(|(name, content, _)| (*name, *content)).collect();
     let folder = Folder::with(&files);
     for (name, _, parts) in cases {
         let message = folder.failure(name);
         assert!(parts.iter().all(|part| message.contains(part)), "{name}: {message}");
+    }
+    for said in ["true", "1.0"] {
+        fs::write(folder.path("muted.jsonl"), HI.replace("\"Four.\"", &format!("\"Four.\",\"train\":{said}"))).unwrap();
+        folder.load("muted.jsonl");
     }
     let mut config = folder.config("two.jsonl");
     config.format = Some(Format::Text);

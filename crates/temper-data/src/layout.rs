@@ -27,7 +27,7 @@ pub(crate) enum Sample {
 pub(crate) struct Layout {
     format: Option<Format>,
     columns: ChatColumns,
-    /// By [`Slot`].
+    /// By [`Slot`], and behind them those of [`FOREIGN`].
     names: Vec<String>,
     /// What is learned need not be there.
     asking: bool,
@@ -75,6 +75,14 @@ const NEEDED: [(Format, &str, &[Slot]); 5] = [
     (Format::Text, "text", &[Slot::Text]),
 ];
 
+/// What other programs read in columns of these names, and temper only where the recipe says so.
+const FOREIGN: [(&str, &str); 4] = [
+    ("system_prompt", "write `columns = { system = \"system_prompt\" }` in [data] if it is the system message"),
+    ("context", "write `columns = { input = \"context\" }` in [data] if it belongs to the instruction"),
+    ("functions", "write `columns = { tools = \"functions\" }` in [data] if they are tools"),
+    ("history", "earlier turns are read from `messages` alone"),
+];
+
 /// A format as recipes write it.
 pub(crate) fn name(format: Format) -> &'static str {
     NEEDED.iter().find(|(known, ..)| *known == format).map_or("", |(_, name, _)| name)
@@ -89,6 +97,9 @@ impl Layout {
         for (slot, key, written) in written(&config.columns) {
             names[slot as usize] = written.clone().unwrap_or_else(|| key.trim_start_matches("columns.").to_owned());
         }
+        let foreign = FOREIGN.iter().map(|(name, _)| (*name).to_owned());
+        let unnamed: Vec<String> = foreign.filter(|name| !names.contains(name)).collect();
+        names.extend(unnamed);
         Self { format: config.format, columns: config.columns.clone(), names, asking: false, seen: AtomicU32::new(0) }
     }
 
@@ -108,6 +119,19 @@ impl Layout {
         let seen = self.seen.load(Ordering::Relaxed);
         let absent = written(&self.columns).into_iter().filter(|(slot, ..)| seen & (1 << *slot as u32) == 0);
         absent.filter_map(|(_, key, name)| Some((key, name.as_deref()?))).next()
+    }
+
+    /// Columns that rows of turns had and that nothing reads although other programs do, and what to write.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let seen = self.seen.load(Ordering::Relaxed);
+        let turns = [Slot::Messages, Slot::Conversations, Slot::Instruction]
+            .into_iter()
+            .any(|slot| seen & (1 << slot as u32) > 0);
+        let had = move |name: &str| {
+            let place = self.names.iter().position(|own| own == name);
+            place.is_some_and(|place| place > Slot::Choices as usize && seen & (1 << place) > 0)
+        };
+        FOREIGN.into_iter().filter(move |(name, _)| turns && had(name))
     }
 
     /// Every column that a row may have.

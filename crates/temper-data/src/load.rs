@@ -105,6 +105,9 @@ pub fn load(
     };
     let eval_wanted = config.eval.is_some() || fraction > 0.0;
     report.findings = audit::findings(&report, &train, &eval, eval_wanted, tokenizer);
+    if let Columns::Causal(layout) = &columns {
+        report.findings = audit::unread(report.findings, layout);
+    }
     let Some(causal) = causal else {
         let tokens = matches!(train.examples.store.labels, Column::None);
         let rows = train.examples.only(|row| !(tokens && train.is_blank(row)));

@@ -153,6 +153,13 @@ impl Message {
             Some(Some(weight)) if (weight == 0.0 || weight == 1.0) && role == "assistant" => {}
             Some(_) => return Err("its weight must be 0 or 1, and the assistant's".into()),
         }
+        if role == "assistant"
+            && let Some((key, value)) = map.iter().find(|(key, value)| mutes(key, value))
+        {
+            return Err(format!(
+                "its \"{key}\" is {value}, which is not read: write \"weight\": 0 where nothing is to be learned"
+            ));
+        }
         // What the row itself calls so, beside what the recipe says is it, is not it.
         for (key, value) in map {
             message.entry(key).or_insert(value);
@@ -162,6 +169,17 @@ impl Message {
         }
         reasoning(&mut message);
         Ok(Self(message))
+    }
+}
+
+/// Whether this is how another program would be told not to learn a message.
+fn mutes(key: &str, value: &Value) -> bool {
+    let on = value.as_bool().or_else(|| value.as_f64().map(|number| number == 1.0));
+    match key {
+        "train" | "training" | "trainable" | "loss" | "loss_weight" | "weights" => on == Some(false),
+        "mask" | "masked" => on == Some(true),
+        "train_detail" | "training_detail" => true,
+        _ => false,
     }
 }
 

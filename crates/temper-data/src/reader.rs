@@ -176,7 +176,14 @@ fn sources(field: &'static str, files: &Files, base_dir: &Path) -> Result<Vec<(S
             let message = format!("the weight {weight} of {path} is not in (0, 1000]");
             return Err(Error::Config { field, message });
         }
-        Ok((SourceFile::find(base_dir.join(path))?, weight))
+        let found = base_dir.join(&path);
+        match std::path::absolute(&path) {
+            Ok(here) if !found.exists() && here.exists() => {
+                let hint = format!("paths begin at the recipe's directory: the file here is {}", here.display());
+                Err(Error::file(&found, format!("there is no such file; {hint}")))
+            }
+            _ => Ok((SourceFile::find(found)?, weight)),
+        }
     };
     entries.into_iter().map(source).collect()
 }

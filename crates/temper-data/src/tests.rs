@@ -355,6 +355,13 @@ fn labels_of_training_and_evaluation_share_their_names() {
         codes(&data),
         [(Severity::Warning, "class-missing-in-train"), (Severity::Warning, "class-missing-in-eval")]
     );
+    std::fs::write(folder.path("e.jsonl"), "{\"text\":\"c\",\"label\":\"Y\"}").unwrap();
+    let data = folder.load_with(&config, LabelKind::Class(None)).unwrap();
+    let found = codes(&data);
+    for code in [(Severity::Error, "other-labels-in-eval"), (Severity::Warning, "labels-alike")] {
+        assert!(found.contains(&code), "{found:?}");
+    }
+    std::fs::write(folder.path("e.jsonl"), "{\"text\":\"c\",\"label\":\"x\"}").unwrap();
     let named = LabelKind::Class(Some(vec!["y".into(), "z".into()]));
     let Err(error) = folder.load_with(&config, named) else { panic!() };
     assert!(error.to_string().contains("e.jsonl, line 1: the label \"x\" is not one of \"y\", \"z\""), "{error}");

@@ -299,7 +299,9 @@ impl Store {
         let steps = self.steps()?;
         let old = &steps[..steps.len().saturating_sub(self.keep_last)];
         for &step in old.iter().filter(|step| Some(**step) != best) {
-            self.remove(&self.path(step))?;
+            if let Err(error) = self.remove(&self.path(step)) {
+                tracing::warn!("{error}");
+            }
         }
         Ok(())
     }

@@ -325,10 +325,10 @@ fn take_layers(parts: &mut [Vec<String>]) -> Vec<Bucket> {
 /// each has about as much of a message.
 fn buckets(parts: &[Vec<String>], parameters: &BTreeMap<String, usize>, most: usize) -> Vec<Bucket> {
     let empty = || vec![Vec::new(); parts.len()];
-    let (mut buckets, mut filled) = (vec![empty()], 0);
+    let (mut buckets, mut filled) = (Vec::new(), 0);
     for turn in 0..parts.iter().map(Vec::len).max().unwrap_or(0) {
         for (rank, path) in parts.iter().enumerate().filter_map(|(rank, part)| Some((rank, part.get(turn)?))) {
-            if filled > 0 && filled + parameters[path] > most {
+            if buckets.is_empty() || (filled > 0 && filled + parameters[path] > most) {
                 (filled, _) = (0, buckets.push(empty()));
             }
             filled += parameters[path];
@@ -344,6 +344,7 @@ mod tests {
 
     #[test]
     fn every_parameter_has_one_owner_and_one_bucket() {
+        assert!(buckets(&owners(&BTreeMap::new(), 2), &BTreeMap::new(), 120).is_empty());
         let parameters: BTreeMap<String, usize> =
             (0..23).map(|i| (format!("layer.{i}"), 1 + (i * 37) % 50)).chain([("big".into(), 400)]).collect();
         for ranks in [1, 2, 3, 7, 40] {

@@ -3,7 +3,7 @@
 //! The hub says it with a status, with `X-Error-Code` and with `X-Error-Message` or a JSON body `{"error": …}`; not every
 //! server that speaks its protocol sends all of them, so each case is recognised by any of its signs.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
@@ -60,11 +60,13 @@ pub(crate) struct Refusal {
 }
 
 /// Who asked whom.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Asked<'a> {
     pub(crate) endpoint: &'a str,
     /// Where the token came from, when one was sent.
     pub(crate) token_from: Option<&'a str>,
+    /// The host that was asked, where it is not the hub's own: a storage that it sent us to.
+    pub(crate) storage: Option<String>,
 }
 
 impl Refusal {
@@ -93,6 +95,9 @@ impl Refusal {
             Some(from) => Error::BadToken { endpoint: endpoint.clone(), from: from.into() },
             None => Error::NoToken { doing: doing.clone(), advice: LOGIN },
         };
+        if let (401 | 403 | 404 | 410, Some(host)) = (self.status, asked.storage) {
+            return Error::Storage { doing, host, status: self.status, message: self.message.clone() };
+        }
         match (self.status, about.repo) {
             (401 | 403, Some(repo)) if self.code == "GatedRepo" => {
                 Error::Gated { repo: repo.clone(), endpoint, logged_in }
@@ -150,16 +155,23 @@ fn error_of(body: &[u8]) -> String {
     }
 }
 
-/// Seconds of `Retry-After`, or of `t=` in the hub's `RateLimit: "api";r=0;t=55` when nothing remains (`r=0`).
+/// What `Retry-After` says in seconds or as a date, or of `t=` in the hub's `RateLimit: "api";r=0;t=55` when nothing remains (`r=0`).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let given = header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok());
+    let given =
+        header(RETRY_AFTER.as_str()).map(str::trim).and_then(|text| text.parse().ok().or_else(|| seconds_until(text)));
     let limit = || {
         let mut parts = header("ratelimit")?.split(';').map(str::trim);
         parts.clone().any(|part| part == "r=0").then_some(())?;
         parts.find_map(|part| part.strip_prefix("t="))?.parse().ok()
     };
     given.or_else(limit).map(Duration::from_secs)
+}
+
+/// Seconds from now to a date of HTTP, rounded up.
+fn seconds_until(date: &str) -> Option<u64> {
+    let date = httpdate::parse_http_date(date).ok()?;
+    Some(date.duration_since(SystemTime::now()).map_or(0, |left| left.as_secs() + 1))
 }
 
 #[cfg(test)]
@@ -174,7 +186,7 @@ mod tests {
         headers.insert("x-error-code", code.parse().unwrap());
         let body = serde_json::json!({"error": message}).to_string();
         let refusal = Refusal::read(status, &headers, body.as_bytes());
-        refusal.error(&about, Asked { endpoint: "https://hub", token_from: token.then_some("HF_TOKEN") })
+        refusal.error(&about, Asked { endpoint: "https://hub", token_from: token.then_some("HF_TOKEN"), storage: None })
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Hub {
                 Err(error) => Err(error),
             }
         };
-        let card = read("README.md")?.and_then(|text| matter(&text));
+        let card = read("README.md")?.and_then(|text| matter(&text).ok());
         let config: Option<Value> = read("config.json")?.and_then(|text| serde_json::from_str(&text).ok());
         let config = config.or_else(|| info.config.clone());
         let text = |value: Option<&Value>, key: &str| value?.get(key)?.as_str().map(printable);

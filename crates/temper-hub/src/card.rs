@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Error, PUBLIC_HUB, Result, body,
+    front::{matter, strings},
     private::{redact, scrub_values},
     yaml,
 };
@@ -388,27 +389,12 @@ pub fn hub_id(name: &str) -> Option<&str> {
 /// user has to decide.
 pub fn license_of(base_dir: &Path) -> Option<String> {
     let text = fs::read_to_string(base_dir.join("README.md")).ok()?;
-    let mut lines = text.trim_start_matches('\u{feff}').lines();
-    lines.find(|line| !line.trim().is_empty()).filter(|line| line.trim_end() == "---")?;
-    let front: Vec<&str> = lines.take_while(|line| line.trim_end() != "---").collect();
-    let at = front.iter().position(|line| line.starts_with("license:"))?;
-    let value = without_comment(&front[at]["license:".len()..]);
-    let listed: Vec<&str> = match value.strip_prefix('[') {
-        Some(list) => list.trim_end_matches(']').split(',').collect(),
-        None if value.is_empty() => {
-            front[at + 1..].iter().map_while(|line| line.trim_start().strip_prefix("- ")).map(without_comment).collect()
-        }
-        None => vec![value],
-    };
-    let [license] = listed[..] else { return None };
-    let license = license.trim().trim_matches(['"', '\'']).to_ascii_lowercase();
+    let card = matter(&text).ok()?;
+    let [license] = &strings(card.get("license"))[..] else { return None };
+    let license = license.trim().to_ascii_lowercase();
     let id = |c: char| c.is_ascii_alphanumeric() || "-.+_".contains(c);
     let named = !license.is_empty() && license.chars().all(id) && !["other", "unknown", "null"].contains(&&*license);
     named.then_some(license)
-}
-
-fn without_comment(value: &str) -> &str {
-    value.split(" #").next().unwrap_or_default().trim()
 }
 
 /// SHA-256 of a file's bytes, as 64 hexadecimal digits.

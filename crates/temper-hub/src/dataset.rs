@@ -82,7 +82,9 @@ impl Hub {
                 let snapshot = self.pull(&listing, std::slice::from_ref(readme), options, &|_| {})?;
                 let path = snapshot.dir.join("README.md");
                 let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-                matter(&text).unwrap_or_default()
+                let unread = |why: String| format!("its card cannot be read: {}", crate::names::printable(&why));
+                let (repo, part) = (&pinned.repo, "");
+                matter(&text).map_err(|why| Error::DataFiles { repo: repo.clone(), part, reason: unread(why) })?
             }
             None => Value::Null,
         };
@@ -141,6 +143,9 @@ fn choose(listing: Listing, card: &Value, request: &DataRequest) -> Result<DataF
         refuse_several_formats(&splits).map_err(wrong)?;
     }
     keep_one_format(&mut splits).map_err(wrong)?;
+    if !named {
+        refuse_compressed_beside(&splits, &listing).map_err(wrong)?;
+    }
     let license = strings(card.get("license")).into_iter().next();
     Ok(DataFiles { listing, config, splits, license })
 }
@@ -284,10 +289,7 @@ fn by_directories(listing: &Listing, request: &DataRequest) -> std::result::Resu
 /// Of files that somebody named, none may be left out.
 fn refuse_several_formats(splits: &Splits) -> std::result::Result<(), String> {
     let files = || splits.values().flatten().map(|file| file.path.as_str());
-    let packed = |path: &&str| {
-        format_of(path).is_none() && path.rsplit_once('.').is_some_and(|(inner, _)| format_of(inner).is_some())
-    };
-    if let Some(path) = files().find(packed) {
+    if let Some(path) = files().find(|path| packed_format_of(path).is_some()) {
         return Err(format!("it names {path}, which is compressed; such files are not read"));
     }
     let formats = FORMATS.iter().filter_map(|(format, _)| files().find(|path| format_of(path) == Some(format)));
@@ -297,6 +299,24 @@ fn refuse_several_formats(splits: &Splits) -> std::result::Result<(), String> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Of a repository's files of a format, none may be left out for it is compressed.
+fn refuse_compressed_beside(splits: &Splits, listing: &Listing) -> std::result::Result<(), String> {
+    let format = splits.values().flatten().find_map(|file| format_of(&file.path));
+    let beside = |path: &&str| format.is_some() && packed_format_of(path) == format && !is_hidden(path);
+    match listing.files.iter().map(|file| file.path.as_str()).find(beside) {
+        Some(path) => {
+            Err(format!("it has {path}, which is compressed; such files are not read: name the others by a glob"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The format of a file that is compressed, as its name says.
+fn packed_format_of(path: &str) -> Option<&'static str> {
+    let (inner, _) = path.rsplit_once('.').filter(|_| format_of(path).is_none())?;
+    format_of(inner)
 }
 
 /// Keeps the files of the most common format that can be read.

@@ -19,7 +19,7 @@ fn chosen(
     let reference = Reference::dataset(reference).unwrap();
     let request =
         DataRequest { path: reference.path.clone(), config: config.map(String::from), split: split.map(String::from) };
-    let card = matter(&format!("---\n{readme}\n---\n")).unwrap_or_default();
+    let card = matter(&format!("---\n{readme}\n---\n")).unwrap();
     match choose(listing(&reference.revision, paths), &card, &request) {
         Ok(files) => {
             let line = |(split, files): (&String, &Vec<TreeFile>)| {

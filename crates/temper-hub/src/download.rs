@@ -130,7 +130,7 @@ impl Download<'_> {
     }
 
     /// Brings `incomplete` to the file's full length, from wherever it is; returns that length. A connection that breaks
-    /// is made again where it broke, as long as each brings something.
+    /// is made again where it broke, as long as more comes than ever before.
     fn transfer(&self, file: &TreeFile, incomplete: &Path) -> Result<u64> {
         let length = fs::metadata(incomplete).map(|data| data.len()).unwrap_or(0);
         let mut there = if length > file.size { 0 } else { length };
@@ -140,16 +140,16 @@ impl Download<'_> {
             File::options().create(true).append(true).open(incomplete).map_err(Error::io("write", incomplete))?;
         out.set_len(there).map_err(Error::io("write", incomplete))?;
         (self.advance)(i64::try_from(there).unwrap_or(i64::MAX));
-        let mut fruitless = 0;
+        let (mut fruitless, mut furthest) = (0, there);
         while there < file.size {
-            let before = there;
             let broken = self.stretch(file, &mut out, &mut there).map_err(|error| match error {
                 Error::DiskFull { path, .. } => {
                     Error::DiskFull { path, needed: Some(file.size - there), free: self.folder.free() }
                 }
                 error => error,
             })?;
-            fruitless = if there > before { 0 } else { fruitless + 1 };
+            fruitless = if there > furthest { 0 } else { fruitless + 1 };
+            furthest = furthest.max(there);
             if let Some(error) = broken {
                 if fruitless >= self.http.patience().tries {
                     return Err(error);

@@ -162,6 +162,18 @@ pub enum Error {
         /// What the server said.
         message: String,
     },
+    /// The storage that the hub sent us to refused.
+    #[error("{doing}: {host}, where the hub keeps the file, refuses ({status}: {message})")]
+    Storage {
+        /// What was being done.
+        doing: String,
+        /// The storage's host.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// What it said.
+        message: String,
+    },
     /// The server refused the request for a reason without a variant of its own.
     #[error("{doing}: the hub refuses ({status}: {message})")]
     Refused {

@@ -2,17 +2,26 @@
 
 use serde_json::Value;
 
-/// The front matter of a card as JSON; `None` when there is none, or it cannot be read.
-pub(crate) fn matter(readme: &str) -> Option<Value> {
+/// The front matter of a card as JSON; null when there is none.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(crate) fn matter(readme: &str) -> Result<Value, String> {
+    front(readme).map_or(Ok(Value::Null), |front| serde_saphyr::from_str(front).map_err(|error| error.to_string()))
+}
+
+/// What stands between the two `---` that a card begins with.
+fn front(readme: &str) -> Option<&str> {
     let text = readme.trim_start_matches('\u{feff}').trim_start();
     let rest = text.strip_prefix("---")?.trim_start_matches([' ', '\t', '\r']).strip_prefix('\n')?;
-    let end = rest.lines().scan(0, |at, line| {
-        let start = *at;
-        *at += line.len() + 1;
-        Some((start, line))
-    });
-    let (end, _) = end.into_iter().find(|(_, line)| line.trim_end() == "---")?;
-    serde_saphyr::from_str(rest.get(..end)?).ok()
+    let mut end = 0;
+    for line in rest.split_inclusive('\n') {
+        if line.trim_end() == "---" {
+            return Some(&rest[..end]);
+        }
+        end += line.len();
+    }
+    None
 }
 
 /// The strings of a value that is a string or a list of strings.
@@ -31,14 +40,18 @@ mod tests {
 
     #[test]
     fn front_matter() {
-        let value = matter("---\nlicense: mit\r\ntags:\n- a\n- b\n---\n# x\n---\n").unwrap();
-        assert_eq!(
-            (strings(value.get("license")), strings(value.get("tags"))),
-            (vec!["mit".into()], vec!["a".into(), "b".into()])
-        );
-        for text in ["", "# x", "---\na: b\n", "---\n- [\n---\n", "x\n---\na: b\n---\n"] {
-            assert_eq!(matter(text), None, "{text:?}");
+        let text = "---\ntags:\n- a\n- b\nlicense: cc-by-nc-4.0\n---\n# x\n---\n";
+        for text in [text.to_owned(), text.replace('\n', "\r\n")] {
+            let value = matter(&text).unwrap();
+            assert_eq!(
+                (strings(value.get("license")), strings(value.get("tags"))),
+                (vec!["cc-by-nc-4.0".into()], vec!["a".into(), "b".into()])
+            );
         }
+        for text in ["", "# x", "---\na: b\n", "x\n---\na: b\n---\n"] {
+            assert_eq!(matter(text), Ok(Value::Null), "{text:?}");
+        }
+        assert!(matter("---\n- [\n---\n").is_err() && matter("---\na: b: c\n---\n").is_err());
     }
 
     #[test]
@@ -48,6 +61,6 @@ mod tests {
             let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
             bomb += &format!("a{level}: &a{level} [{aliases}]\n");
         }
-        assert_eq!(matter(&(bomb + "---\n")), None);
+        assert!(matter(&(bomb + "---\n")).is_err());
     }
 }

@@ -186,7 +186,8 @@ impl Http {
             Ok(answer) => {
                 // A request that came too early was not acted on.
                 let again = request.repeat || answer.response.status() == 429;
-                let failure = self.failure(&self.refusal(answer), &request.url, about);
+                let from = answer.response.url().clone();
+                let failure = self.failure(&self.refusal(answer), from.as_str(), about);
                 Err(Failure { passing: failure.passing && again, ..failure })
             }
             Err(error) => {
@@ -223,7 +224,7 @@ impl Http {
         }
     }
 
-    /// What a refusal of a request to `url` comes to.
+    /// What a refusal by `url` comes to.
     pub(crate) fn failure(&self, refusal: &Refusal, url: &str, about: &About<'_>) -> Failure {
         Failure {
             error: Box::new(refusal.error(about, self.asked(url))),
@@ -289,8 +290,12 @@ impl Http {
     }
 
     fn asked(&self, url: &str) -> Asked<'_> {
-        let ours = Url::parse(url).is_ok_and(|url| self.is_ours(&url));
-        Asked { endpoint: &self.shown, token_from: self.token.as_ref().filter(|_| ours).map(|_| &*self.token_from) }
+        let other = Url::parse(url).ok().filter(|url| !self.is_ours(url));
+        Asked {
+            endpoint: &self.shown,
+            token_from: self.token.as_ref().filter(|_| other.is_none()).map(|_| &*self.token_from),
+            storage: other.map(|url| url.host_str().unwrap_or_default().to_owned()),
+        }
     }
 
     fn refusal(&self, answer: Answer) -> Refusal {
@@ -325,7 +330,7 @@ impl Http {
             let next = next.ok_or_else(nowhere)?;
             let plain = next.scheme() == "http" && !is_loopback(&next) && url.scheme() == "https";
             if plain || !["http", "https"].contains(&next.scheme()) {
-                return Err(bad("it redirects from https to something less safe"));
+                return Err(bad(&format!("it redirects to {}, which is less safe than", without_query(next.as_str()))));
             }
             url = next;
         }

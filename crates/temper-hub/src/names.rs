@@ -62,11 +62,11 @@ pub(crate) fn wrong_with_path(path: &str) -> Option<&'static str> {
 /// characters, empty, `.`, `..` and `.git` components, components over 255 bytes, paths over 1024.
 pub(crate) fn hostile_path(path: &str) -> Option<&'static str> {
     let drive = path.as_bytes().get(1) == Some(&b':') && path.as_bytes()[0].is_ascii_alphabetic();
-    let inside = |name: &str| !name.is_empty() && name != "." && name != "..";
+    let inside = |name: &str| !["", ".", "..", "~"].contains(&name);
     let git = |name: &str| name.trim_end_matches(['.', ' ']).eq_ignore_ascii_case(".git");
     if path.is_empty() || path.len() > 1024 || path.split('/').any(|name| name.len() > 255) {
         Some("it is empty, longer than 1024 bytes, or has a component longer than 255")
-    } else if drive || path.starts_with(['/', '~']) || path.split('/').any(|name| !inside(name)) {
+    } else if drive || path.starts_with('/') || path.split('/').any(|name| !inside(name)) {
         Some("it leads out of the repository")
     } else if path.chars().any(|c| c.is_control() || c == '\\') {
         Some("it holds a control character or a backslash")

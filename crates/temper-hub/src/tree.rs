@@ -1,6 +1,10 @@
 //! The files of a repository at one commit: names, sizes and hashes, before a byte of them is fetched.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -103,13 +107,15 @@ pub(crate) fn list(http: &Http, pinned: &Pinned) -> Result<Listing> {
     let first = http.api(repo, &["tree", commit]) + "?recursive=true";
     let origin = Url::parse(http.endpoint()).ok().map(|url| url.origin());
     let mut next = Some(first);
-    let (mut files, mut entries) = (Vec::new(), 0);
+    let (mut files, mut entries, mut seen) = (Vec::new(), 0, HashSet::new());
     while let Some(url) = next {
+        if !seen.insert(url.clone()) {
+            return Err(http.bad_answer(&about, "the list goes on where it was"));
+        }
         let answer = http.send(&Request::get(url.as_str()), &about)?;
         let link = answer.headers.get("link").and_then(|value| value.to_str().ok()).and_then(next_page);
         let page: Vec<Entry> = http.read_json(answer.response, &about)?;
-        let empty = page.is_empty();
-        entries += page.len();
+        entries += page.len().max(1);
         for entry in page.into_iter().filter(|entry| entry.kind == "file") {
             files.push(checked(entry, http)?);
         }
@@ -117,7 +123,7 @@ pub(crate) fn list(http: &Http, pinned: &Pinned) -> Result<Listing> {
             let what = format!("files of {repo}");
             return Err(Error::TooLarge { what, found: entries as u64, limit: MOST_FILES as u64, unit: "files" });
         }
-        next = link.filter(|_| !empty).and_then(|link| Url::parse(&url).ok()?.join(&link).ok()).map(String::from);
+        next = link.and_then(|link| Url::parse(&url).ok()?.join(&link).ok()).map(String::from);
         if next.as_ref().is_some_and(|next| Url::parse(next).ok().map(|next| next.origin()) != origin) {
             return Err(http.bad_answer(&about, "the list goes on at another server"));
         }
@@ -158,10 +164,28 @@ fn wrong_hash(file: &TreeFile) -> Option<String> {
     blob.or_else(|| bad(&file.sha256)).or_else(|| bad(&file.xet))
 }
 
-/// The URL of `<URL>; rel="next"`.
-fn next_page(link: &str) -> Option<String> {
-    let parts = link.split(',').find(|part| part.contains("rel=\"next\""))?;
-    Some(parts.split_once('<')?.1.split_once('>')?.0.into())
+/// The URL of `<URL>; rel="next"` among the links of a header (RFC 8288).
+fn next_page(links: &str) -> Option<String> {
+    let is_next = |parameter: &str| {
+        parameter.split_once('=').is_some_and(|(name, value)| {
+            let mut kinds = value.trim().trim_matches(['"', '\'']).split_ascii_whitespace();
+            name.trim().eq_ignore_ascii_case("rel") && kinds.any(|kind| kind.eq_ignore_ascii_case("next"))
+        })
+    };
+    let mut rest = links;
+    loop {
+        let (url, after) = rest.split_once('<')?.1.split_once('>')?;
+        let mut quoted = false;
+        let end = after.find(|c| {
+            quoted ^= c == '"';
+            c == ',' && !quoted
+        });
+        let (parameters, others) = after.split_at(end.unwrap_or(after.len()));
+        if parameters.split(';').any(is_next) {
+            return Some(url.into());
+        }
+        rest = others;
+    }
 }
 
 /// A listing as Python's client keeps it in the cache, `trees/COMMIT.json`.

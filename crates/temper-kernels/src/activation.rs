@@ -54,7 +54,12 @@ impl Activation {
     }
 
     /// `act(gate) · up`, element by element. Keeps `gate` and `up` for the backward pass.
+    ///
+    /// # Panics
+    ///
+    /// When their shapes differ.
     pub fn gated<const D: usize>(self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+        assert_eq!(gate.dims(), up.dims(), "a gate and what it gates");
         let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
         Tensor::from_dispatch(<Dispatch as ActivationOps>::gated(gate, up, self))
     }

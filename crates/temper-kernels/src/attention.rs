@@ -106,7 +106,19 @@ fn union<'a>(ranges: impl Iterator<Item = &'a Range<u32>>) -> Range<usize> {
 /// - query: `[B, S, N, H]`
 /// - key, value: `[B, keys, K, H]`
 /// - result: `[B, S, N, H]`
+///
+/// # Panics
+///
+/// When they have not these shapes, or `sight` is not of them: S queries in each of B rows or in all, and no key that is not there.
 pub fn attention([query, key, value]: [Tensor<4>; 3], sight: &Sight, scale: f64, drop: Option<Drop>) -> Tensor<4> {
+    let ([rows, queries, heads, width], [_, keys, shared, _]) = (query.dims(), key.dims());
+    assert!([key.dims(), value.dims()].iter().all(|dims| *dims == [rows, keys, shared, width]), "keys and values");
+    assert!(shared > 0 && heads.is_multiple_of(shared), "{heads} heads share {shared}");
+    let seen = sight.ranges.iter().filter(|range| !range.is_empty()).map(|range| range.end as usize).max();
+    assert!(
+        seen.unwrap_or(0) <= keys && sight.queries == queries && [1, rows].contains(&sight.rows()),
+        "a sight of others"
+    );
     let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
     let form = Form { sight: sight.clone(), scale, drop };
     Tensor::from_dispatch(<Dispatch as AttentionOps>::attention(query, key, value, form))

@@ -17,7 +17,12 @@ use crate::sum::{Place, SumOps};
 ///
 /// - x, result: `[..., D]`
 /// - weight: `[D]`
+///
+/// # Panics
+///
+/// When they have not these shapes.
 pub fn rms_norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, offset: f64, eps: f64) -> Tensor<R> {
+    assert_eq!(x.dims()[R - 1], weight.dims()[0], "the weight of a norm");
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(<Dispatch as NormOps>::norm_by_scale(x, weight, Form { centered: false, offset, eps }))
 }
@@ -29,7 +34,13 @@ pub fn rms_norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, offset: f64, ep
 ///
 /// - x, result: `[..., D]`
 /// - weight, bias: `[D]`
+///
+/// # Panics
+///
+/// When they have not these shapes.
 pub fn layer_norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<R> {
+    let width = x.dims()[R - 1];
+    assert_eq!([width; 2], [weight.dims()[0], bias.dims()[0]], "the weight and the bias of a norm");
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     let form = Form { centered: true, offset: 0.0, eps };
     Tensor::from_dispatch(<Dispatch as NormOps>::norm_by_moments(x, weight, bias, form))

@@ -303,6 +303,29 @@ impl Config {
     fn check(&self, path: &Path) -> Result<(), Error> {
         let sizes = self.sizes();
         let fail = |field, found: String, rule: String| Err(unsupported(path, field, found, rule));
+        let labels = self.raw.get("num_labels").and_then(Value::as_u64).unwrap_or(0) as usize;
+        for (field, size, most) in [
+            ("hidden_size", sizes.hidden, 1 << 20),
+            ("vocab_size", sizes.vocab, 1 << 26),
+            ("num_hidden_layers", sizes.layers, 1 << 12),
+            ("num_attention_heads", sizes.heads, 1 << 16),
+            ("head_dim", sizes.head_dim.unwrap_or(0), 1 << 16),
+            ("intermediate_size", sizes.feed_forward, 1 << 22),
+            ("max_position_embeddings", sizes.positions, 1 << 32),
+            ("type_vocab_size", sizes.types, 1 << 16),
+            ("num_labels", labels, 1 << 20),
+        ] {
+            if size > most {
+                return fail(field, size.to_string(), format!("temper counts to {most} here"));
+            }
+        }
+        if sizes.types == 0 && matches!(self.model, Model::Bert(_) | Model::Roberta(_)) {
+            return fail("type_vocab_size", "0".into(), "a token is of some type".into());
+        }
+        let slides = self.raw.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true);
+        if slides && self.raw.get("sliding_window").and_then(Value::as_u64) == Some(0) {
+            return fail("sliding_window", "0".into(), "a token sees itself at least; leave it out".into());
+        }
         let divides = sizes.head_dim.is_some() || (sizes.heads > 0 && sizes.hidden.is_multiple_of(sizes.heads));
         if sizes.heads == 0 || sizes.hidden == 0 || !divides {
             let rule = format!("it must divide the hidden size, {}", sizes.hidden);

@@ -76,17 +76,11 @@ fn save_shards(
 fn write(path: &Path, tensors: Vec<(&String, Stored)>, failure: &Failure) -> Result<(), Error> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     atomically(path, |file| {
+        // safetensors makes files that nobody but their owner may read; a model is shared like any other file.
+        let usual = fs::File::create(file)?.metadata()?.permissions();
         safetensors::serialize_to_file(tensors, Some(metadata), file).map_err(std::io::Error::other)?;
-        failure.take().map_or_else(|| readable(file), |error| Err(std::io::Error::other(error)))
+        failure.take().map_or_else(|| fs::set_permissions(file, usual), |error| Err(std::io::Error::other(error)))
     })?;
-    Ok(())
-}
-
-/// safetensors makes files that nobody but their owner may read; a model is shared like any other file.
-fn readable(file: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    let _ = file;
     Ok(())
 }
 

@@ -112,9 +112,6 @@ impl PeftConfig {
         let texts = |value: &Value| {
             value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
         };
-        let numbers = |table: &Map<String, Value>| -> Vec<(String, f64)> {
-            table.iter().filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect()
-        };
         AdapterConfig {
             method: if self.use_dora { Method::Dora } else { Method::Lora },
             rank: self.r,
@@ -125,8 +122,8 @@ impl PeftConfig {
                 Some(pattern) => Targets::Pattern(pattern.into()),
                 None => Targets::Names(texts(&self.target_modules)),
             },
-            rank_pattern: numbers(&self.rank_pattern).into_iter().map(|(key, rank)| (key, rank as usize)).collect(),
-            alpha_pattern: numbers(&self.alpha_pattern).into_iter().collect(),
+            rank_pattern: numbers(&self.rank_pattern).map(|(key, rank)| (key.to_owned(), rank as usize)).collect(),
+            alpha_pattern: numbers(&self.alpha_pattern).map(|(key, alpha)| (key.to_owned(), alpha)).collect(),
             modules_to_save: self.modules_to_save.clone().unwrap_or_default(),
             bias: match self.bias.as_str() {
                 "all" => Bias::All,
@@ -285,6 +282,11 @@ fn read_config(path: &Path) -> Result<(PeftConfig, Vec<String>, bool), Error> {
     let known: Map<String, Value> = fields.clone().into_iter().filter(|(_, value)| !value.is_null()).collect();
     let config: PeftConfig =
         serde_json::from_value(Value::Object(known)).map_err(|error| malformed(error.to_string()))?;
+    for (field, table) in [("rank_pattern", &config.rank_pattern), ("alpha_pattern", &config.alpha_pattern)] {
+        if let Some((key, value)) = table.iter().find(|(_, value)| !value.is_number()) {
+            return Err(malformed(format!("`{field}` has {value} for `{key}`, which is no number")));
+        }
+    }
     let names = serde_json::to_value(&config).map_err(|error| malformed(error.to_string()))?;
     let ignored = fields
         .iter()
@@ -399,10 +401,15 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     }
 }
 
+/// The entries of a pattern table, all of which are numbers in what was read.
+fn numbers(table: &Map<String, Value>) -> impl Iterator<Item = (&str, f64)> {
+    table.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_f64()?)))
+}
+
 fn modules(path: &Path, config: &PeftConfig, tensors: &BTreeMap<String, Values>) -> Result<Vec<Match>, Error> {
     let malformed = |reason: String| Err(Error::Malformed { path: path.into(), reason });
-    let numbers = config.alpha_pattern.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_f64()?)));
-    let alphas = Patterns::in_order("alpha_pattern", numbers)?;
+    let ranks = Patterns::in_order("rank_pattern", numbers(&config.rank_pattern))?;
+    let alphas = Patterns::in_order("alpha_pattern", numbers(&config.alpha_pattern))?;
     let mut modules = Vec::new();
     for (name, a) in tensors {
         if !name.starts_with(ROOT) {
@@ -425,6 +432,10 @@ fn modules(path: &Path, config: &PeftConfig, tensors: &BTreeMap<String, Values>)
             return malformed(format!("the tensors of `{module}` do not fit each other or `use_dora`"));
         }
         let module = &module[ROOT.len()..];
+        let said = ranks.get(module).unwrap_or(config.r as f64);
+        if said != rank as f64 {
+            return malformed(format!("the tensors of `{module}` have rank {rank}, and the configuration says {said}"));
+        }
         modules.push(Match { path: module.into(), rank, alpha: alphas.get(module).unwrap_or(config.lora_alpha) });
     }
     match modules.is_empty() {
@@ -526,6 +537,7 @@ mod tests {
             ("init_lora_weights", Value::from("pissa_niter_4")),
             ("trainable_token_indices", serde_json::json!([1, 2])),
             ("alpha_pattern", serde_json::json!({"(?=q)": 3})),
+            ("alpha_pattern", serde_json::json!({"query": "3"})),
             ("use_dora", Value::from(true)),
         ] {
             let message = patched(field, value).unwrap_err().to_string();
@@ -534,6 +546,8 @@ mod tests {
         assert_eq!(patched("brand_new_field", Value::from(3)).unwrap().ignored, ["brand_new_field"]);
         assert!(patched("megatron_config", Value::Null).unwrap().ignored.is_empty());
         assert_eq!(patched("alpha_pattern", serde_json::json!({"query": 3})).unwrap().modules[0].alpha, 3.0);
+        let message = patched("rank_pattern", serde_json::json!({"query": 3})).unwrap_err().to_string();
+        assert!(message.ends_with("and the configuration says 3"), "{message}");
     }
 
     #[test]

@@ -98,12 +98,19 @@ fn message(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u64).to_le_bytes(), bytes].concat()
 }
 
+/// The room that a message gets before it is there, in bytes: more than most have.
+const LIKELY: u64 = 64 << 20;
+
 fn hear(mut from: &TcpStream) -> io::Result<Vec<u8>> {
     let mut length = [0; 8];
     from.read_exact(&mut length)?;
-    let mut bytes = vec![0; u64::from_le_bytes(length) as usize];
-    from.read_exact(&mut bytes)?;
-    Ok(bytes)
+    let length = u64::from_le_bytes(length);
+    // What was announced is believed as it comes.
+    let mut bytes = Vec::with_capacity(length.min(LIKELY) as usize);
+    match from.take(length).read_to_end(&mut bytes)? as u64 == length {
+        true => Ok(bytes),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 fn lost(what: &'static str) -> impl Fn(io::Error) -> Error {

@@ -98,7 +98,7 @@ fn write_companions(shipped: &Shipped<'_>, dtype: Dtype, front: &Front, dir: &Pa
     let base = shipped.recipe.model.base.as_ref().map(|base| shipped.recipe.resolve(base));
     let generation = base.map(|base| generation_config(&base)).unwrap_or_default();
     write_config(&shipped.plan.model.class, &shipped.plan.task, shipped.config, generation, dtype, dir)?;
-    write_tokenizer(shipped.tokenizer, shipped.plan.data.max_length, dir)?;
+    write_tokenizer(shipped.tokenizer, shipped.config, shipped.plan.data.max_length, dir)?;
     write_template(shipped, dir)?;
     Provenance::of(shipped.plan, shipped.trained, front.card.clone()).write(dir)?;
     front.write(dir)
@@ -144,15 +144,29 @@ pub fn replace(dir: &Path, fill: impl FnOnce(&Path) -> Result<(), Failure>) -> R
         return Err(Failure::new(Kind::Recipe, format!("error: {shown} is no name for a directory")));
     };
     let [new, old] = ["new", "old"].map(|what| dir.with_file_name(format!(".{name}.{}.{what}", std::process::id())));
+    // What a process of the same number left that was killed.
+    let _ = fs::remove_dir_all(&new);
     fs::create_dir_all(&new).context(Kind::Other, format!("failed to create {shown}"))?;
-    let replaced = fill(&new).and_then(|()| {
-        let aside = if dir.exists() { fs::rename(dir, &old) } else { Ok(()) };
-        aside.and_then(|()| fs::rename(&new, dir)).context(Kind::Other, format!("failed to replace {shown}"))
-    });
-    for left in [new, old] {
-        let _ = fs::remove_dir_all(left);
-    }
+    let replaced =
+        fill(&new).and_then(|()| swap(&new, dir, &old).context(Kind::Other, format!("failed to replace {shown}")));
+    let _ = fs::remove_dir_all(new);
     replaced
+}
+
+/// Puts `new` where `dir` is, which is `old` meanwhile, and stays where it was if this fails.
+fn swap(new: &Path, dir: &Path, old: &Path) -> std::io::Result<()> {
+    if dir.exists() {
+        let _ = fs::remove_dir_all(old);
+        fs::rename(dir, old)?;
+        fs::rename(new, dir).inspect_err(|_| drop(fs::rename(old, dir)))?;
+        let _ = fs::remove_dir_all(old);
+    } else {
+        fs::rename(new, dir)?;
+    }
+    match dir.parent().filter(|parent| cfg!(unix) && !parent.as_os_str().is_empty()) {
+        Some(parent) => fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 fn write_adapter(values: BTreeMap<String, Deferred>, shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
@@ -279,7 +293,7 @@ fn drop_foreign(settings: &mut Map<String, Value>) {
 
 /// Says what the class that Transformers gives a tokenizer of no class of its own cannot know: which tokens are special, and that
 /// there are segments. What is said already stays, `null` included.
-fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer) {
+fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer, config: &Config) {
     const CLASS: &str = "PreTrainedTokenizerFast";
     // What Transformers 5 calls the same.
     const NEW_CLASS: &str = "TokenizersBackend";
@@ -316,14 +330,15 @@ fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer) {
             settings.entry(*key).or_insert_with(|| json!(name));
         }
     }
-    if tokenizer.marks_pairs() {
+    // A decoder refuses the segments that it would be given then.
+    if config.type_vocab_size() > 0 && tokenizer.marks_pairs() {
         let inputs = json!(["input_ids", "token_type_ids", "attention_mask"]);
         settings.entry("model_input_names").or_insert(inputs);
     }
 }
 
 /// Copies the tokenizer and notes the longest input.
-pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> Result<(), Failure> {
+pub fn write_tokenizer(tokenizer: &Tokenizer, config: &Config, max_length: usize, dir: &Path) -> Result<(), Failure> {
     for from in tokenizer.files() {
         let to = dir.join(from.strip_prefix(tokenizer.directory()).unwrap_or(from));
         let failed = || format!("failed to copy {}", from.display());
@@ -336,6 +351,6 @@ pub fn write_tokenizer(tokenizer: &Tokenizer, max_length: usize, dir: &Path) -> 
     let mut settings = settings.context(Kind::Data, "failed to understand tokenizer_config.json")?;
     drop_foreign(&mut settings);
     settings.insert("model_max_length".into(), json!(max_length));
-    complete(&mut settings, tokenizer);
+    complete(&mut settings, tokenizer, config);
     write_json(&path, &settings.into())
 }

@@ -10,6 +10,9 @@
 //!
 //! Not predicted: what the allocator holds back of memory that was freed, some percent of activations.
 
+use std::fs;
+use std::path::Path;
+
 use serde::Serialize;
 use temper_kernels::Activations;
 
@@ -167,9 +170,38 @@ pub fn keep() {
 /// The memory that can still be had, in bytes: the machine's, or less where a control group limits it.
 pub fn available() -> Option<u64> {
     let machine = field("/proc/meminfo", "MemAvailable:")?;
-    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
-    let group = read("memory.max").zip(read("memory.current")).map(|(max, used)| max.saturating_sub(used));
-    Some(group.map_or(machine, |group| group.min(machine)))
+    Some(left_by_groups().map_or(machine, |left| left.min(machine)))
+}
+
+/// What the control groups of this process leave, from its own up to the root, in bytes. Pages of files that nobody uses are given
+/// back and count as left.
+fn left_by_groups() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let left = groups.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let (root, names) = match controllers {
+            "" => ("/sys/fs/cgroup", ["memory.max", "memory.current", "inactive_file"]),
+            "memory" => {
+                ("/sys/fs/cgroup/memory", ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"])
+            }
+            _ => return None,
+        };
+        let groups = Path::new(path.trim_start_matches('/')).ancestors();
+        groups.filter_map(|group| left_by(&Path::new(root).join(group), names)).min()
+    });
+    left.min()
+}
+
+/// What the control group in `dir` leaves, by the names of its limit, of what is used, and of what of that are unused pages.
+fn left_by(dir: &Path, [limit, used, unused]: [&str; 3]) -> Option<u64> {
+    let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
+    let [limit, used] = [limit, used].map(|name| read(name)?.trim().parse::<u64>().ok());
+    let unused = read("memory.stat").and_then(|stat| {
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(name, _)| *name == unused)?.1.parse::<u64>().ok()
+    });
+    Some(limit?.saturating_sub(used?.saturating_sub(unused.unwrap_or(0))))
 }
 
 /// The most memory that this process has held so far, in bytes.
@@ -179,7 +211,7 @@ pub fn peak() -> Option<u64> {
 
 /// A `name  value kB` line of a file under /proc, in bytes.
 fn field(path: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(path).ok()?;
+    let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

@@ -156,7 +156,7 @@ impl Opened {
             export::write_weights(merged, &self.config, Dtype::F32, dir)?;
             let generation = generation_config(self.generation_dir());
             export::write_config(&self.class(), task, &self.config, generation, Dtype::F32, dir)?;
-            export::write_tokenizer(&self.tokenizer, self.max_length, dir)?;
+            export::write_tokenizer(&self.tokenizer, &self.config, self.max_length, dir)?;
             let front = self.merged_front(task);
             if let Some(provenance) = &self.provenance {
                 let card = Some(front.card.clone());
@@ -236,7 +236,9 @@ fn take_head(config: &mut Config, adapter: &AdapterFile) {
     config.raw["architectures"] = json!([config.class("ForSequenceClassification")]);
     let output = |name: &str| name.ends_with("classifier.weight") || name.ends_with("classifier.out_proj.weight");
     let head = adapter.tensors.iter().find(|(name, _)| output(name) && !name.contains("pre_classifier"));
-    if let Some(labels) = head.map(|(_, values)| values.shape[0]).filter(|labels| *labels != config.labels().len()) {
+    // A shape that is none is refused when weights are read.
+    let labels = head.and_then(|(_, head)| head.shape.first().copied().filter(|labels| *labels <= head.data.len()));
+    if let Some(labels) = labels.filter(|labels| *labels != config.labels().len()) {
         let names = (0..labels).map(|label| (label.to_string(), json!(format!("LABEL_{label}"))));
         config.raw["id2label"] = Value::Object(names.collect());
     }

@@ -123,6 +123,10 @@ pub fn send(hub: &Hub, push: &Push) -> Result<Pushed, Failure> {
     let transfer = Transfer::stderr(&push.target.repo.to_string());
     let pushed = hub.push(push, &|progress| transfer.on(progress)).map_err(failure)?;
     transfer.done(pushed.sent);
+    if !pushed.deleted.is_empty() {
+        let (repo, deleted) = (&push.target.repo, pushed.deleted.join(", "));
+        tracing::warn!("{repo} had {deleted}, which this commit deletes; its history keeps them");
+    }
     Ok(pushed)
 }
 

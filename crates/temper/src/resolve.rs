@@ -87,7 +87,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
         frozen: recipe.model.frozen_dtype,
         precision: recipe.device.precision,
         merges: recipe.export.merge,
-        available: available(&found),
+        available: available(&found, place),
         scratch: device::scratch(&found) as u64,
         shard: distributed.shard,
         ranks: place.size as u64,
@@ -472,10 +472,10 @@ fn keeps_halves(recipe: &Recipe, device: &Found) -> bool {
     processor && recipe.device.precision == Precision::Bf16 && temper_kernels::has_bf16_products()
 }
 
-/// The memory that the device can still give, in bytes, where that is known.
-fn available(device: &Found) -> Option<u64> {
+/// The memory that the device can still give, in bytes, where that is known. The ranks of a machine share its own.
+fn available(device: &Found, place: &Place) -> Option<u64> {
     match device.name {
         DeviceName::Gpu(..) => device.memory,
-        DeviceName::Auto | DeviceName::Cpu => memory::available(),
+        DeviceName::Auto | DeviceName::Cpu => Some(memory::available()? / place.local_size.max(1) as u64),
     }
 }

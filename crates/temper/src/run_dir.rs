@@ -3,11 +3,39 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use temper_peft::file::atomically;
 
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::Plan;
+
+/// Creates `dir` and locks it, for as long as the file is open, unless another `who` has.
+pub fn lock(dir: &Path, who: &str) -> Result<File, Failure> {
+    let shown = dir.display();
+    fs::create_dir_all(dir).context(Kind::Other, format!("failed to create {shown}"))?;
+    let failed = || format!("failed to lock {shown}");
+    let lock = File::create(dir.join(".lock")).context(Kind::Other, failed())?;
+    for patience in (0..LOOKS).rev() {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::Error(error)) => Err(error).context(Kind::Other, failed())?,
+            Err(TryLockError::WouldBlock) if patience > 0 => std::thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+    Err(Failure::new(Kind::Other, format!("error: another {who} is running in {shown}")))
+}
+
+/// Whether a process has [locked](lock) `dir`.
+pub fn is_running(dir: &Path) -> bool {
+    let lock = File::open(dir.join(".lock"));
+    // Shared: two who look do not take each other for one who works.
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// How often a lock is asked for: who only [looks](is_running) has it for a blink.
+const LOOKS: u32 = 10;
 
 /// A run directory that this process, or rank 0 of its run, has locked.
 #[derive(Debug)]
@@ -21,17 +49,8 @@ impl RunDir {
     /// Opens or creates the directory of `plan`. A directory that holds another plan is refused, unless `fresh` empties it.
     pub fn open(plan: &Plan, recipe: &str, fresh: bool) -> Result<Self, Failure> {
         let path = PathBuf::from(&plan.run.dir);
-        let shown = path.display().to_string();
         refuse_what_is_not_ours(&path)?;
-        fs::create_dir_all(&path).context(Kind::Other, format!("failed to create {shown}"))?;
-        let lock = File::create(path.join(".lock")).context(Kind::Other, format!("failed to lock {shown}"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Failure::new(Kind::Other, format!("error: another process is running in {shown}")));
-            }
-            Err(TryLockError::Error(error)) => Err(error).context(Kind::Other, format!("failed to lock {shown}"))?,
-        }
+        let lock = lock(&path, "process")?;
         let dir = Self { path, _lock: Some(lock) };
         dir.tidy();
         if fresh {

@@ -5,7 +5,7 @@
 mod compare;
 mod overview;
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,6 +16,7 @@ use temper_tasks::Metric;
 
 use crate::events::{self, Known, timestamp};
 use crate::report::ReportData;
+use crate::run_dir::is_running;
 use crate::sweep::{Held, TrialState};
 
 pub use compare::{differences, scores};
@@ -159,13 +160,6 @@ fn lossily<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error>
 /// Whether `dir` is that of a run.
 pub fn is_run(dir: &Path) -> bool {
     ["plan.json", "events.jsonl"].iter().any(|name| dir.join(name).is_file())
-}
-
-/// Whether a process works in the run directory `dir`.
-pub fn is_running(dir: &Path) -> bool {
-    let lock = File::open(dir.join(".lock"));
-    // Shared: two who look do not take each other for a run.
-    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 impl Run {
@@ -342,7 +336,7 @@ pub(crate) mod tests {
         );
         fs::write(dir.join("plan.json"), plan).unwrap();
         fs::write(dir.join("events.jsonl"), events).unwrap();
-        File::create(dir.join(".lock")).unwrap();
+        fs::File::create(dir.join(".lock")).unwrap();
     }
 
     fn read(dir: &Path) -> Run {
@@ -379,7 +373,7 @@ pub(crate) mod tests {
             write(dir.path(), "1e-4", &events);
             assert_eq!(read(dir.path()).state, state, "{events}");
         }
-        let lock = File::open(dir.path().join(".lock")).unwrap();
+        let lock = fs::File::open(dir.path().join(".lock")).unwrap();
         lock.lock().unwrap();
         let run = read(dir.path());
         // 9.5 seconds until the interruption, and a step since.

@@ -8,7 +8,7 @@ mod search;
 mod state;
 mod summary;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,8 @@ use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::report::Table;
 use crate::resolve::resolve;
-use crate::runs::{Run, is_running};
+use crate::run_dir::{is_running, lock};
+use crate::runs::Run;
 use crate::signals::Signals;
 use crate::units;
 use process::{Ending, Process, ending};
@@ -102,7 +103,7 @@ pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
     }
     let signals = Signals::install(true)?;
     signals.wait();
-    let _lock = lock(&dir)?;
+    let _lock = lock(&dir, "sweep")?;
     match Held::read(&dir) {
         Ok(Some(old)) if sweep.fresh => clear(&old, &dir)?,
         Ok(Some(old)) => held.go_on_from(old, &dir)?,
@@ -190,20 +191,6 @@ fn compared_by(plan: &Plan) -> Result<(String, bool), Failure> {
     }
     let metric = plan.task.best_by();
     Ok((metric.name().into(), metric.higher_is_better()))
-}
-
-/// Locks the directory of a sweep, for as long as the file is open.
-fn lock(dir: &Path) -> Result<File, Failure> {
-    let shown = dir.display();
-    fs::create_dir_all(dir).context(Kind::Other, format!("failed to create {shown}"))?;
-    let lock = File::create(dir.join(".lock")).context(Kind::Other, format!("failed to lock {shown}"))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            Err(Failure::new(Kind::Other, format!("error: another sweep is running in {shown}")))
-        }
-        Err(TryLockError::Error(error)) => Err(error).context(Kind::Other, format!("failed to lock {shown}")),
-    }
 }
 
 /// Removes what the trials of a sweep left, and nothing else.

@@ -200,7 +200,8 @@ impl Hub {
 /// Whether a commit may have landed although this came back.
 fn leaves_doubt(error: &Error) -> bool {
     let server = matches!(error, Error::NoNetwork { .. } | Error::Server { .. } | Error::BadAnswer { .. });
-    server || is_stale(error) || matches!(error, Error::Refused { status: 408 | 409, .. })
+    let odd = matches!(error, Error::Hostile { .. });
+    server || odd || is_stale(error) || matches!(error, Error::Refused { status: 408 | 409, .. })
 }
 
 /// Whether the hub says that the parent is not the head: then the branch has moved, perhaps by this very commit.

@@ -89,6 +89,8 @@ pub struct Pushed {
     pub unchanged: usize,
     /// Files that the repository's own `.gitignore` keeps out.
     pub ignored: Vec<String>,
+    /// Files of [`Push::replace`] that the commit deletes.
+    pub deleted: Vec<String>,
     /// Whether there was nothing to commit, or the commit had landed in an earlier try.
     pub was_there: bool,
 }
@@ -168,6 +170,7 @@ impl Hub {
                 sending.advance(small);
                 pushed.sent += small;
                 pushed.was_there = false;
+                pushed.deleted = stale;
                 return self.done(push, &journal, state, settled, pushed);
             }
         }
@@ -213,6 +216,15 @@ impl Hub {
             }
         }
         Ok(missing)
+    }
+
+    /// What a push would delete at the branch that it goes to.
+    ///
+    /// # Errors
+    /// When the repository cannot be asked.
+    pub fn deletes(&self, push: &Push) -> Result<Vec<String>> {
+        self.online(format!("ask what {} has", push.target.repo))?;
+        self.stale(push, self.head(&push.target.repo, &push.target.branch)?.as_ref())
     }
 
     /// Replaced files and files below replaced directories that the push does not have.
@@ -271,6 +283,7 @@ impl Pushed {
             sent: 0,
             unchanged,
             ignored: Vec::new(),
+            deleted: Vec::new(),
             was_there: true,
         }
     }

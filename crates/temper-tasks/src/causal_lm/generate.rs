@@ -35,7 +35,7 @@ impl CausalLm {
     /// ends that continuation by answering false.
     ///
     /// # Errors
-    /// When the network is no decoder.
+    /// When the network is no decoder, or its output is no number.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],

@@ -34,6 +34,9 @@ pub(super) fn evaluate(
     rows: usize,
 ) -> Shared<Evaluation> {
     let mut scores = losses(model, ranks, causal, examples, rows)?;
+    if scores[Metric::Loss.name()].is_nan() {
+        return Ok(Evaluation { scores, ..Evaluation::default() });
+    }
     let judge = &causal.judge;
     let generates = |metric: &Metric| matches!(metric, Metric::ExactMatch | Metric::RegexMatch);
     let all = judge.metrics.iter().any(generates);
@@ -111,7 +114,7 @@ impl Question {
     }
 }
 
-/// What the model answers, in the order of the questions.
+/// What the model answers, in the order of the questions; nothing where its output is no number.
 fn answers(
     model: &CausalLm,
     ranks: &Ranks,
@@ -126,7 +129,10 @@ fn answers(
     let batches: Vec<&[usize]> = order.chunks(rows.max(1)).collect();
     let generated = ranks.map(&batches, |batch, pass| {
         let prompts: Vec<Vec<u32>> = batch.iter().map(|&at| questions[at].prompt.clone()).collect();
-        let generated = model.generate(&prompts, how, pass, &mut |_, _| true).expect("a causal model has a decoder");
+        let generated = model.generate(&prompts, how, pass, &mut |_, _| true).unwrap_or_else(|error| {
+            tracing::warn!("{error}: {} rows count as not answered", prompts.len());
+            vec![Generated::default(); prompts.len()]
+        });
         generated.into_iter().map(|Generated { ids, .. }| ids).collect::<Vec<_>>()
     })?;
     let mut samples = vec![Sample::default(); questions.len()];

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use temper_hub::{DataCard, DataSplit, Push, PushFile, RepoId, Target, has_token, render_data};
+use temper_hub::{DataCard, DataSplit, Error, Hub, Push, PushFile, Reference, RepoId, Target, has_token, render_data};
 use temper_world::Place;
 
 use super::writeln;
@@ -59,6 +59,9 @@ pub(super) struct DataPushArgs {
     /// Open a pull request.
     #[arg(long)]
     pull_request: bool,
+    /// Delete the splits that are there and not here, and replace a card that states a licence by one that does not.
+    #[arg(long)]
+    replace: bool,
 }
 
 impl DataVerb {
@@ -74,7 +77,7 @@ impl DataVerb {
 pub(super) struct PreviewArgs {
     #[command(flatten)]
     recipe: super::RecipeArgs,
-    /// How many rows.
+    /// How many rows, or packs of them.
     #[arg(long, default_value_t = 3, value_name = "N")]
     rows: usize,
     /// Evaluation rows in place of training rows.
@@ -160,7 +163,11 @@ impl DataPushArgs {
             tags: self.tag.into_iter().collect(),
             journal: None,
         };
-        let pushed = send(&hub()?, &push)?;
+        let hub = hub()?;
+        if !push.target.pull_request && !self.replace {
+            spare(&hub, &push, card.license.is_some())?;
+        }
+        let pushed = send(&hub, &push)?;
         let rows: u64 = card.splits.iter().map(|split| split.rows).sum();
         let page = pushed.pull_request.unwrap_or(pushed.url);
         writeln(&format!("{page} ({} rows, commit {})", units::grouped(rows), pushed.commit))
@@ -178,6 +185,30 @@ impl DataPushArgs {
             splits.entry(split.into()).or_default().push(path.into());
         }
         Ok(splits)
+    }
+}
+
+/// Refuses a push that would take something from a data set that is there.
+fn spare(hub: &Hub, push: &Push, licensed: bool) -> Result<(), Failure> {
+    let Target { repo, branch, .. } = &push.target;
+    let there = Reference { repo: repo.clone(), revision: branch.clone(), path: None };
+    let license = match hub.facts(&there) {
+        Err(Error::RepoMissing { .. } | Error::RevisionMissing { .. }) => return Ok(()),
+        facts => facts.map_err(failure)?.license,
+    };
+    let refuse = |message: String| Err(Failure::new(Kind::Recipe, format!("error: {message}")));
+    let deleted = hub.deletes(push).map_err(failure)?;
+    if !deleted.is_empty() {
+        let deleted = deleted.join(", ");
+        return refuse(format!(
+            "{repo} has {deleted}, which this push would delete: push these splits too, or add --replace"
+        ));
+    }
+    match license.filter(|_| !licensed) {
+        Some(license) => refuse(format!(
+            "{repo} is under {license}, and its new card would state no licence: add --license {license}, or --replace"
+        )),
+        None => Ok(()),
     }
 }
 

@@ -87,12 +87,16 @@ impl Ranks {
             #[cfg(unix)]
             std::os::unix::process::CommandExt::process_group(&mut command, 0);
             #[cfg(target_os = "linux")]
-            // SAFETY: between fork and exec it does nothing but this system call, which has no conditions.
+            // SAFETY: between fork and exec it does nothing but these system calls, which have no conditions.
             unsafe {
-                // Whatever ends this process ends the ranks.
-                std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                let launcher = std::process::id();
+                // Whatever ends this process ends the ranks, also if it has ended meanwhile.
+                std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                    Ok(())
+                    match libc::getppid() as u32 == launcher {
+                        true => Ok(()),
+                        false => Err(std::io::ErrorKind::NotFound.into()),
+                    }
                 });
             }
             ranks.0.push(command.spawn().context(Kind::Other, WHAT)?);

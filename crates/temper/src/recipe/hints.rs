@@ -42,7 +42,7 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
         "lora_target_linear" => "every linear layer is `targets = \"all-linear\"` in [adapter]",
         "use_rslora" => "rank-stabilised scaling is `rslora` in [adapter]",
         "use_dora" => "DoRA is `method = \"dora\"` in [adapter]",
-        "optimizer" | "optim_type" => "the optimizer is `kind` in [optim]",
+        "optimizer" | "optim_type" | "optim" => "the optimizer is `kind` in [optim]",
         "lr_scheduler" | "lr_scheduler_type" | "scheduler" => "the schedule is `kind` in [schedule]",
         "model_name_or_path" | "base_model" | "model_id" | "pretrained_model_name_or_path" => {
             "the model is `base` in [model]"
@@ -57,7 +57,9 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
         }
         "chat_template" => "the chat template is `template` in [data]",
         "streaming" => "rows are read one by one, and tokens beyond 64 MiB lie on the disk, by themselves",
-        "special_tokens" => "special tokens are those of the tokenizer's files",
+        "special_tokens" | "eos_token" | "pad_token" | "bos_token" => {
+            "special tokens are those of the tokenizer's files"
+        }
         "trust_remote_code" => "no code of a repository is run",
         "revision" => "a revision is a part of the name: `org/name@revision`",
         "output_dir" => "the run's directory is `dir` in [run]",
@@ -76,14 +78,34 @@ pub(super) fn foreign_key(name: &str) -> Option<&'static str> {
         "attn_implementation" | "flash_attention" | "use_flash_attention_2" => {
             "attention never holds the scores of all tokens; there is nothing to choose"
         }
-        "save_steps" => "steps between checkpoints are `save_every` in [train]",
-        "eval_steps" | "evaluation_strategy" | "eval_strategy" => "how often to evaluate is `every` in [eval]",
+        "save_steps" | "save_strategy" => "steps between checkpoints are `save_every` in [train]",
+        "eval_steps" | "evaluation_strategy" | "eval_strategy" | "strategy" | "do_eval" => {
+            "how often to evaluate is `every` in [eval]"
+        }
         "early_stopping_patience" | "early_stopping" => "early stopping is `patience` in [eval]",
         "metric_for_best_model" => "the metric is `metric` in [eval]",
         "load_in_4bit" | "load_in_8bit" | "bnb_4bit_quant_type" | "quantization" | "quantization_config" => {
             "a base in few bits is `frozen_dtype` in [model]"
         }
-        "fp16" | "bf16" | "dtype" | "mixed_precision" => "the precision is `precision` in [device]",
+        "fp16" | "bf16" | "dtype" | "torch_dtype" | "mixed_precision" => "the precision is `precision` in [device]",
+        "group_by_length" | "length_grouping" => "rows of like length share batches by `bucket` in [data]",
+        "neftune_noise_alpha" => "temper adds no noise to embeddings",
+        "dataset_text_field" | "text_field" | "text_column" => "the column of texts is `text` in [data]",
+        "label_smoothing_factor" => "it is `label_smoothing` in [task]",
+        "greater_is_better" => "the `metric` in [eval] says it",
+        "dataloader_num_workers" | "num_workers" => "who makes batches beside training are `workers` in [data]",
+        "num_labels" | "id2label" | "label2id" => "classes come from the data; `labels` in [task] orders them",
+        "problem_type" => "it is `problem` in [task]",
+        "datasets" | "dataset" | "train_file" | "dataset_name" => "rows are `train` and `eval` in [data]",
+        "validation" | "val" | "dev" | "test" | "validation_file" => "rows to evaluate on are `eval` in [data]",
+        "split" => "a split belongs to its file: `train = { path = \"hf://datasets/org/name\", split = \"train\" }`",
+        "max_samples" | "max_train_samples" => {
+            "a file's `weight` says how much of it is seen: `{ path = …, weight = 0.1 }`"
+        }
+        "tf32" | "torch_compile" => "there is nothing to choose",
+        "use_cpu" | "no_cuda" | "device_map" => "the device is `use` in [device]",
+        "layers_to_transform" | "exclude_modules" => "which layers is a pattern in `targets` in [adapter]",
+        "remove_unused_columns" => "columns that no key names are not read",
         "deepspeed" | "zero_stage" | "zero_optimization" | "fsdp" | "sharding_strategy" => {
             "what each rank keeps only its part of is `shard` in [distributed]"
         }

@@ -56,10 +56,14 @@ impl<'a> Rules<'a> {
         let diagnostic = Diagnostic::new(format!("there is no directory `{}`", dir.display()));
         let diagnostic = diagnostic.at(self.source.at(path), "");
         let bare = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        self.push(
-            path,
-            if bare { diagnostic.help("a model of the hub is written `organisation/name`") } else { diagnostic },
-        );
+        let diagnostic = match std::path::absolute(name) {
+            Ok(here) if here.is_dir() => {
+                diagnostic.help(format!("paths begin at the recipe's directory: the one here is `{}`", here.display()))
+            }
+            _ if bare => diagnostic.help("a model of the hub is written `organisation/name`"),
+            _ => diagnostic,
+        };
+        self.push(path, diagnostic);
     }
 
     /// Those of `paths` that are written have no effect `because` of the value of `cause`.
