@@ -223,6 +223,9 @@ fn each_broken_model_is_refused_in_these_words() {
         }),
         ("no tokenizer", "plan", |m| m.remove("tokenizer.json")),
         ("a tokenizer that is cut off", "plan", |m| m.write("tokenizer.json", "{\"version\": \"1.0\", \"model\"")),
+        ("more classes than can be counted", "plan", |m| m.config(|c| c["num_labels"] = json!(1_000_000_000_000_u64))),
+        ("more layers than can be counted", "plan", |m| m.config(|c| c["num_hidden_layers"] = json!(100_000_000))),
+        ("no kind of segment", "plan", |m| m.config(|c| c["type_vocab_size"] = json!(0))),
         ("fewer embeddings than tokens", "plan", |m| {
             m.config(|c| c["vocab_size"] = json!(7000));
         }),

@@ -219,3 +219,19 @@ fn prompts_that_cannot_be_answered_are_refused() {
         assert!(said.contains(words) && found == *code, "{arguments:?}: {found} {said}");
     }
 }
+
+#[test]
+fn weights_that_overflow_end_a_run_whose_evaluation_generates() {
+    let dir = place("overflowed");
+    write_house(&dir);
+    let set = [
+        "train.lr=1e12",
+        "schedule.kind=constant",
+        "schedule.warmup_steps=0",
+        "train.max_grad_norm=0",
+        "train.max_steps=1",
+    ];
+    let set = [&set[..], &["task.metrics=[\"exact_match\"]"]].concat();
+    let (code, said) = refused(&arguments(&dir, "full.toml", "run", &set));
+    assert!(code == 6 && said.contains("the loss of the evaluation"), "{code} {said}");
+}

@@ -1,4 +1,4 @@
-//! Files to records, streamed: no file is ever held whole.
+//! Files to records, streamed: a line or a group of rows is held, not a file.
 
 use std::{
     fmt,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 use temper_peft::Lender;
+use temper_peft::init::{GOLDEN, mix};
 use temper_world::{Traffic, World};
 use tracing::trace_span;
 
@@ -78,7 +79,7 @@ where
 {
     let shared = Rc::new(Shared::new(site.world, weights::held(&model)?, &plan.sharing));
     let lending = Lending::new(&shared);
-    // What decides no number decides what the ranks do together.
+    // These change no number, and are no part of the fingerprint; but ranks that differ in them would wait for each other.
     let together = format!("{:?}", (&plan.sharing, plan.save_every, plan.max_wall));
     for (what, own) in
         [("the decisions of its plan", &plan.fingerprint), ("its [distributed], `save_every` or `max_wall`", &together)]
@@ -389,12 +390,8 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// The seed of a micro-batch, or of another draw in a step: splitmix64 over the run's seed, the step and its number.
-pub fn seed(run: u64, step: u64, micro: u64) -> u64 {
-    [step, micro].into_iter().fold(run, |state, part| {
-        let mut z = state.wrapping_add(part.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    })
+/// The seed of a micro-batch of a step, or of its masks: SplitMix64 over the run's seed, the step and the number.
+pub fn seed(run: u64, step: u64, number: u64) -> u64 {
+    let next = |state: u64, part: u64| mix(state.wrapping_add(part.wrapping_add(1).wrapping_mul(GOLDEN)));
+    [step, number].into_iter().fold(run, next)
 }

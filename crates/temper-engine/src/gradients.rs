@@ -19,7 +19,7 @@ impl Gradients {
         visit(model, &mut Collect { tape, sums: &mut self.0 });
     }
 
-    /// Puts the gradient of a parameter that has none.
+    /// Sets the gradient of a parameter.
     pub fn put(&mut self, path: &str, gradient: Tensor<1>) {
         self.0.insert(path.into(), gradient);
     }

@@ -216,7 +216,10 @@ mod tests {
         assert_eq!(of("retry-after", "7"), Some(7));
         assert_eq!(of("ratelimit", "\"api\";r=0;t=55"), Some(55));
         assert_eq!(of("ratelimit", "\"api\";r=3;t=55"), None);
-        assert_eq!(of("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT"), None);
+        assert_eq!(of("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"), Some(0));
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(90));
+        assert!((89..=91).contains(&of("retry-after", &soon).unwrap()));
+        assert_eq!(of("retry-after", "soon"), None);
     }
 
     #[test]

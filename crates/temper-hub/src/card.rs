@@ -11,6 +11,7 @@ use crate::{
     Error, PUBLIC_HUB, Result, body,
     front::{matter, strings},
     private::{redact, scrub_values},
+    verify::hex,
     yaml,
 };
 
@@ -406,7 +407,7 @@ pub fn sha256_of(path: &Path) -> Result<String> {
     let mut file = fs::File::open(path).map_err(failed)?;
     let mut hasher = Sha256::new();
     io::copy(&mut file, &mut hasher).map_err(failed)?;
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 #[cfg(test)]

@@ -100,6 +100,13 @@ fn of_named_files_none_is_left_out() {
 }
 
 #[test]
+fn of_files_that_nobody_named_none_is_left_out_for_it_is_compressed() {
+    let (message, _) = chosen(&["train.jsonl", "train.jsonl.gz"], "", "org/name", None, None);
+    assert!(message.contains("train.jsonl.gz, which is compressed"), "{message}");
+    assert_eq!(plain(&["train.parquet", "raw.csv.gz", ".old/train.parquet.zip"]), ["train: train.parquet"]);
+}
+
+#[test]
 fn a_glob_of_the_reference() {
     let paths = ["a/1.csv", "a/2.csv", "b/1.csv", "name.py"];
     let of = |reference, split| chosen(&paths, "", reference, None, split).1;

@@ -88,3 +88,4 @@ pub use push::{Account, Outcome, Push, PushFile, Pushed, Pusher, Ready, Target, 
 pub use settings::{Origin, PUBLIC_HUB, Patience, Setting, Settings};
 pub use token::Token;
 pub use tree::{Listing, Pinned, TreeFile};
+pub use verify::hex;

@@ -67,7 +67,10 @@ pub fn decide(base: &Terms, datasets: &[Terms], chosen: Option<&str>, word: Opti
     if let (false, None) = (against.is_empty(), word) {
         return Err(Error::Licence {
             reason: against.join("; "),
-            advice: "write licence_override = \"why this may be published\" in [export], or push to no hub".into(),
+            advice:
+                "write licence_override = \"why this may be published\" in [export] (--licence-override of `temper \
+                     push`), or push to no hub"
+                    .into(),
         });
     }
     let mut notes = against;

@@ -299,5 +299,9 @@ mod tests {
         let link = "<https://hub/x?cursor=a%3D>; rel=\"next\", <https://hub/y>; rel=\"first\"";
         assert_eq!(next_page(link).as_deref(), Some("https://hub/x?cursor=a%3D"));
         assert_eq!(next_page("<https://hub/y>; rel=\"prev\""), None);
+        for form in ["rel=next", "rel='next'", "REL=\"next\"", "rel=\"last next\"", "title=\"a, b\"; rel=\"next\""] {
+            let link = format!("<https://hub/y?a=1,2>; rel=\"prev\", <https://hub/x?a=1,2>; {form}");
+            assert_eq!(next_page(&link).as_deref(), Some("https://hub/x?a=1,2"), "{form}");
+        }
     }
 }

@@ -224,7 +224,7 @@ pub trait ProductOps: QuantizedOps + SumOps {
         x
     }
 
-    /// The same of what one product after the other takes: the last one is remembered.
+    /// [`rounded`](Self::rounded), for an input that several products take in turn: asked again for the same one, it gives what it made.
     fn shared(x: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::rounded(x)
     }

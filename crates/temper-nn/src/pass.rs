@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use temper_kernels::{Activations, Checkpoints, Drop};
 use temper_peft::Lender;
+use temper_peft::init::{GOLDEN, mix};
 
 /// The context of one forward pass: whether it trains, which dropout masks it draws, and whether its layers keep what the
 /// backward pass needs or are computed again.
@@ -121,10 +122,7 @@ impl Pass {
         let seed = self.seed.filter(|_| p > 0.0)?;
         let site = self.site.get();
         self.site.set(site + 1);
-        let x = seed ^ site.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let x = x ^ (x >> 31);
+        let x = mix(seed ^ site.wrapping_mul(GOLDEN));
         Some(Drop::new(p, [x as u32, (x >> 32) as u32]))
     }
 }

@@ -466,7 +466,8 @@ mod tests {
 
     fn patched(field: &str, value: Value) -> Result<AdapterFile, Error> {
         let directory = tempfile::tempdir().unwrap();
-        let config = PeftConfig::new(&AdapterConfig::default(), &["query".into()], &["classifier".into()]);
+        let adapter = AdapterConfig { rank: 2, ..AdapterConfig::default() };
+        let config = PeftConfig::new(&adapter, &["query".into()], &["classifier".into()]);
         save(directory.path(), &config, &tensors(false)).unwrap();
         let path = directory.path().join("adapter_config.json");
         let mut json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();

@@ -30,11 +30,14 @@ fn key(seed: u64, path: &str) -> u64 {
 
 /// A number in [0, 1) with 53 random bits.
 fn unit(key: u64, index: u64) -> f64 {
-    (mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 11) as f64 / (1_u64 << 53) as f64
+    (mix(key.wrapping_add(index.wrapping_mul(GOLDEN))) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// The finaliser of SplitMix64.
-fn mix(x: u64) -> u64 {
+/// What SplitMix64 counts by: 2⁶⁴ divided by the golden ratio.
+pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The finaliser of SplitMix64 (Steele, Lea & Flood 2014): each bit of the result depends on all of `x`.
+pub fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

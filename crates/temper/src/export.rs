@@ -354,3 +354,35 @@ pub fn write_tokenizer(tokenizer: &Tokenizer, config: &Config, max_length: usize
     complete(&mut settings, tokenizer, config);
     write_json(&path, &settings.into())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_replaced_whole_or_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("model");
+        let names = |dir: &Path| -> Vec<String> {
+            let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            entries.collect()
+        };
+        // What a killed process of the same number left.
+        let left = place.path().join(format!(".model.{}.new", std::process::id()));
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("left"), "over").unwrap();
+        for name in ["a", "b"] {
+            replace(&dir, |new| Ok(fs::write(new.join(name), name).unwrap())).unwrap();
+            assert_eq!((names(&dir), names(place.path())), (vec![name.to_owned()], vec!["model".to_owned()]));
+        }
+        let failed = replace(&dir, |new| {
+            fs::write(new.join("c"), "c").unwrap();
+            Err(Failure::new(Kind::Other, "full"))
+        });
+        assert!(failed.is_err());
+        // The new one is gone before it is put in place.
+        assert!(replace(&dir, |new| Ok(fs::remove_dir(new).unwrap())).is_err());
+        assert_eq!((names(&dir), names(place.path())), (vec!["b".to_owned()], vec!["model".to_owned()]));
+    }
+}

@@ -254,6 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_nobody_uses_are_left_by_a_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = || left_by(dir.path(), ["memory.max", "memory.current", "inactive_file"]);
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(left(), None);
+        write("memory.max", "1000\n");
+        write("memory.current", "900\n");
+        assert_eq!(left(), Some(100));
+        write("memory.stat", "anon 1\ninactive_file 300\n");
+        assert_eq!(left(), Some(400));
+        write("memory.max", "max\n");
+        assert_eq!(left(), None);
+    }
+
+    #[test]
     #[cfg(target_os = "linux")]
     fn linux_says_what_is_available_and_what_was_used() {
         assert!(available().unwrap() > 0);

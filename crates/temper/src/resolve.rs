@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use temper_data::{DataConfig, Dataset, Files, Finding, LabelColumns, LabelKind, Micro, Target, Tokenizer};
 use temper_device::{Api, DeviceName, Found};
 use temper_engine::{Checkpointing, Every, EveryName, Schedule, ScheduleKind};
+use temper_hub::hex;
 use temper_kernels::Nccl;
 use temper_models::{Config, Weights};
 use temper_peft::file::{self, AdapterFile};
@@ -405,10 +406,6 @@ pub fn pin(path: PathBuf) -> Result<PinnedFile, Failure> {
         .and_then(|mut file| std::io::copy(&mut file, &mut hash))
         .context(Kind::Data, format!("failed to read {shown}"))?;
     Ok(PinnedFile { path: shown, bytes, sha256: hex(&hash.finalize()) })
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Refuses what would carry tensors between ranks and is not there.

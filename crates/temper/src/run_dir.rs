@@ -124,14 +124,21 @@ impl RunDir {
     }
 
     /// Clears what a killed process was replacing: `.NAME.PID.new` is half a directory, `.NAME.PID.old` a whole one that
-    /// takes its name again where the new one had not. What cannot be cleared does no harm.
+    /// takes its name again where the new one had not, `NAME.PID.partial` half a file. What cannot be cleared does no harm.
     fn tidy(&self) {
         for parent in [self.path.clone(), self.join(".push")] {
             for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
                 let left = entry.file_name().to_string_lossy().into_owned();
+                let is_number = |pid: &str| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
+                if let Some((name, pid)) = left.strip_suffix(".partial").and_then(|left| left.rsplit_once('.'))
+                    && is_number(pid)
+                    && FILES.into_iter().chain([PLAN]).any(|own| own == name)
+                {
+                    let _ = fs::remove_file(entry.path());
+                }
                 let parts: Vec<&str> = left.split('.').collect();
                 let ["", name, pid, what @ ("new" | "old")] = parts[..] else { continue };
-                if pid.is_empty() || !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+                if !is_number(pid) {
                     continue;
                 }
                 let whole = parent.join(name);
@@ -214,6 +221,9 @@ mod tests {
         {
             make(name);
         }
+        for name in ["plan.json.7.partial", "mine.7.partial"] {
+            fs::write(home.path().join(name), "{").unwrap();
+        }
         let lock = File::create(home.path().join(".lock")).unwrap();
         RunDir { path: home.path().into(), _lock: Some(lock) }.tidy();
         let names = |dir: &Path| {
@@ -222,7 +232,7 @@ mod tests {
             names.sort();
             names
         };
-        assert_eq!(names(home.path()), [".lock", ".mine.x.new", ".push", "export", "merged"]);
+        assert_eq!(names(home.path()), [".lock", ".mine.x.new", ".push", "export", "merged", "mine.7.partial"]);
         assert!(names(&home.path().join(".push")).is_empty());
     }
 }

@@ -344,7 +344,7 @@ fn weigh(products: Float<Cube>, block: &Block) -> Pair<Cube> {
     let weights = empty(&products, block.shape(), dtype);
     let lse = empty(&products, [batch, heads, queries], DType::F32);
     let (count, dim, units) = by_row(&products.client, batch * heads * queries, width);
-    // SAFETY: all indices are below those of the block's rows and columns, and ranges end before the last column.
+    // SAFETY: all indices are below those of the block's rows and columns, and ranges end at the last column or before.
     unsafe {
         weigh_kernel::launch_unchecked(
             &products.client,

@@ -34,7 +34,7 @@ pub(super) fn evaluate(
     rows: usize,
 ) -> Shared<Evaluation> {
     let mut scores = losses(model, ranks, causal, examples, rows)?;
-    if scores[Metric::Loss.name()].is_nan() {
+    if !scores[Metric::Loss.name()].is_finite() {
         return Ok(Evaluation { scores, ..Evaluation::default() });
     }
     let judge = &causal.judge;

@@ -130,12 +130,7 @@ impl Ranks {
         if ended.iter().all(ExitStatus::success) {
             return Ok(());
         }
-        let wrong = || ended.iter().copied().filter(|status| is_wrong(*status));
-        Err(match wrong().find_map(|status| Kind::of(status.code())) {
-            Some(kind) => Failure::new(kind, ""),
-            None if wrong().count() == 0 || stop.is_requested() => Failure::new(Kind::Interrupted, ""),
-            None => Failure::new(Kind::World, "error: the ranks died: killed, out of memory, or crashed"),
-        })
+        Err(verdict(&ended, stop.is_requested()))
     }
 
     /// Asks for a checkpoint and an end. Who is being started ends.
@@ -157,6 +152,23 @@ impl Ranks {
     }
 }
 
+/// What ranks of which some did not succeed come to, `asked` to stop from here or not.
+fn verdict(ended: &[ExitStatus], asked: bool) -> Failure {
+    let wrong: Vec<Option<Kind>> =
+        ended.iter().filter(|status| is_wrong(**status)).map(|status| Kind::of(status.code())).collect();
+    // What is wrong with one of them comes before what the others say of its end.
+    if let Some(kind) = wrong.iter().flatten().find(|kind| **kind != Kind::World) {
+        return Failure::new(*kind, "");
+    }
+    let missed = wrong.iter().all(|kind| *kind == Some(Kind::World));
+    // Who ended as it was asked, before the others met it, is the one that they miss.
+    if asked || missed && ended.iter().copied().any(is_interrupted) {
+        return Failure::new(Kind::Interrupted, "");
+    }
+    let said = wrong.contains(&Some(Kind::World));
+    Failure::new(Kind::World, if said { "" } else { "error: the ranks died: killed, out of memory, or crashed" })
+}
+
 /// Whether a rank ended in another way than it was to.
 fn is_wrong(status: ExitStatus) -> bool {
     !status.success() && !is_interrupted(status)
@@ -164,4 +176,30 @@ fn is_wrong(status: ExitStatus) -> bool {
 
 fn is_interrupted(status: ExitStatus) -> bool {
     Kind::of(status.code()) == Some(Kind::Interrupted)
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn ranks_come_to_what_happened_to_the_first_of_them() {
+        let of = |codes: &[i32], asked| {
+            let status = |code: &i32| ExitStatus::from_raw(if *code < 0 { -code } else { code << 8 });
+            let failure = verdict(&codes.iter().map(status).collect::<Vec<_>>(), asked);
+            (failure.kind, failure.to_string().is_empty())
+        };
+        assert_eq!(of(&[5, 5, 5], false), (Kind::Interrupted, true));
+        // One was asked before the others met it.
+        assert_eq!(of(&[8, 5, 8], false), (Kind::Interrupted, true));
+        assert_eq!(of(&[8, -9, 8], false), (Kind::World, true));
+        assert_eq!(of(&[5, -9, 8], false), (Kind::World, true));
+        assert_eq!(of(&[0, -9], false), (Kind::World, false));
+        assert_eq!(of(&[8, 6, 8], false), (Kind::Diverged, true));
+        // Asked twice, they are killed.
+        assert_eq!(of(&[-9, 8], true), (Kind::Interrupted, true));
+    }
 }

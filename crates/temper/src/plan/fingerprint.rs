@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use temper_hub::hex;
 
 use super::Plan;
 use crate::failure::{Context, Failure, Kind};
-use crate::resolve::hex;
 
 impl Plan {
     /// Hash of what decides a number.

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use temper_data::{Dataset, Tokenizer};
+use temper_hub::hex;
 use temper_models::{Config, Weights};
 use temper_peft::Method;
 use temper_peft::file::AdapterFile;
@@ -15,7 +16,7 @@ use temper_tasks::masked_lm::MaskedLmConfig;
 use temper_tasks::sequence_classification::{Balanced, ClassWeights};
 use temper_tasks::{Metric, Problem, SequenceClassificationConfig, TaskConfig};
 
-use super::{hex, point};
+use super::point;
 use crate::failure::{Failure, Kind};
 use crate::plan::TaskPlan;
 use crate::provenance::Answers;
