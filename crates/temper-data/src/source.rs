@@ -261,6 +261,11 @@ impl Kind {
     }
 }
 
+/// Whether a name says that what is in the file is compressed.
+pub(crate) fn is_compressed(path: &Path) -> bool {
+    ["gz", "zst", "zip", "bz2", "xz"].contains(&extension(path).as_str())
+}
+
 fn extension(path: &Path) -> String {
     path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
 }
@@ -292,9 +297,7 @@ impl SourceFile {
         let extension = extension(&path);
         match Kind::of(&path) {
             Some(kind) => Ok(Self { kind, path }),
-            None if ["gz", "zst", "zip", "bz2", "xz"].contains(&extension.as_str()) => {
-                error(format!("it is compressed (.{extension}); decompress it first"))
-            }
+            None if is_compressed(&path) => error(format!("it is compressed (.{extension}); decompress it first")),
             None if extension.is_empty() => error(format!(
                 "its name says no kind; the extensions are {}",
                 listed(KINDS.iter().map(|(known, _)| *known))

@@ -15,7 +15,7 @@ use crate::{
     jsonl,
     layout::Layout,
     message::Message,
-    source::{Body, Columns, Kind, LabelSource, Labelled, Place, Record, SourceFile},
+    source::{Body, Columns, Kind, LabelSource, Labelled, Place, Record, SourceFile, is_compressed},
 };
 
 /// A text, or a pair.
@@ -114,7 +114,7 @@ impl Prompts {
 type Each<'a> = &'a mut dyn FnMut(&Place, Row) -> Result<bool>;
 
 fn read(columns: &Columns, path: &Path, each: Each) -> Result<()> {
-    if Kind::of(path).is_none() {
+    if Kind::of(path).is_none() && !is_compressed(path) {
         let file = File::open(path).map_err(|e| Error::file(path, e))?;
         return lines(columns, path, BufReader::new(file), each);
     }
@@ -164,6 +164,7 @@ mod tests {
 
     #[test]
     fn a_table_is_read_by_its_columns() {
+        assert!(read("r.csv.gz", "\u{1f}", None, 9).1.contains("it is compressed (.gz)"));
         for (name, content) in [
             ("r.csv", "b,a\n\"1,\n2\",x\n,y\n"),
             ("r.TSV", "b\ta\n1\tx\n2\ty\n"),
