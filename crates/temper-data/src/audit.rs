@@ -8,7 +8,6 @@ use crate::{
     examples::{Examples, Rows, Store},
     hash::RowHash,
     labels::Column,
-    layout::Layout,
     order::per_epoch,
     report::{DataReport, Finding, Severity, SplitReport},
     tokenizer::Tokenizer,
@@ -106,15 +105,6 @@ pub(crate) fn weights(findings: Vec<Finding>, train: &Examples) -> Vec<Finding> 
             train.source(run.start)
         );
         audit.add(severity, "rounded-weight", message);
-    }
-    audit.sorted()
-}
-
-/// The findings with those on columns that nothing reads.
-pub(crate) fn unread(findings: Vec<Finding>, layout: &Layout) -> Vec<Finding> {
-    let mut audit = Audit(findings);
-    for (column, advice) in layout.unread() {
-        audit.add(Severity::Warning, "column-not-read", format!("column `{column}` is not read: {advice}"));
     }
     audit.sorted()
 }

@@ -4,6 +4,7 @@ use crate::{
     audit::{Audit, Cases, Split, long},
     causal::Seen,
     config::{DataConfig, LongRows},
+    layout::Layout,
     report::{Finding, Severity, TemplateReport},
     tokenizer::Tokenizer,
 };
@@ -52,6 +53,13 @@ impl CausalAudit {
                                and a model that learned from them does not stop";
                 self.audit.add(Severity::Warning, "no-end-token", message);
             }
+        }
+    }
+
+    /// Columns that nothing reads and other programs do.
+    pub(crate) fn columns(&mut self, layout: &Layout) {
+        for (column, advice) in layout.unread() {
+            self.audit.add(Severity::Warning, "column-not-read", format!("column `{column}` is not read: {advice}"));
         }
     }
 

@@ -45,8 +45,8 @@ pub enum Target {
 
 /// Reads the files of `config` (relative to `base_dir`) into tokens, at most `max_length` a row.
 ///
-/// The split by `eval_fraction` depends on `seed` and the rows' content only, keeps the share of each class, and keeps
-/// duplicates on one side. For [`Target::Causal`] the training rows are packed, and texts cut into pieces, after the split and
+/// The split by `eval_fraction` depends on the rows' content only, keeps the share of each class, and keeps duplicates on one
+/// side. For [`Target::Causal`] the training rows are packed, by `seed`, and texts cut into pieces, after the split and
 /// the audit: the report counts rows as the files have them.
 ///
 /// # Errors
@@ -105,9 +105,6 @@ pub fn load(
     };
     let eval_wanted = config.eval.is_some() || fraction > 0.0;
     report.findings = audit::findings(&report, &train, &eval, eval_wanted, tokenizer);
-    if let Columns::Causal(layout) = &columns {
-        report.findings = audit::unread(report.findings, layout);
-    }
     let Some(causal) = causal else {
         let tokens = matches!(train.examples.store.labels, Column::None);
         let rows = train.examples.only(|row| !(tokens && train.is_blank(row)));
@@ -120,6 +117,9 @@ pub fn load(
     report.template = causal.template_report();
     let mut audit = CausalAudit::new(report.findings, config, max_length, positions);
     audit.tokenizer(tokenizer, vocab_size);
+    if let Columns::Causal(layout) = &columns {
+        audit.columns(layout);
+    }
     audit.template(&observed, report.template.as_ref());
     [&train, &eval].into_iter().for_each(|split| audit.rows(split));
     report.findings = audit.findings();

@@ -368,23 +368,33 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
     if let Some(Err(error)) = export.base_model.as_deref().map(RepoId::model) {
         rules.wrong("export.base_model", &format!("failed to {error}"), "");
     }
-    let Some(to) = &export.push_to else {
-        const PUSHING: [&str; 9] = [
-            "push",
-            "push_when",
-            "push_checkpoint",
-            "private",
-            "branch",
-            "tag",
-            "pull_request",
-            "commit_message",
-            "licence_override",
-        ];
-        for key in PUSHING {
-            rules.idle(&[&format!("export.{key}")], "without `push_to` nothing is pushed", "");
+    match &export.push_to {
+        Some(to) => push(rules, recipe, to),
+        None => {
+            let keys = PUSHING.map(|key| format!("export.{key}"));
+            rules.idle(&keys.each_ref().map(String::as_str), "without `push_to` nothing is pushed", "");
         }
-        return;
-    };
+    }
+}
+
+/// The keys of [export] that concern pushing.
+const PUSHING: [&str; 9] = [
+    "push",
+    "push_when",
+    "push_checkpoint",
+    "private",
+    "branch",
+    "tag",
+    "pull_request",
+    "commit_message",
+    "licence_override",
+];
+
+/// What is pushed, when and where.
+fn push(rules: &mut Rules<'_>, recipe: &Recipe, to: &str) {
+    let export = &recipe.export;
+    let adapted = recipe.adapter.method.is_adapter();
+    let local = recipe.model.base.as_ref().is_some_and(|base| !is_hub_name(recipe, base));
     if let Err(error) = RepoId::model(to) {
         rules.wrong("export.push_to", &format!("failed to {error}"), "");
     }
