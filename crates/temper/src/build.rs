@@ -19,45 +19,36 @@ use temper_tasks::{
 use temper_world::Place;
 
 use crate::failure::{Context, Failure, Kind};
-use crate::plan::{Plan, TaskPlan};
+use crate::plan::{CausalPlan, ClassifierPlan, Plan, TaskPlan};
 use crate::recipe::FrozenDtype;
 use crate::resolve::{Inputs, TeacherInputs};
 
 /// A classifier without values.
-pub fn classifier(config: &Config, task: &TaskPlan, device: &Device) -> SequenceClassifier {
-    let TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, .. } = task else {
-        unreachable!("the caller matched on the task")
-    };
+pub fn classifier(config: &Config, task: &ClassifierPlan, device: &Device) -> SequenceClassifier {
     let objective = Objectives {
-        problem: *problem,
-        class_weights: class_weights.clone(),
-        label_smoothing: *label_smoothing,
-        metrics: metrics.clone(),
+        problem: task.problem,
+        class_weights: task.class_weights.clone(),
+        label_smoothing: task.label_smoothing,
+        metrics: task.metrics.clone(),
     };
-    SequenceClassifier::new(config, labels.len(), objective, device)
+    SequenceClassifier::new(config, task.labels.len(), objective, device)
 }
 
 /// A language model without values.
-pub fn language_model(config: &Config, task: &TaskPlan, device: &Device) -> CausalLm {
-    let TaskPlan::CausalLm { tied, label_smoothing, z_loss, .. } = task else {
-        unreachable!("the caller matched on the task")
-    };
-    let terms = Terms { label_smoothing: *label_smoothing, z_loss: *z_loss, ..Terms::default() };
-    CausalLm::new(config, *tied, terms, device)
+pub fn language_model(config: &Config, task: &CausalPlan, device: &Device) -> CausalLm {
+    let terms = Terms { label_smoothing: task.label_smoothing, z_loss: task.z_loss, ..Terms::default() };
+    CausalLm::new(config, task.tied, terms, device)
 }
 
 /// What a language model is judged by: what the task asks it to say, greedily.
-pub fn judge(config: &Config, task: &TaskPlan) -> Judge {
-    let TaskPlan::CausalLm { metrics, answer, samples, max_new_tokens, end_ids, .. } = task else {
-        unreachable!("the caller matched on the task")
-    };
+pub fn judge(config: &Config, task: &CausalPlan) -> Judge {
     Judge {
-        metrics: metrics.clone(),
-        answer: answer.as_ref().and_then(|answer| Regex::new(answer).ok()),
-        samples: *samples,
+        metrics: task.metrics.clone(),
+        answer: task.answer.as_ref().and_then(|answer| Regex::new(answer).ok()),
+        samples: task.samples,
         generation: Generation {
-            max_new_tokens: *max_new_tokens,
-            end_ids: end_ids.clone(),
+            max_new_tokens: task.max_new_tokens,
+            end_ids: task.end_ids.clone(),
             sampling: Sampling::default(),
             max_positions: config.max_positions(),
             first: 0,
@@ -72,12 +63,12 @@ pub fn names(config: &Config, task: &TaskPlan, path: &str) -> Vec<String> {
     let own = config.labels();
     // A score has no name that could be another's, and `LABEL_0` is how Transformers calls a class that was given none.
     let number = |(own, label): (&String, &String)| own.strip_prefix("LABEL_") == Some(label);
-    let same = |labels: &[String], problem: &Problem| match problem {
-        _ if own.len() != labels.len() => false,
+    let same = |task: &ClassifierPlan| match task.problem {
+        _ if own.len() != task.labels.len() => false,
         Problem::Regression => true,
-        _ => own == labels || own.iter().zip(labels).all(number),
+        _ => own == task.labels || own.iter().zip(&task.labels).all(number),
     };
-    let foreign = matches!(task, TaskPlan::SequenceClassification { labels, problem, .. } if !same(labels, problem));
+    let foreign = matches!(task, TaskPlan::SequenceClassification(task) if !same(task));
     match path {
         _ if foreign && path.starts_with("head.") => Vec::new(),
         "head.lm_head.weight" if config.tied() => candidates(config.prefix(), config.embeddings()),
@@ -88,7 +79,7 @@ pub fn names(config: &Config, task: &TaskPlan, path: &str) -> Vec<String> {
 /// Refuses weights with an output layer of its own where the configuration says that it is the token embeddings.
 fn check_tie(config: &Config, task: &TaskPlan, weights: &Weights) -> Result<(), Failure> {
     let outputs: &[&str] = match task {
-        TaskPlan::CausalLm { .. } if config.tied() => &["lm_head.weight"],
+        TaskPlan::CausalLm(_) if config.tied() => &["lm_head.weight"],
         TaskPlan::MaskedLm { .. } => {
             &["cls.predictions.decoder.weight", "lm_head.decoder.weight", "vocab_projector.weight"]
         }

@@ -19,7 +19,7 @@ use temper_tasks::{Problem, Task, hugging_face_name};
 
 use crate::failure::{Context, Failure, Kind};
 use crate::finish::Front;
-use crate::plan::{Plan, TaskPlan};
+use crate::plan::{CausalPlan, ClassifierPlan, Plan, TaskPlan};
 use crate::provenance::{Provenance, Trained};
 use crate::recipe::{Dtype, Recipe, plain};
 use crate::resolve::generation_config;
@@ -192,8 +192,8 @@ fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
     let mut peft = PeftConfig::new(adapter, &targets, &adapter.modules_to_save);
     peft.fan_in_fan_out = shipped.config.fan_in_fan_out();
     peft.task_type = match shipped.plan.task {
-        TaskPlan::SequenceClassification { .. } => Some("SEQ_CLS".into()),
-        TaskPlan::CausalLm { .. } => Some("CAUSAL_LM".into()),
+        TaskPlan::SequenceClassification(_) => Some("SEQ_CLS".into()),
+        TaskPlan::CausalLm(_) => Some("CAUSAL_LM".into()),
         TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
     };
     let base = shipped.recipe.model.base.as_ref();
@@ -246,7 +246,7 @@ pub fn write_config(
         Dtype::Bf16 => "bfloat16",
     });
     raw.as_object_mut().into_iter().for_each(drop_foreign);
-    if let TaskPlan::CausalLm { tied, end_ids, .. } = task {
+    if let TaskPlan::CausalLm(CausalPlan { tied, end_ids, .. }) = task {
         raw["tie_word_embeddings"] = json!(tied);
         // With these Transformers, too, stops where the model was taught to.
         drop_foreign(&mut generation);
@@ -254,7 +254,7 @@ pub fn write_config(
         generation.insert("eos_token_id".into(), json!(end_ids));
         write_json(&dir.join("generation_config.json"), &Value::Object(generation))?;
     }
-    if let TaskPlan::SequenceClassification { problem, labels, .. } = task {
+    if let TaskPlan::SequenceClassification(ClassifierPlan { problem, labels, .. }) = task {
         let names = || labels.iter().enumerate();
         raw["problem_type"] = json!(problem.hugging_face());
         raw["id2label"] = Value::Object(names().map(|(i, name)| (i.to_string(), json!(name))).collect::<Map<_, _>>());

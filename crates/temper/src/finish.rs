@@ -154,7 +154,10 @@ fn split(name: &str, examples: &Examples, plan: &Plan) -> Split {
 
 /// Classes of each row, true and predicted, where each row has one.
 fn classes(plan: &Plan, measured: &Evaluation, eval: &Examples) -> Option<Vec<(usize, usize)>> {
-    let TaskPlan::SequenceClassification { problem: Problem::SingleLabel, .. } = plan.task else { return None };
+    match &plan.task {
+        TaskPlan::SequenceClassification(task) if task.problem == Problem::SingleLabel => {}
+        _ => return None,
+    }
     let rows = measured.logits.iter().enumerate();
     rows.map(|(row, logits)| match eval.label(row) {
         Label::Class(class) => Some((class as usize, metrics::argmax(logits))),
@@ -211,8 +214,8 @@ impl Pages<'_> {
         }
         card.files = files.to_vec();
         card.labels = plan.task.labels().to_vec();
-        if let TaskPlan::SequenceClassification { problem, .. } = plan.task {
-            card.head = match problem {
+        if let TaskPlan::SequenceClassification(task) = &plan.task {
+            card.head = match task.problem {
                 Problem::SingleLabel => Head::Class,
                 Problem::MultiLabel => Head::Labels,
                 Problem::Regression => Head::Score,
@@ -358,8 +361,8 @@ fn card_metrics(scores: &metrics::Scores) -> Vec<Metric> {
 impl From<&TaskPlan> for Pipeline {
     fn from(task: &TaskPlan) -> Self {
         match task {
-            TaskPlan::SequenceClassification { .. } => Self::TextClassification,
-            TaskPlan::CausalLm { .. } => Self::TextGeneration,
+            TaskPlan::SequenceClassification(_) => Self::TextClassification,
+            TaskPlan::CausalLm(_) => Self::TextGeneration,
             TaskPlan::MaskedLm { .. } => Self::FillMask,
             TaskPlan::Distillation { .. } => Self::FeatureExtraction,
         }

@@ -11,7 +11,7 @@ use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metric
 use crate::build;
 use crate::failure::{Context, Failure, Kind};
 use crate::opened::Opened;
-use crate::plan::TaskPlan;
+use crate::plan::{ClassifierPlan, TaskPlan};
 use crate::provenance::Objective;
 use crate::resolve::{segments_fit, tokens_fit};
 
@@ -21,7 +21,7 @@ const ROWS: usize = 32;
 /// A trained classifier.
 pub struct Trained {
     opened: Opened,
-    task: TaskPlan,
+    task: ClassifierPlan,
     model: SequenceClassifier,
 }
 
@@ -33,7 +33,8 @@ impl Trained {
     pub fn new(opened: Opened, device: &Device) -> Result<Self, Failure> {
         let task = task_of(&opened)?;
         tokens_fit(&opened.tokenizer, &opened.config).map_err(wrong)?;
-        let model = opened.restore(build::classifier(&opened.config, &task, device), &task)?;
+        let model = build::classifier(&opened.config, &task, device);
+        let model = opened.restore(model, &TaskPlan::SequenceClassification(task.clone()))?;
         Ok(Self { opened, task, model })
     }
 
@@ -44,14 +45,12 @@ impl Trained {
 
     /// The label names.
     pub fn labels(&self) -> &[String] {
-        self.task.labels()
+        &self.task.labels
     }
 
     /// Reads the rows of a labelled file.
     pub fn rows(&self, data: &DataConfig) -> Result<Dataset, Failure> {
-        let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else {
-            unreachable!("checked in open")
-        };
+        let ClassifierPlan { problem, labels, .. } = &self.task;
         let kind = match problem {
             Problem::SingleLabel => LabelKind::Class(Some(labels.clone())),
             Problem::MultiLabel => LabelKind::Multi(Some(labels.clone())),
@@ -81,9 +80,7 @@ impl Trained {
     }
 
     fn prediction(&self, text: &str, pair: Option<&str>, logits: &[f32]) -> Value {
-        let TaskPlan::SequenceClassification { problem, labels, .. } = &self.task else {
-            unreachable!("checked in open")
-        };
+        let ClassifierPlan { problem, labels, .. } = &self.task;
         let by_label = |values: Vec<f64>| -> Value {
             Value::Object(labels.iter().cloned().zip(values.into_iter().map(Value::from)).collect::<Map<_, _>>())
         };
@@ -113,7 +110,7 @@ impl Trained {
     /// Returns the largest difference of logits.
     pub fn merge(self, out: &Path, probe: &[Text]) -> Result<f32, Failure> {
         let outputs = |model: &SequenceClassifier| Ok(logits(&self.opened, model, probe)?.concat());
-        self.opened.merge(self.model, &self.task, outputs, out)
+        self.opened.merge(self.model, &TaskPlan::SequenceClassification(self.task), outputs, out)
     }
 }
 
@@ -136,7 +133,7 @@ fn logits(opened: &Opened, model: &SequenceClassifier, texts: &[Text]) -> Result
 }
 
 /// What a `config.json` of ours, or of Transformers, says about the head.
-fn task_of(opened: &Opened) -> Result<TaskPlan, Failure> {
+fn task_of(opened: &Opened) -> Result<ClassifierPlan, Failure> {
     let (config, class) = (&opened.config, opened.class());
     if !class.ends_with("ForSequenceClassification") {
         let shown = opened.dir.display();
@@ -167,12 +164,5 @@ fn task_of(opened: &Opened) -> Result<TaskPlan, Failure> {
             label_smoothing: 0.0,
             metrics: problem.possible_metrics().to_vec(),
         });
-    Ok(TaskPlan::SequenceClassification {
-        problem,
-        labels,
-        class_weights,
-        label_smoothing,
-        metrics,
-        best_by: Metric::Loss,
-    })
+    Ok(ClassifierPlan { problem, labels, class_weights, label_smoothing, metrics, best_by: Metric::Loss })
 }

@@ -11,7 +11,7 @@ use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Sampling, T
 use crate::build;
 use crate::failure::{Context, Failure, Kind};
 use crate::opened::Opened;
-use crate::plan::TaskPlan;
+use crate::plan::{CausalPlan, TaskPlan};
 use crate::provenance::Answers;
 use crate::resolve::stop_ids;
 
@@ -27,7 +27,7 @@ const BROKEN: char = char::REPLACEMENT_CHARACTER;
 /// A decoder with its tokenizer and chat template.
 pub struct LanguageModel {
     opened: Opened,
-    task: TaskPlan,
+    task: CausalPlan,
     answers: Answers,
     model: CausalLm,
     template: Result<ChatTemplate, String>,
@@ -76,7 +76,7 @@ impl LanguageModel {
         let answers: Answers =
             opened.provenance.as_ref().and_then(|provenance| provenance.answers.clone()).unwrap_or_default();
         let Answers { metrics, answer, max_new_tokens } = answers.clone();
-        let task = TaskPlan::CausalLm {
+        let task = CausalPlan {
             tied: config.tied(),
             label_smoothing: 0.0,
             z_loss: 0.0,
@@ -87,7 +87,8 @@ impl LanguageModel {
             end_ids: stop_ids(config, &opened.tokenizer, opened.generation_dir()).into_iter().collect(),
             best_by: Metric::Loss,
         };
-        let model = opened.restore(build::language_model(config, &task, device), &task)?;
+        let model = build::language_model(config, &task, device);
+        let model = opened.restore(model, &TaskPlan::CausalLm(task.clone()))?;
         let template = match (ChatTemplate::open(opened.tokenizer.directory(), template), template) {
             (Err(error), Some(_)) => return Err(Failure::new(Kind::Recipe, format!("error: {error}"))),
             (found, _) => {
@@ -197,7 +198,7 @@ impl LanguageModel {
     pub fn merge(self, out: &Path, probe: &[String]) -> Result<f32, Failure> {
         let prompts: Vec<Vec<u32>> = probe.iter().map(|text| self.prompt(text)).collect::<Result<_, _>>()?;
         let outputs = |model: &CausalLm| Ok(prompts.iter().flat_map(|ids| states(model, ids)).collect());
-        self.opened.merge(self.model, &self.task, outputs, out)
+        self.opened.merge(self.model, &TaskPlan::CausalLm(self.task), outputs, out)
     }
 }
 

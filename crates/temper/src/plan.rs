@@ -107,41 +107,9 @@ pub struct ModelPlan {
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum TaskPlan {
     /// See [`temper_tasks::sequence_classification`].
-    SequenceClassification {
-        /// What a label is.
-        problem: Problem,
-        /// The outputs of the head, in order.
-        labels: Vec<String>,
-        /// The weight of each output in the loss.
-        class_weights: Vec<f32>,
-        /// Label smoothing.
-        label_smoothing: f32,
-        /// What is measured.
-        metrics: Vec<Metric>,
-        /// What decides which checkpoint is best.
-        best_by: Metric,
-    },
+    SequenceClassification(ClassifierPlan),
     /// See [`temper_tasks::causal_lm`].
-    CausalLm {
-        /// Whether the output layer is the token embeddings.
-        tied: bool,
-        /// Label smoothing.
-        label_smoothing: f64,
-        /// The weight of the z-loss.
-        z_loss: f64,
-        /// What is measured beside loss and perplexity.
-        metrics: Vec<Metric>,
-        /// What of an answer `regex_match` compares.
-        answer: Option<String>,
-        /// Answers that the report shows.
-        samples: usize,
-        /// The most tokens of an answer.
-        max_new_tokens: usize,
-        /// The tokens that end an answer.
-        end_ids: Vec<u32>,
-        /// What decides which checkpoint is best.
-        best_by: Metric,
-    },
+    CausalLm(CausalPlan),
     /// See [`temper_tasks::masked_lm`].
     MaskedLm {
         /// Share of the tokens that are hidden.
@@ -164,27 +132,66 @@ pub enum TaskPlan {
     },
 }
 
+/// A classifier.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClassifierPlan {
+    /// What a label is.
+    pub problem: Problem,
+    /// The outputs of the head, in order.
+    pub labels: Vec<String>,
+    /// The weight of each output in the loss.
+    pub class_weights: Vec<f32>,
+    /// Label smoothing.
+    pub label_smoothing: f32,
+    /// What is measured.
+    pub metrics: Vec<Metric>,
+    /// What decides which checkpoint is best.
+    pub best_by: Metric,
+}
+
+/// A language model.
+#[derive(Debug, Clone, Serialize)]
+pub struct CausalPlan {
+    /// Whether the output layer is the token embeddings.
+    pub tied: bool,
+    /// Label smoothing.
+    pub label_smoothing: f64,
+    /// The weight of the z-loss.
+    pub z_loss: f64,
+    /// What is measured beside loss and perplexity.
+    pub metrics: Vec<Metric>,
+    /// What of an answer `regex_match` compares.
+    pub answer: Option<String>,
+    /// Answers that the report shows.
+    pub samples: usize,
+    /// The most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// The tokens that end an answer.
+    pub end_ids: Vec<u32>,
+    /// What decides which checkpoint is best.
+    pub best_by: Metric,
+}
+
 impl TaskPlan {
     /// What decides which checkpoint is best.
     pub fn best_by(&self) -> Metric {
         match self {
-            Self::SequenceClassification { best_by, .. }
-            | Self::CausalLm { best_by, .. }
-            | Self::MaskedLm { best_by, .. }
-            | Self::Distillation { best_by, .. } => *best_by,
+            Self::SequenceClassification(task) => task.best_by,
+            Self::CausalLm(task) => task.best_by,
+            Self::MaskedLm { best_by, .. } | Self::Distillation { best_by, .. } => *best_by,
         }
     }
 
     /// Whether the output layer is the token embeddings.
     pub fn ties(&self) -> bool {
-        matches!(self, Self::CausalLm { tied: true, .. } | Self::MaskedLm { .. })
+        matches!(self, Self::CausalLm(CausalPlan { tied: true, .. }) | Self::MaskedLm { .. })
     }
 
     /// The names of the labels; empty where there are none.
     pub fn labels(&self) -> &[String] {
         match self {
-            Self::SequenceClassification { labels, .. } => labels,
-            Self::CausalLm { .. } | Self::MaskedLm { .. } | Self::Distillation { .. } => &[],
+            Self::SequenceClassification(task) => &task.labels,
+            Self::CausalLm(_) | Self::MaskedLm { .. } | Self::Distillation { .. } => &[],
         }
     }
 }

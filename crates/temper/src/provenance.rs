@@ -11,7 +11,7 @@ use temper_hub::Card;
 use temper_tasks::Metric;
 
 use crate::failure::{Context, Failure, Kind};
-use crate::plan::{PinnedFile, Plan, TaskPlan};
+use crate::plan::{CausalPlan, PinnedFile, Plan, TaskPlan};
 use crate::recipe::{FrozenDtype, base_name};
 use crate::run_dir::write_json;
 
@@ -106,18 +106,18 @@ impl Provenance {
     pub fn of(plan: &Plan, trained: Trained, card: Card) -> Self {
         let data = plan.data.config.clone();
         let answers = match &plan.task {
-            TaskPlan::CausalLm { metrics, answer, max_new_tokens, .. } => {
+            TaskPlan::CausalLm(CausalPlan { metrics, answer, max_new_tokens, .. }) => {
                 Some(Answers { metrics: metrics.clone(), answer: answer.clone(), max_new_tokens: *max_new_tokens })
             }
             _ => None,
         };
         let objective = match &plan.task {
-            TaskPlan::SequenceClassification { class_weights, label_smoothing, metrics, .. } => Some(Objective {
-                class_weights: class_weights.clone(),
-                label_smoothing: *label_smoothing,
-                metrics: metrics.clone(),
+            TaskPlan::SequenceClassification(task) => Some(Objective {
+                class_weights: task.class_weights.clone(),
+                label_smoothing: task.label_smoothing,
+                metrics: task.metrics.clone(),
             }),
-            TaskPlan::CausalLm { .. } | TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
+            TaskPlan::CausalLm(_) | TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
         };
         let adapted = plan.adapter.config.method.is_adapter();
         let weights = plan.model.files.iter().filter(|file| adapted && file.path.ends_with(".safetensors"));

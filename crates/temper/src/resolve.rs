@@ -199,8 +199,8 @@ impl LazyModel {
         }
         let device = temper_device::cpu();
         match task {
-            TaskPlan::SequenceClassification { .. } => of(build::classifier(config, task, &device), config),
-            TaskPlan::CausalLm { .. } => of(build::language_model(config, task, &device), config),
+            TaskPlan::SequenceClassification(task) => of(build::classifier(config, task, &device), config),
+            TaskPlan::CausalLm(task) => of(build::language_model(config, task, &device), config),
             TaskPlan::MaskedLm { .. } => of(MaskedLm::new(config, &device), config),
             TaskPlan::Distillation { width, .. } => of(Distillation::new(config, *width, None, &device), config),
         }

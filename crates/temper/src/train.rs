@@ -101,14 +101,13 @@ pub fn train(recipe: &mut Recipe, how: How, signals: &Signals, world: &World) ->
     let permission = permission.as_ref();
     let corridor = Corridor { device: &opened, plan: &plan, recipe, run: &run, permission, stop, world, started };
     let (best, pushed) = match &plan.task {
-        TaskPlan::SequenceClassification { .. } => {
-            corridor.walk(build::classifier(&inputs.config, &plan.task, &device), pad_id, inputs)
+        TaskPlan::SequenceClassification(task) => {
+            corridor.walk(build::classifier(&inputs.config, task, &device), pad_id, inputs)
         }
-        TaskPlan::CausalLm { .. } => {
-            let (model, judge) =
-                (build::language_model(&inputs.config, &plan.task, &device), build::judge(&inputs.config, &plan.task));
+        TaskPlan::CausalLm(task) => {
+            let judge = build::judge(&inputs.config, task);
             let causal = Causal { pad_id, tokenizer: inputs.tokenizer.clone(), judge };
-            corridor.walk(model, causal, inputs)
+            corridor.walk(build::language_model(&inputs.config, task, &device), causal, inputs)
         }
         TaskPlan::MaskedLm { mask_probability, .. } => {
             let masking = Masking {

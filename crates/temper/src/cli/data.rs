@@ -93,7 +93,7 @@ impl PreviewArgs {
         let mut recipe = self.recipe.load()?;
         fetch(&mut recipe, false)?;
         let (plan, inputs) = resolve(&recipe, &Place::alone())?;
-        if !matches!(plan.task, TaskPlan::CausalLm { .. }) {
+        if !matches!(plan.task, TaskPlan::CausalLm(_)) {
             let message =
                 "error: only `kind = \"causal-lm\"` learns tokens; the rows of other tasks are learned by their labels";
             return Err(Failure::new(Kind::Recipe, message));

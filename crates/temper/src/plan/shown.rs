@@ -6,7 +6,7 @@ use temper_data::Micro;
 use temper_hub::Pinned;
 use temper_tasks::Metric;
 
-use super::{AdaptedModule, PinnedFile, Plan, TaskPlan};
+use super::{AdaptedModule, CausalPlan, ClassifierPlan, PinnedFile, Plan, TaskPlan};
 use crate::fetch::Source;
 use crate::ranks::RanksPlan;
 use crate::recipe::FrozenDtype;
@@ -59,7 +59,8 @@ impl Plan {
     fn task_rows(&self) -> Vec<(String, String)> {
         let row = |name: &str, value: String| (name.to_owned(), value);
         match &self.task {
-            TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, best_by } => {
+            TaskPlan::SequenceClassification(task) => {
+                let ClassifierPlan { problem, labels, class_weights, label_smoothing, metrics, best_by } = task;
                 let mut rows = vec![
                     row("kind", format!("sequence-classification, {}", problem.hugging_face().replace('_', " "))),
                     row("labels", format!("{}: {}", labels.len(), listed(labels))),
@@ -75,7 +76,7 @@ impl Plan {
                 }
                 rows
             }
-            TaskPlan::CausalLm { .. } => self.causal_rows(),
+            TaskPlan::CausalLm(task) => causal_rows(task),
             TaskPlan::MaskedLm { mask_probability, best_by } => vec![
                 row("kind", "masked-lm".into()),
                 row("masked", format!("{} % of the tokens", mask_probability * 100.0)),
@@ -88,26 +89,6 @@ impl Plan {
                 rows
             }
         }
-    }
-
-    fn causal_rows(&self) -> Vec<(String, String)> {
-        let TaskPlan::CausalLm { tied, label_smoothing, z_loss, metrics, best_by, end_ids, .. } = &self.task else {
-            return Vec::new();
-        };
-        let row = |name: &str, value: String| (name.to_owned(), value);
-        let metrics = [&[Metric::Loss, Metric::Perplexity], metrics.as_slice()].concat();
-        let mut rows = vec![
-            row("kind", "causal-lm".into()),
-            row("output layer", if *tied { "the token embeddings" } else { "weights of its own" }.into()),
-            row("ends with", end_ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
-            row("metrics", metrics.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ")),
-            row("best by", best_by.name().into()),
-        ];
-        let optional = [("label smoothing", *label_smoothing), ("z-loss", *z_loss)];
-        rows.extend(
-            optional.iter().filter(|(_, value)| *value > 0.0).map(|(name, value)| row(name, value.to_string())),
-        );
-        rows
     }
 
     fn data_rows(&self) -> Vec<(String, String)> {
@@ -174,7 +155,7 @@ impl Plan {
         let train = &self.train;
         let row = |name: &str, value: String| (name.to_owned(), value);
         let epochs = train.steps as f64 / train.steps_per_epoch as f64;
-        let packed = matches!(self.task, TaskPlan::CausalLm { .. }) && self.data.config.packing;
+        let packed = matches!(self.task, TaskPlan::CausalLm(_)) && self.data.config.packing;
         let unit = if packed { "packs" } else { "rows" };
         let micro = match train.micro() {
             Micro::Rows(rows) => format!("{} × {rows}", train.config.global_batch.div_ceil(rows)),
@@ -217,6 +198,23 @@ impl fmt::Display for Plan {
         }
         Ok(())
     }
+}
+
+/// What a language model is taught.
+fn causal_rows(task: &CausalPlan) -> Vec<(String, String)> {
+    let CausalPlan { tied, label_smoothing, z_loss, metrics, best_by, end_ids, .. } = task;
+    let row = |name: &str, value: String| (name.to_owned(), value);
+    let metrics = [&[Metric::Loss, Metric::Perplexity], metrics.as_slice()].concat();
+    let mut rows = vec![
+        row("kind", "causal-lm".into()),
+        row("output layer", if *tied { "the token embeddings" } else { "weights of its own" }.into()),
+        row("ends with", end_ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+        row("metrics", metrics.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ")),
+        row("best by", best_by.name().into()),
+    ];
+    let optional = [("label smoothing", *label_smoothing), ("z-loss", *z_loss)];
+    rows.extend(optional.iter().filter(|(_, value)| *value > 0.0).map(|(name, value)| row(name, value.to_string())));
+    rows
 }
 
 fn pinned(file: &PinnedFile) -> (String, String) {

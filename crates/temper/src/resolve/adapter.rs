@@ -22,7 +22,7 @@ pub(super) fn check_weights(
 ) -> Result<LoadReport, Failure> {
     let report = temper_models::check(&lazy.entries, weights, |path| build::names(config, task, path));
     // A classifier's head may be new. A language model's output layer is a part of the network.
-    let causal = matches!(task, TaskPlan::CausalLm { .. });
+    let causal = matches!(task, TaskPlan::CausalLm(_));
     let needed = |path: &&String| path.starts_with("backbone.") || causal;
     let optional = |path: &String| path.starts_with("backbone.pooler.");
     let missing: Vec<&String> = report.missing.iter().filter(needed).filter(|path| !optional(path)).collect();
@@ -109,7 +109,7 @@ pub(super) fn resolve_adapter(
     let embeddings = hugging_face_name(prefix, &format!("backbone.{}", config.embeddings()));
     if task.ties() && adapter.method != Method::Full && trainable.trains(&embeddings) {
         let untie = match task {
-            TaskPlan::CausalLm { .. } => "; `untie = true` in [task] makes them two",
+            TaskPlan::CausalLm(_) => "; `untie = true` in [task] makes them two",
             _ => "",
         };
         let message = format!("`{embeddings}` and the output layer are one weight in this model{untie}");

@@ -195,9 +195,9 @@ impl Footprint<'_> {
         let linears = self.made.lazy.linears.iter().map(|path| operands(self.made.widths(path), tokens));
         let output = [config.hidden_size() as u64, config.vocab_size() as u64];
         let head = match task {
-            TaskPlan::CausalLm { .. } => operands(output, tokens.min(self.scratch / output[1])),
+            TaskPlan::CausalLm(_) => operands(output, tokens.min(self.scratch / output[1])),
             TaskPlan::MaskedLm { mask_probability, .. } => operands(output, (tokens as f64 * mask_probability) as u64),
-            TaskPlan::SequenceClassification { .. } | TaskPlan::Distillation { .. } => 0,
+            TaskPlan::SequenceClassification(_) | TaskPlan::Distillation { .. } => 0,
         };
         let largest = linears.max().unwrap_or(0).max(head);
         let decoded = self.quantized().map(|shape| 4 * (shape[0] * shape[1]) as u64).max().unwrap_or(0);
@@ -219,9 +219,9 @@ impl Made<'_> {
         let vocabulary = self.config.vocab_size() as u64;
         let positions = (rows.len() * longest) as u64;
         match self.task {
-            TaskPlan::SequenceClassification { labels, .. } => 3 * (rows.len() * labels.len()) as u64,
+            TaskPlan::SequenceClassification(task) => 3 * (rows.len() * task.labels.len()) as u64,
             TaskPlan::Distillation { width, .. } => 3 * positions * *width as u64,
-            TaskPlan::CausalLm { .. } => {
+            TaskPlan::CausalLm(_) => {
                 let learned = rows.iter().flat_map(|&row| examples.trained(row as usize));
                 2 * (learned.map(|run| run.len() as u64).sum::<u64>() * vocabulary).min(scratch)
             }
@@ -244,11 +244,11 @@ impl Made<'_> {
         let longest = rows.iter().map(length).max().unwrap_or(0);
         let [of_token, cached] = self.passing();
         let measured = (rows.len() * longest) as u64 * of_token + self.logits(examples, rows, longest, scratch);
-        let TaskPlan::CausalLm { metrics, samples, max_new_tokens, .. } = self.task else { return measured };
-        let all = metrics.iter().any(|metric| matches!(metric, Metric::ExactMatch | Metric::RegexMatch));
-        let asked = if all { rows.len() } else { rows.len().min(*samples) };
+        let TaskPlan::CausalLm(task) = self.task else { return measured };
+        let all = task.metrics.iter().any(|metric| matches!(metric, Metric::ExactMatch | Metric::RegexMatch));
+        let asked = if all { rows.len() } else { rows.len().min(task.samples) };
         // Rows have room for as many tokens as a power of two, and a layer's are copied into new room.
-        let room = (longest + max_new_tokens).min(self.config.max_positions()).next_power_of_two();
+        let room = (longest + task.max_new_tokens).min(self.config.max_positions()).next_power_of_two();
         let cached = (self.config.layers() + 1) as u64 * cached * room as u64;
         let answered = cached + longest as u64 * of_token + 3 * self.config.vocab_size() as u64;
         measured.max(asked as u64 * answered)
@@ -376,7 +376,7 @@ mod tests {
     use temper_tasks::Metric;
 
     use super::*;
-    use crate::plan::AdaptedModule;
+    use crate::plan::{AdaptedModule, CausalPlan};
 
     /// What the layers of the carried decoder keep (D 192, F 512, K·H 64) if `method` teaches the linear layers that `learns`
     /// picks.
@@ -387,7 +387,7 @@ mod tests {
     fn kept_in(method: Method, dropout: f64, learns: impl Fn(&str) -> bool, halved: bool) -> Kept {
         let decoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/decoder");
         let config = Config::read(&decoder).unwrap();
-        let task = TaskPlan::CausalLm {
+        let task = TaskPlan::CausalLm(CausalPlan {
             tied: true,
             label_smoothing: 0.0,
             z_loss: 0.0,
@@ -397,7 +397,7 @@ mod tests {
             max_new_tokens: 1,
             end_ids: Vec::new(),
             best_by: Metric::Loss,
-        };
+        });
         let lazy = LazyModel::new(&config, &task);
         let learning = lazy.linears.iter().filter(|path| learns(path));
         let modules = learning.map(|path| AdaptedModule { path: path.clone(), rank: 8, alpha: 8.0 }).collect();

@@ -18,7 +18,7 @@ use temper_tasks::{Metric, Problem, SequenceClassificationConfig, TaskConfig};
 
 use super::point;
 use crate::failure::{Failure, Kind};
-use crate::plan::TaskPlan;
+use crate::plan::{CausalPlan, ClassifierPlan, TaskPlan};
 use crate::provenance::Answers;
 use crate::recipe::{Recipe, nearest};
 
@@ -86,7 +86,8 @@ fn classification(
     }
     let class_weights = class_weights(recipe, task, dataset, &labels)?;
     let label_smoothing = task.label_smoothing as f32;
-    Ok(TaskPlan::SequenceClassification { problem, labels, class_weights, label_smoothing, metrics, best_by })
+    let plan = ClassifierPlan { problem, labels, class_weights, label_smoothing, metrics, best_by };
+    Ok(TaskPlan::SequenceClassification(plan))
 }
 
 fn causal_lm(
@@ -118,7 +119,7 @@ fn causal_lm(
     }
     check_answers(recipe, task, dataset, tokenizer)?;
     let possible = [&[Metric::Loss, Metric::Perplexity], task.metrics.as_slice()].concat();
-    Ok(TaskPlan::CausalLm {
+    Ok(TaskPlan::CausalLm(CausalPlan {
         tied,
         label_smoothing: task.label_smoothing,
         z_loss: task.z_loss,
@@ -128,7 +129,7 @@ fn causal_lm(
         max_new_tokens: task.max_new_tokens,
         end_ids: end_ids(recipe, config, dataset, tokenizer),
         best_by: best_by(recipe, *task.metrics.first().unwrap_or(&Metric::Loss), &possible)?,
-    })
+    }))
 }
 
 /// Refuses metrics that the evaluation rows cannot satisfy, and says where they hardly can.
