@@ -7,7 +7,10 @@ use serde_json::Value;
 /// # Errors
 /// Why it cannot be read.
 pub(crate) fn matter(readme: &str) -> Result<Value, String> {
-    front(readme).map_or(Ok(Value::Null), |front| serde_saphyr::from_str(front).map_err(|error| error.to_string()))
+    match front(readme).filter(|front| !front.trim().is_empty()) {
+        Some(front) => serde_saphyr::from_str(front).map_err(|error| error.to_string()),
+        None => Ok(Value::Null),
+    }
 }
 
 /// What stands between the two `---` that a card begins with.
@@ -48,7 +51,7 @@ mod tests {
                 (vec!["cc-by-nc-4.0".into()], vec!["a".into(), "b".into()])
             );
         }
-        for text in ["", "# x", "---\na: b\n", "x\n---\na: b\n---\n"] {
+        for text in ["", "# x", "---\n---\n", "---\na: b\n", "x\n---\na: b\n---\n"] {
             assert_eq!(matter(text), Ok(Value::Null), "{text:?}");
         }
         assert!(matter("---\n- [\n---\n").is_err() && matter("---\na: b: c\n---\n").is_err());
