@@ -297,6 +297,15 @@ fn whatever_is_wrong_with_a_trial_is_said_before_anything_is_written() {
         assert!(text(&out.stderr).contains(message), "{}", text(&out.stderr));
         assert!(!place.dir().exists(), "{arguments:?}");
     }
+    // Losses that are smoothed otherwise are no measure of each other; accuracies are.
+    let rulers = ["--grid", "adapter.targets=[\"query\"],[\"qury\"]", "--grid", "task.label_smoothing=0,0.1", "--set"];
+    for (metric, warned) in [("eval.metric=loss", true), ("eval.metric=accuracy", false)] {
+        let out = place.sweep(&[&rulers[..], &[metric]].concat());
+        assert_eq!(text(&out.stderr).contains("losses of different meaning"), warned, "{}", text(&out.stderr));
+    }
+    let rank = [("RANK", "0"), ("WORLD_SIZE", "2")];
+    let out = place.command(&["--grid", "train.lr=1e-3,1e-4"]).envs(rank).output().unwrap();
+    assert!(out.status.code() == Some(2) && text(&out.stderr).contains("is a rank of several"), "{out:?}");
 }
 
 #[test]

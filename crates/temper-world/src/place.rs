@@ -22,6 +22,9 @@ pub struct Place {
 /// The port at which ranks meet, unless `MASTER_PORT` says another: that of PyTorch.
 const PORT: u16 = 29500;
 
+/// The most ranks of a run.
+const MOST: usize = 1 << 16;
+
 /// The variables of a launcher: rank, size, rank on the machine, size on the machine.
 const LAUNCHERS: [(&str, [&str; 4]); 4] = [
     ("torchrun", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
@@ -75,6 +78,9 @@ impl Place {
         // Who says nothing of machines has one process on each.
         let local_rank = number(local_rank_name)?.unwrap_or(0);
         let local_size = local_size.unwrap_or(local_rank + 1);
+        if size > MOST {
+            return Err(wrong(format!("{size_name} is {size}, and temper counts to {MOST}")));
+        }
         if rank >= size {
             return Err(wrong(format!("{rank_name} is {rank}, and {size_name} is {size}")));
         }
@@ -188,6 +194,7 @@ mod tests {
         let error = |set: &[(&str, &str)]| read(set).unwrap_err();
         assert!(error(&[("RANK", "0")]).contains("RANK is set, and WORLD_SIZE is not (torchrun)"));
         assert!(error(&[("RANK", "two"), ("WORLD_SIZE", "2")]).contains("RANK is `two`, no number"));
+        assert!(error(&[("RANK", "0"), ("WORLD_SIZE", "4000000000")]).contains("temper counts to 65536"));
         assert!(error(&[("RANK", "2"), ("WORLD_SIZE", "2")]).contains("RANK is 2, and WORLD_SIZE is 2"));
         let local = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "2")];
         assert!(error(&local).contains("LOCAL_RANK is 3 of 2"));

@@ -14,14 +14,15 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use temper_data::Examples;
+use temper_data::{DataConfig, Examples};
 use temper_engine::Stop;
+use temper_tasks::Metric;
 use temper_world::Place;
 
 use crate::diagnostic::Diagnostics;
 use crate::failure::{Context, Failure, Kind};
 use crate::fetch::fetch;
-use crate::plan::Plan;
+use crate::plan::{Plan, TaskPlan};
 use crate::recipe::Recipe;
 use crate::report::Table;
 use crate::resolve::resolve;
@@ -72,6 +73,7 @@ pub struct Summary {
 /// # Errors
 /// Whatever is wrong with a trial's recipe; another sweep in the directory; a request to stop.
 pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
+    let signals = Signals::install(true)?;
     let wrong = |diagnostics: Diagnostics| Failure::new(Kind::Recipe, diagnostics);
     let settings = sweep.asked.trials(&sweep.set).map_err(wrong)?;
     let count = settings.len();
@@ -101,7 +103,6 @@ pub fn sweep(sweep: &Sweep) -> Result<Summary, Failure> {
     if let Some(before) = before {
         held.go_on_from(before, &dir)?;
     }
-    let signals = Signals::install(true)?;
     signals.wait();
     let _lock = lock(&dir, "sweep")?;
     match Held::read(&dir) {
@@ -152,7 +153,7 @@ fn plan(
     before: Option<&Held>,
 ) -> Result<(String, bool), Failure> {
     let mut metric = before.map(|held| (held.definition.metric.clone(), held.definition.higher_is_better));
-    let mut measured_on = None;
+    let (mut measured_on, mut measured_by) = (None, None);
     for ((mut recipe, trial), _) in recipes.into_iter().zip(trials).zip(done).filter(|(_, done)| !**done) {
         fetch(&mut recipe, sweep.fresh)?;
         let (plan, inputs) = resolve(&recipe, &Place::alone())?;
@@ -164,6 +165,14 @@ fn plan(
             );
             measured_on = Some(rows);
         }
+        let ruler = ruler(&plan);
+        if *measured_by.get_or_insert_with(|| ruler.clone()) != ruler {
+            tracing::warn!(
+                "the trials are compared by losses of different meaning: by what [task] weighs or masks, or what [data] and the tokenizer make of a row; \
+                 compare them by another metric, `--set eval.metric=...`, or give all the same"
+            );
+            measured_by = Some(ruler);
+        }
         trial.fingerprint.clone_from(&plan.fingerprint);
         trial.files = plan.model.files.iter().chain(&plan.data.files).cloned().collect();
         let found = compared_by(&plan)?;
@@ -174,6 +183,25 @@ fn plan(
         }
     }
     metric.ok_or_else(|| Failure::new(Kind::Recipe, "error: there is no trial"))
+}
+
+/// What decides the meaning of the loss that trials are compared by, beside the rows; the same of all other metrics.
+fn ruler(plan: &Plan) -> String {
+    if !matches!(plan.task.best_by(), Metric::Loss | Metric::Perplexity) {
+        return String::new();
+    }
+    let tokenizer = || {
+        let files = plan.model.files.iter().filter(|file| file.path.ends_with("tokenizer.json"));
+        files.map(|file| file.sha256.as_str()).collect::<String>()
+    };
+    let task = match &plan.task {
+        TaskPlan::SequenceClassification(task) => format!("{:?}", (&task.class_weights, task.label_smoothing)),
+        TaskPlan::CausalLm(_) => format!("{:?} {}", plan.data.config.train_on, tokenizer()),
+        TaskPlan::MaskedLm { mask_probability, .. } => format!("{mask_probability} {}", tokenizer()),
+        TaskPlan::Distillation { files, .. } => format!("{files:?}"),
+    };
+    let DataConfig { text, text_pair, template, template_variables, .. } = &plan.data.config;
+    format!("{task} {:?}", (plan.data.max_length, text, text_pair, template, template_variables))
 }
 
 /// Which rows these are, in a number.

@@ -62,7 +62,12 @@ impl BenchArgs {
         device::set_up(&recipe.device, &Place::alone())?;
         let how = How { fresh: true, push: false };
         let signals = Signals::install(true)?;
-        let Finished { plan, .. } = train::train(&mut recipe, how, &signals, &World::single())?;
+        let stopped = |failure: Failure| match failure.kind {
+            Kind::Interrupted => Failure::new(failure.kind, "stopped before all was measured"),
+            _ => failure,
+        };
+        let finished = train::train(&mut recipe, how, &signals, &World::single()).map_err(stopped)?;
+        let Finished { plan, .. } = finished;
         if let Some(path) = &self.trace {
             profile.write_trace(path)?;
         }

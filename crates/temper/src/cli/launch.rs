@@ -37,15 +37,18 @@ impl LaunchArgs {
         if ranks::place()?.size > 1 {
             return Err(Failure::new(Kind::Recipe, "error: this process is a rank already: write `temper train`"));
         }
-        // What is wrong with the recipe is said once, not by every rank.
-        train.recipe.load()?;
         let at_once = Arc::new(AtomicBool::new(false));
         let hurry = at_once.clone();
         let signals = Signals::install_for(true, move || hurry.store(true, Ordering::Relaxed))?;
         signals.wait();
+        // What is wrong with the recipe is said once, not by every rank.
+        train.recipe.load()?;
         let stop = &signals.stop;
         let mut left = restarts;
         loop {
+            if stop.is_requested() {
+                return Err(Failure::new(Kind::Interrupted, "stopped before there was anything to save"));
+            }
             let Err(failure) = Ranks::start(nproc, &train, logs)?.wait(stop, &at_once) else { return Ok(()) };
             if failure.kind != Kind::World || left == 0 || stop.is_requested() {
                 return Err(failure);
@@ -174,8 +177,14 @@ fn is_wrong(status: ExitStatus) -> bool {
     !status.success() && !is_interrupted(status)
 }
 
+/// Whether a rank ended as it was asked to: by itself, or by the signal, if it was too young to hear it.
 fn is_interrupted(status: ExitStatus) -> bool {
-    Kind::of(status.code()) == Some(Kind::Interrupted)
+    #[cfg(unix)]
+    let young = std::os::unix::process::ExitStatusExt::signal(&status)
+        .is_some_and(|signal| [libc::SIGUSR1, libc::SIGTERM, libc::SIGINT].contains(&signal));
+    #[cfg(not(unix))]
+    let young = false;
+    young || Kind::of(status.code()) == Some(Kind::Interrupted)
 }
 
 #[cfg(test)]
@@ -195,6 +204,7 @@ mod tests {
         assert_eq!(of(&[5, 5, 5], false), (Kind::Interrupted, true));
         // One was asked before the others met it.
         assert_eq!(of(&[8, 5, 8], false), (Kind::Interrupted, true));
+        assert_eq!(of(&[8, -libc::SIGUSR1, 8], false), (Kind::Interrupted, true));
         assert_eq!(of(&[8, -9, 8], false), (Kind::World, true));
         assert_eq!(of(&[5, -9, 8], false), (Kind::World, true));
         assert_eq!(of(&[0, -9], false), (Kind::World, false));

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::{RecipeArgs, writeln};
 use crate::failure::{Failure, Kind};
 use crate::job::shell::word;
+use crate::ranks;
 use crate::sweep::{Asked, MedianRule, Sweep, sweep};
 
 #[derive(Debug, Args)]
@@ -56,6 +57,10 @@ enum Rule {
 
 impl SweepArgs {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if ranks::place()?.size > 1 {
+            let message = "error: this process is a rank of several, and each would run the sweep: start it alone";
+            return Err(Failure::new(Kind::Recipe, message));
+        }
         if self.random.is_some() && self.range.is_empty() && self.choice.is_empty() {
             let message = "error: --random draws nothing\n  = help: name keys with `--range` or `--choice`";
             return Err(Failure::new(Kind::Recipe, message));
