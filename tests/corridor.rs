@@ -503,6 +503,12 @@ fn one_output_is_a_score() {
     assert_eq!(config.as_object_mut().unwrap().remove("problem_type").unwrap(), "regression");
     fs::write(model.join("config.json"), config.to_string()).unwrap();
     assert!(before.contains("score") && !before.contains("LABEL") && said() == before, "{before} {}", said());
+    // What is trained from it has classes of its own, and as many as it has.
+    assert_eq!(config["num_labels"], 1);
+    let base = format!("model.base={}", model.display());
+    run(&dir.path().join("classes"), &[&base, "train.max_steps=1", "adapter={method=\"full\"}"]);
+    let config = fs::read_to_string(dir.path().join("classes/export/config.json")).unwrap();
+    assert!(config.contains("id2label") && !config.contains("num_labels"), "{config}");
 }
 
 #[test]

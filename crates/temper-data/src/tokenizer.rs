@@ -83,10 +83,8 @@ impl Tokenizer {
             vocabulary::complete(&mut inner, &settings)
                 .map_err(|message| fail(&directory.join("tokenizer_config.json"), message))?;
             inner
-        } else if has("vocab.txt") {
-            vocabulary::word_piece(&directory.join("vocab.txt"), &settings)?
-        } else if has("vocab.json") && has("merges.txt") {
-            vocabulary::byte_level_bpe(directory, &settings)?
+        } else if has("vocab.txt") || has("vocab.json") && has("merges.txt") {
+            vocabulary::read(directory, &settings)?
         } else {
             let message = "no tokenizer.json, vocab.txt, or vocab.json with merges.txt is there".into();
             return Err(fail(directory, message));
@@ -160,6 +158,16 @@ impl Tokenizer {
         };
         let (ids, type_ids) = frame.apply([&first[keep(&first, kept.0)], &second[keep(&second, kept.1)]]);
         Ok(Encoded { ids, type_ids, full_length: first.len() + second.len() + frame.added() })
+    }
+
+    /// The text of a `tokenizer.json` that says all of it.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner
+            .to_string(true)
+            .map_err(|e| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() })
     }
 
     /// Whether `tokenizer.json` says all of it.
@@ -429,18 +437,28 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = |name: &str| directory.path().join(name);
         std::fs::write(place("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb").unwrap();
-        Tokenizer::from_dir(directory.path()).unwrap().inner.save(place("tokenizer.json"), false).unwrap();
         let open = |config: &str| {
             std::fs::write(place("tokenizer_config.json"), config).unwrap();
             Tokenizer::from_dir(directory.path())
         };
+        // To a bare vocabulary, too.
+        let new = r#"{"added_tokens_decoder": {"7": {"content": "<new>"}}}"#;
+        assert_eq!(open(new).unwrap().encode("a <new> b", None, 8).unwrap().ids, [2, 5, 7, 6, 3]);
+        std::fs::write(place("added_tokens.json"), r#"{"<2>": 8, "<1>": 7}"#).unwrap();
+        assert_eq!(open("{}").unwrap().encode("a<2>", None, 8).unwrap().ids, [2, 5, 8, 3]);
+        std::fs::write(place("added_tokens.json"), r#"{"<1>": 70}"#).unwrap();
+        assert!(open("{}").err().unwrap().to_string().contains("`<1>` cannot be token 70"));
+        std::fs::remove_file(place("added_tokens.json")).unwrap();
+        let other = open(r#"{"tokenizer_class": "BertJapaneseTokenizer"}"#).err().unwrap().to_string();
+        assert!(other.contains("a BertJapaneseTokenizer is read from its tokenizer.json alone"), "{other}");
+        std::fs::write(place("tokenizer.json"), open("{}").unwrap().to_json().unwrap()).unwrap();
         let added =
             open(r#"{"added_tokens_decoder": {"7": {"content": "<new>", "special": true}}, "eos_token": "<new>"}"#);
         let added = added.unwrap();
         assert_eq!(added.encode("a <new> b", None, 8).unwrap().ids, [2, 5, 7, 6, 3]);
         assert_eq!((added.eos_id(), added.is_special(7), added.vocab_size()), (Some(7), true, 8));
         let wrong = open(r#"{"added_tokens_decoder": {"9": {"content": "<new>"}}}"#);
-        assert!(wrong.err().unwrap().to_string().contains("has `<new>` as 9, and in tokenizer.json it is token 7"));
+        assert!(wrong.err().unwrap().to_string().contains("has `<new>` as 9, and in the vocabulary it is token 7"));
 
         // A token of the vocabulary that has a part is found in the middle of a word.
         let ends = open(r#"{"eos_token": "b"}"#).unwrap();

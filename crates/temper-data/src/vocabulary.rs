@@ -93,7 +93,7 @@ pub(crate) fn complete(tokenizer: &mut Tokenizer, settings: &Value) -> Result<()
         let found = tokenizer.token_to_id(text);
         if found != Some(id) {
             let found = found.map_or_else(|| "no token".to_owned(), |id| format!("token {id}"));
-            return Err(format!("added_tokens_decoder has `{text}` as {id}, and in tokenizer.json it is {found}"));
+            return Err(format!("added_tokens_decoder has `{text}` as {id}, and in the vocabulary it is {found}"));
         }
     }
     if settings["split_special_tokens"] == true {
@@ -113,8 +113,40 @@ pub(crate) fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
 }
 
+/// The classes of Transformers that [`read`] knows the pipeline of.
+const WORD_PIECE: [&str; 4] = ["BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast"];
+const BYTE_LEVEL: [&str; 4] = ["GPT2Tokenizer", "GPT2TokenizerFast", "RobertaTokenizer", "RobertaTokenizerFast"];
+
+/// From `vocab.txt`, or else `vocab.json` and `merges.txt`, with the tokens that were added to them.
+pub(crate) fn read(directory: &Path, settings: &Value) -> Result<Tokenizer> {
+    let word_pieces = directory.join("vocab.txt").is_file();
+    let known = if word_pieces { WORD_PIECE } else { BYTE_LEVEL };
+    if let Some(class) = settings["tokenizer_class"].as_str().filter(|class| !known.contains(class)) {
+        let message = format!(
+            "a {class} is read from its tokenizer.json alone, and there is none: write it with Transformers' save_pretrained"
+        );
+        return Err(fail(directory, message));
+    }
+    let mut tokenizer = match word_pieces {
+        true => word_piece(&directory.join("vocab.txt"), settings)?,
+        false => byte_level_bpe(directory, settings)?,
+    };
+    let path = directory.join("added_tokens.json");
+    let Value::Object(added) = json(&path)? else { return Ok(tokenizer) };
+    let mut added: Vec<(&String, u64)> = added.iter().filter_map(|(token, id)| Some((token, id.as_u64()?))).collect();
+    added.sort_by_key(|(_, id)| *id);
+    for (token, id) in added {
+        tokenizer.add_tokens([AddedToken::from(token.as_str(), false)]).map_err(|e| fail(&path, e))?;
+        if tokenizer.token_to_id(token).map(u64::from) != Some(id) {
+            return Err(fail(&path, format!("`{token}` cannot be token {id} of this vocabulary")));
+        }
+    }
+    complete(&mut tokenizer, settings).map_err(|message| fail(&directory.join("tokenizer_config.json"), message))?;
+    Ok(tokenizer)
+}
+
 /// BERT's WordPiece from `vocab.txt`, one token a line (Devlin et al. 2018, arXiv:1810.04805).
-pub(crate) fn word_piece(path: &Path, settings: &Value) -> Result<Tokenizer> {
+fn word_piece(path: &Path, settings: &Value) -> Result<Tokenizer> {
     let name = |key: &str, usual: &'static str| content(&settings[key]).unwrap_or(usual).to_owned();
     let flag = |key: &str| settings[key].as_bool();
     let [unknown, cls, sep] = [name("unk_token", "[UNK]"), name("cls_token", "[CLS]"), name("sep_token", "[SEP]")];
@@ -138,7 +170,7 @@ pub(crate) fn word_piece(path: &Path, settings: &Value) -> Result<Tokenizer> {
 
 /// Byte-level BPE from `vocab.json` and `merges.txt`, with RoBERTa's `<s> … </s>` where the vocabulary has them
 /// (Liu et al. 2019, arXiv:1907.11692).
-pub(crate) fn byte_level_bpe(directory: &Path, settings: &Value) -> Result<Tokenizer> {
+fn byte_level_bpe(directory: &Path, settings: &Value) -> Result<Tokenizer> {
     let (vocab, merges) = (directory.join("vocab.json"), directory.join("merges.txt"));
     let model =
         BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).build().map_err(|e| fail(directory, e))?;

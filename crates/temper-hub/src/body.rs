@@ -95,6 +95,13 @@ fn python(card: &Card) -> String {
         Pipeline::FeatureExtraction => "AutoModel",
     };
     let peft = if card.relation == Relation::Adapter { "from peft import PeftModel\n" } else { "" };
+    // The base of an adapter ends where the base does.
+    let (import, ends) = match (card.relation, card.pipeline) {
+        (Relation::Adapter, Pipeline::TextGeneration) => {
+            (", GenerationConfig", ", generation_config=GenerationConfig.from_pretrained(here)")
+        }
+        _ => ("", ""),
+    };
     let names: Vec<_> = card.labels.iter().map(literal).collect();
     let dtype = if card.half { ", dtype=torch.float32" } else { "" };
     let load = match (card.relation, card.pipeline) {
@@ -136,9 +143,9 @@ fn python(card: &Card) -> String {
              if chats:\n    messages = [{\"role\": \"user\", \"content\": prompt}]\n    \
              prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)\n\
              inputs = tokenizer(prompt, return_tensors=\"pt\", add_special_tokens=not chats)\n\
-             with torch.no_grad():\n    output = model.generate(**inputs, max_new_tokens=64)\n\
+             with torch.no_grad():\n    output = model.generate(**inputs, max_new_tokens=64ENDS)\n\
              print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))"
-                .into(),
+                .replace("ENDS", ends),
         ),
         Pipeline::FillMask => (
             String::new(),
@@ -156,7 +163,7 @@ fn python(card: &Card) -> String {
         ),
     };
     format!(
-        "import torch\n{peft}from transformers import {class}, AutoTokenizer\n\n\
+        "import torch\n{peft}from transformers import {class}, AutoTokenizer{import}\n\n\
          here = \".\"\n{before}tokenizer = AutoTokenizer.from_pretrained(here)\n{load}\n\n{after}"
     )
 }

@@ -29,6 +29,9 @@ pub struct PeftConfig {
     /// `SEQ_CLS`, `TOKEN_CLS`, `CAUSAL_LM`, `FEATURE_EXTRACTION`, …; decides which class PEFT wraps the model in.
     #[serde(default)]
     pub task_type: Option<String>,
+    /// The class and the module of the base where no `task_type` says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_mapping: Option<Value>,
     /// The base model, as a Hub name or a path.
     #[serde(default)]
     pub base_model_name_or_path: Option<String>,
@@ -85,6 +88,7 @@ impl PeftConfig {
         Self {
             peft_type: "LORA".into(),
             task_type: None,
+            auto_mapping: None,
             base_model_name_or_path: None,
             revision: None,
             r: config.rank,

@@ -196,6 +196,13 @@ fn peft_config(adapter: &AdapterConfig, shipped: &Shipped<'_>) -> PeftConfig {
         TaskPlan::CausalLm(_) => Some("CAUSAL_LM".into()),
         TaskPlan::MaskedLm { .. } | TaskPlan::Distillation { .. } => None,
     };
+    if matches!(shipped.plan.task, TaskPlan::MaskedLm { .. }) {
+        let module = shipped.config.model_type().replace('-', "_");
+        peft.auto_mapping = Some(json!({
+            "base_model_class": shipped.plan.model.class,
+            "parent_library": format!("transformers.models.{module}.modeling_{module}"),
+        }));
+    }
     let base = shipped.recipe.model.base.as_ref();
     (peft.base_model_name_or_path, peft.revision) = match shipped.plan.source("model.base") {
         Some(pinned) => (Some(pinned.repo.id().to_owned()), Some(pinned.commit.to_string())),
@@ -259,6 +266,8 @@ pub fn write_config(
         raw["problem_type"] = json!(problem.hugging_face());
         raw["id2label"] = Value::Object(names().map(|(i, name)| (i.to_string(), json!(name))).collect::<Map<_, _>>());
         raw["label2id"] = Value::Object(names().map(|(i, name)| (name.clone(), json!(i))).collect::<Map<_, _>>());
+        // Else it is what `id2label` says, and what a base says of its own would be another.
+        raw.as_object_mut().map(|raw| raw.remove("num_labels"));
         if *problem == Problem::Regression {
             raw["num_labels"] = json!(1);
         }
@@ -316,8 +325,27 @@ fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer, config: &C
                 settings.entry(key).or_insert_with(|| json!(name));
             }
         }
+        if own[0] == "<s>" {
+            settings.entry("padding_side").or_insert_with(|| json!("left"));
+        }
         settings.insert("tokenizer_class".into(), json!(CLASS));
         return;
+    }
+    if !settings.contains_key("tokenizer_class") {
+        // What the class would know that Transformers gives a model of this type.
+        let known = match config.model_type() {
+            "gpt2" => {
+                &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")][..]
+            }
+            "roberta" | "xlm-roberta" => &[("bos_token", "<s>"), ("eos_token", "</s>")],
+            "gemma3_text" => &[("padding_side", "left")],
+            _ => &[],
+        };
+        for (key, value) in
+            known.iter().filter(|(key, value)| *key == "padding_side" || tokenizer.token_id(value).is_some())
+        {
+            settings.entry(*key).or_insert_with(|| json!(value));
+        }
     }
     let class = settings.entry("tokenizer_class").or_insert_with(|| json!(CLASS));
     if class != CLASS && class != NEW_CLASS {
@@ -345,12 +373,18 @@ pub fn write_tokenizer(tokenizer: &Tokenizer, config: &Config, max_length: usize
         to.parent().map_or(Ok(()), fs::create_dir_all).context(Kind::Other, failed())?;
         write_atomically(&to, &fs::read(from).context(Kind::Other, failed())?)?;
     }
+    let whole = dir.join("tokenizer.json");
     let path = dir.join("tokenizer_config.json");
     let text = fs::read_to_string(&path).unwrap_or_else(|_| "{}".into());
     let settings: Result<Map<String, Value>, _> = serde_json::from_str(&text);
     let mut settings = settings.context(Kind::Data, "failed to understand tokenizer_config.json")?;
     drop_foreign(&mut settings);
     settings.insert("model_max_length".into(), json!(max_length));
+    // A class that reads vocabularies needs no more.
+    if !whole.exists() && !settings.contains_key("tokenizer_class") {
+        let json = tokenizer.to_json().context(Kind::Other, "failed to write the tokenizer")?;
+        write_atomically(&whole, json.as_bytes())?;
+    }
     complete(&mut settings, tokenizer, config);
     write_json(&path, &settings.into())
 }

@@ -180,10 +180,10 @@ fn numbers(
     shown: fn(f64) -> String,
 ) -> Vec<Cell> {
     let values: Vec<Option<f64>> = runs.iter().map(|run| value(run).filter(|value| value.is_finite())).collect();
-    let known = values.iter().flatten().copied();
-    let best = higher.and_then(|higher| known.reduce(if higher { f64::max } else { f64::min }));
-    // Where all are equal, none is the best.
-    let differ = values.iter().any(|value| *value != values[0]);
+    let known: Vec<f64> = values.iter().flatten().copied().collect();
+    let best = higher.and_then(|higher| known.iter().copied().reduce(if higher { f64::max } else { f64::min }));
+    // Where all that have one are equal, or one run alone has one, none is the best.
+    let differ = known.iter().any(|value| *value != known[0]);
     let cell = |value: &Option<f64>| Cell {
         text: optional(*value, shown),
         best: differ && value.is_some() && *value == best,
