@@ -65,7 +65,8 @@ pub struct Encoded {
 
 impl Tokenizer {
     /// Reads `tokenizer.json`; else `vocab.txt` (BERT's WordPiece, lower-casing as `do_lower_case` says in
-    /// `tokenizer_config.json`); else `vocab.json` and `merges.txt` (byte-level BPE as RoBERTa's).
+    /// `tokenizer_config.json`); else `vocab.json` and `merges.txt` (byte-level BPE as RoBERTa's and GPT-2's). To the vocabularies are
+    /// added the tokens of `added_tokens.json`; to all, those of `added_tokens_decoder` in `tokenizer_config.json`.
     ///
     /// # Errors
     /// When none of these files is there, or one is damaged.
@@ -168,6 +169,19 @@ impl Tokenizer {
         self.inner
             .to_string(true)
             .map_err(|e| Error::Tokenizer { path: self.directory.clone(), message: e.to_string() })
+    }
+
+    /// The settings by which Transformers' BERT classes make the same normaliser, if it is theirs.
+    #[must_use]
+    pub fn bert_settings(&self) -> Vec<(&'static str, serde_json::Value)> {
+        match self.inner.get_normalizer() {
+            Some(tokenizers::NormalizerWrapper::BertNormalizer(own)) => vec![
+                ("do_lower_case", own.lowercase.into()),
+                ("strip_accents", own.strip_accents.into()),
+                ("tokenize_chinese_chars", own.handle_chinese_chars.into()),
+            ],
+            _ => Vec::new(),
+        }
     }
 
     /// Whether `tokenizer.json` says all of it.

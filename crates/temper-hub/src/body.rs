@@ -95,10 +95,10 @@ fn python(card: &Card) -> String {
         Pipeline::FeatureExtraction => "AutoModel",
     };
     let peft = if card.relation == Relation::Adapter { "from peft import PeftModel\n" } else { "" };
-    // The base of an adapter ends where the base does.
+    // Else an adapter's answers would end where its base's do.
     let (import, ends) = match (card.relation, card.pipeline) {
         (Relation::Adapter, Pipeline::TextGeneration) => {
-            (", GenerationConfig", ", generation_config=GenerationConfig.from_pretrained(here)")
+            (", GenerationConfig", "\nmodel.generation_config = GenerationConfig.from_pretrained(here)")
         }
         _ => ("", ""),
     };
@@ -117,7 +117,7 @@ fn python(card: &Card) -> String {
             let revision =
                 revision.map(|commit| format!(", revision={}", literal(commit.as_str()))).unwrap_or_default();
             format!(
-                "base = {class}.from_pretrained({base}{revision}{classes}{dtype})\nmodel = PeftModel.from_pretrained(base, here).eval()"
+                "base = {class}.from_pretrained({base}{revision}{classes}{dtype})\nmodel = PeftModel.from_pretrained(base, here).eval(){ends}"
             )
         }
     };
@@ -143,9 +143,9 @@ fn python(card: &Card) -> String {
              if chats:\n    messages = [{\"role\": \"user\", \"content\": prompt}]\n    \
              prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)\n\
              inputs = tokenizer(prompt, return_tensors=\"pt\", add_special_tokens=not chats)\n\
-             with torch.no_grad():\n    output = model.generate(**inputs, max_new_tokens=64ENDS)\n\
+             with torch.no_grad():\n    output = model.generate(**inputs, max_new_tokens=64)\n\
              print(tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True))"
-                .replace("ENDS", ends),
+                .into(),
         ),
         Pipeline::FillMask => (
             String::new(),

@@ -349,6 +349,10 @@ fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer, config: &C
     }
     let class = settings.entry("tokenizer_class").or_insert_with(|| json!(CLASS));
     if class != CLASS && class != NEW_CLASS {
+        // Which has its own opinion where it is told nothing.
+        for (key, value) in tokenizer.bert_settings() {
+            settings.entry(key).or_insert(value);
+        }
         return;
     }
     // `<s>` and `</s>` are these only where texts are framed by them.
