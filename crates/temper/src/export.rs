@@ -411,7 +411,7 @@ mod tests {
         fs::create_dir(&left).unwrap();
         fs::write(left.join("left"), "over").unwrap();
         for name in ["a", "b"] {
-            replace(&dir, |new| Ok(fs::write(new.join(name), name).unwrap())).unwrap();
+            replace(&dir, |new| fs::write(new.join(name), name).context(Kind::Other, "full")).unwrap();
             assert_eq!((names(&dir), names(place.path())), (vec![name.to_owned()], vec!["model".to_owned()]));
         }
         let failed = replace(&dir, |new| {
@@ -420,7 +420,7 @@ mod tests {
         });
         assert!(failed.is_err());
         // The new one is gone before it is put in place.
-        assert!(replace(&dir, |new| Ok(fs::remove_dir(new).unwrap())).is_err());
+        assert!(replace(&dir, |new| fs::remove_dir(new).context(Kind::Other, "gone")).is_err());
         assert_eq!((names(&dir), names(place.path())), (vec!["b".to_owned()], vec!["model".to_owned()]));
     }
 }
