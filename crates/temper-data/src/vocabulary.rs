@@ -121,7 +121,9 @@ const BYTE_LEVEL: [&str; 4] = ["GPT2Tokenizer", "GPT2TokenizerFast", "RobertaTok
 pub(crate) fn read(directory: &Path, settings: &Value) -> Result<Tokenizer> {
     let word_pieces = directory.join("vocab.txt").is_file();
     let known = if word_pieces { WORD_PIECE } else { BYTE_LEVEL };
-    if let Some(class) = settings["tokenizer_class"].as_str().filter(|class| !known.contains(class)) {
+    // That of exports of ours, once.
+    let known = |class: &&str| known.contains(class) || *class == "PreTrainedTokenizerFast";
+    if let Some(class) = settings["tokenizer_class"].as_str().filter(|class| !known(class)) {
         let message = format!(
             "a {class} is read from its tokenizer.json alone, and there is none: write it with Transformers' save_pretrained"
         );
