@@ -157,21 +157,17 @@ fn plan(
     for ((mut recipe, trial), _) in recipes.into_iter().zip(trials).zip(done).filter(|(_, done)| !**done) {
         fetch(&mut recipe, sweep.fresh)?;
         let (plan, inputs) = resolve(&recipe, &Place::alone())?;
-        let rows = sources(&inputs.dataset.eval);
-        if *measured_on.get_or_insert(rows) != rows {
+        if changes(&mut measured_on, sources(&inputs.dataset.eval)) {
             tracing::warn!(
                 "the trials are measured on different evaluation rows: give all the same with files in `eval` of [data], or with one \
-                 train.seed and data.eval_fraction"
+                 data.eval_fraction"
             );
-            measured_on = Some(rows);
         }
-        let ruler = ruler(&plan);
-        if *measured_by.get_or_insert_with(|| ruler.clone()) != ruler {
+        if changes(&mut measured_by, ruler(&plan)) {
             tracing::warn!(
-                "the trials are compared by losses of different meaning: by what [task] weighs or masks, or what [data] and the tokenizer make of a row; \
-                 compare them by another metric, `--set eval.metric=...`, or give all the same"
+                "the trials are compared by losses of different meaning: by what [task] weighs or masks, or what [data] and the \
+                 tokenizer make of a row; compare them by another metric, `--set eval.metric=...`, or give all the same"
             );
-            measured_by = Some(ruler);
         }
         trial.fingerprint.clone_from(&plan.fingerprint);
         trial.files = plan.model.files.iter().chain(&plan.data.files).cloned().collect();
@@ -183,6 +179,11 @@ fn plan(
         }
     }
     metric.ok_or_else(|| Failure::new(Kind::Recipe, "error: there is no trial"))
+}
+
+/// Whether the trial before had another; this one's is next.
+fn changes<T: PartialEq + Clone>(last: &mut Option<T>, own: T) -> bool {
+    last.replace(own.clone()).is_some_and(|before| before != own)
 }
 
 /// What decides the meaning of the loss that trials are compared by, beside the rows; the same of all other metrics.
