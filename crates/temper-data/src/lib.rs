@@ -19,6 +19,7 @@ mod causal_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 mod chat_tests;
+mod classes;
 mod config;
 mod convert;
 mod delimited;
@@ -54,6 +55,7 @@ mod vocabulary;
 mod words;
 
 pub use batch::TokenBatch;
+pub use classes::Class;
 pub use config::{ChatColumns, DataConfig, FileEntry, FileTable, Files, Format, LabelColumns, LongRows, TrainOn};
 pub use convert::{Converted, columns_of, to_parquet};
 pub use error::{Error, Result};

@@ -1,5 +1,5 @@
-//! Text to token ids as `tokenizer.json` says it, with `truncation=True`. Transformers 5 builds some classes' tokenizers (Llama's, GPT-2's)
-//! anew from their vocabulary, and may give other ids.
+//! Text to token ids as `tokenizer.json` says it, with `truncation=True`. Transformers 5 builds the tokenizers of [`Class`]es anew from
+//! their vocabulary, and may give other ids.
 //!
 //! Padding and truncation stored in `tokenizer.json` are switched off (they are left-overs of whoever saved the file);
 //! a row is cut here, and padded in its batch.
@@ -12,6 +12,7 @@ use std::{
 use tokenizers::TruncationDirection;
 
 use crate::{
+    classes::Class,
     error::{Error, Result},
     frame::Frame,
     template, vocabulary,
@@ -76,20 +77,20 @@ impl Tokenizer {
         let files: Vec<PathBuf> = files.chain(template::named(directory)).collect();
         let has = |name: &str| files.iter().any(|path| path.ends_with(name));
         let settings = vocabulary::settings(directory)?;
-        let mut as_written = false;
-        let mut inner = if has("tokenizer.json") {
+        let (mut inner, as_written) = if has("tokenizer.json") {
             let path = directory.join("tokenizer.json");
-            let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(&path, e.to_string()))?;
-            as_written = !vocabulary::overrule(&mut inner, &settings).map_err(|e| fail(&path, e.to_string()))?;
-            vocabulary::complete(&mut inner, &settings)
-                .map_err(|message| fail(&directory.join("tokenizer_config.json"), message))?;
-            inner
+            let failed = |error: tokenizers::Error| fail(&path, error.to_string());
+            let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(failed)?;
+            let overruled = vocabulary::overrule(&mut inner, &settings).map_err(failed)?;
+            (inner, !overruled)
         } else if has("vocab.txt") || has("vocab.json") && has("merges.txt") {
-            vocabulary::read(directory, &settings)?
+            (vocabulary::read(directory, &settings)?, false)
         } else {
             let message = "no tokenizer.json, vocab.txt, or vocab.json with merges.txt is there".into();
             return Err(fail(directory, message));
         };
+        vocabulary::complete(&mut inner, &settings)
+            .map_err(|message| fail(&directory.join("tokenizer_config.json"), message))?;
 
         let stored_pad = inner.get_padding().map(|p| p.pad_id);
         let stored_direction = inner.get_truncation().map(|t| t.direction);
@@ -100,8 +101,11 @@ impl Tokenizer {
         let mut frames = [learn(false)?, learn(true)?];
         let segments = match settings["model_input_names"].as_array() {
             Some(names) => names.iter().any(|name| name == "token_type_ids"),
-            // A class of Transformers 5, which means that by default.
-            None => settings["tokenizer_class"] != "TokenizersBackend",
+            // What these classes of Transformers 5 mean by default.
+            None => {
+                let class = &settings["tokenizer_class"];
+                class != "TokenizersBackend" && Class::named(class).is_none()
+            }
         };
         if !segments {
             // The network gets none, so all is one segment to it.

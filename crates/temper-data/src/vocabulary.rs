@@ -12,6 +12,7 @@ use tokenizers::{
     processors::{bert::BertProcessing, roberta::RobertaProcessing},
 };
 
+use crate::classes::Class;
 use crate::error::{Error, Result};
 
 /// What settings call tokens that have a part.
@@ -34,13 +35,17 @@ pub(crate) fn json(path: &Path) -> Result<Value> {
     }
 }
 
-/// `tokenizer_config.json`, completed by `special_tokens_map.json`.
+/// `tokenizer_config.json`, completed by `special_tokens_map.json`, then by what its class knows.
 pub(crate) fn settings(directory: &Path) -> Result<Value> {
     let mut settings = json(&directory.join("tokenizer_config.json"))?;
+    let class = Class::named(&settings["tokenizer_class"]);
     if let (Value::Object(to), Value::Object(from)) = (&mut settings, json(&directory.join("special_tokens_map.json"))?)
     {
         for (key, value) in from {
             to.entry(key).or_insert(value);
+        }
+        for (key, token) in class.into_iter().flat_map(|class| class.tokens) {
+            to.entry(*key).or_insert_with(|| (*token).into());
         }
     }
     Ok(settings)
@@ -143,7 +148,6 @@ pub(crate) fn read(directory: &Path, settings: &Value) -> Result<Tokenizer> {
             return Err(fail(&path, format!("`{token}` cannot be token {id} of this vocabulary")));
         }
     }
-    complete(&mut tokenizer, settings).map_err(|message| fail(&directory.join("tokenizer_config.json"), message))?;
     Ok(tokenizer)
 }
 

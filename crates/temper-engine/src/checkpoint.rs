@@ -288,12 +288,12 @@ impl Store {
             file.sync_all()
         };
         write().map_err(Error::io("write", &file))?;
-        flush_dir(dir)?;
+        temper_files::flush(dir).map_err(Error::io("flush", dir))?;
         if path.exists() {
             self.remove(path)?;
         }
         fs::rename(dir, path).map_err(Error::io("write", path))?;
-        flush_dir(&self.root)?;
+        temper_files::flush(&self.root).map_err(Error::io("flush", &self.root))?;
 
         let best = progress.best.as_ref().map(|(step, _)| *step);
         let steps = self.steps()?;
@@ -448,12 +448,4 @@ fn read_file(dir: &Path, name: &str) -> Result<Vec<u8>, Error> {
         io::ErrorKind::NotFound => damaged(dir, format!("{name} is missing")),
         _ => Error::io("read", &path)(error),
     })
-}
-
-/// Makes names in a directory durable. Windows neither needs nor allows it.
-fn flush_dir(dir: &Path) -> Result<(), Error> {
-    if cfg!(unix) {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("flush", dir))?;
-    }
-    Ok(())
 }

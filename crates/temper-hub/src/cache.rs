@@ -17,9 +17,8 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
     time::SystemTime,
 };
 
@@ -204,7 +203,7 @@ impl Folder {
         let parent = pointer.parent().unwrap_or(&self.dir);
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         self.check_inside(parent)?;
-        let beside = unused_name(&pointer);
+        let beside = temper_files::beside(&pointer, "link");
         place(&target, &self.blob(etag), &beside).map_err(Error::io("link", &pointer))?;
         fs::rename(&beside, &pointer).map_err(Error::io("link", &pointer))?;
         Ok(pointer)
@@ -264,28 +263,9 @@ fn stamp(path: &Path) -> Option<String> {
     Some(format!("{} bytes, {} ns\n", data.len(), changed.as_nanos()))
 }
 
-/// A name beside `path` that no other thread or process uses.
-pub(crate) fn unused_name(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    path.with_file_name(format!(".{name}.{}-{count}.tmp", std::process::id()))
-}
-
-/// Writes a file beside its place, flushes it and renames it; makes the directories above it.
+/// Writes a file whole or not at all; makes the directories above it.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let parent = path.parent().unwrap_or(path);
     fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-    let beside = unused_name(path);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&beside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(|error| {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&beside);
-        Error::io("write", path)(error)
-    })
+    temper_files::write(path, |file| fs::write(file, content)).map_err(Error::io("write", path))
 }

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use crate::{Account, Error, Hub, Origin, Result, Settings, Token, cache::unused_name, settings::Setting};
+use crate::{Account, Error, Hub, Origin, Result, Settings, Token, settings::Setting};
 
 /// Asks the hub whose the token is, and writes it to the token file, for the owner's eyes only (mode 0600).
 ///
@@ -38,18 +38,11 @@ fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    let beside = unused_name(path);
-    let mut options = File::options();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let written = options.open(&beside).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    });
-    written.inspect_err(|_| {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&beside);
+    temper_files::write(path, |file| {
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        options.open(file)?.write_all(text.as_bytes())
     })
 }

@@ -7,7 +7,6 @@ use std::fs;
 use std::path::Path;
 
 use safetensors::{Dtype, View};
-use temper_peft::file::atomically;
 use temper_peft::parameters::Deferred;
 
 use crate::Error;
@@ -69,19 +68,23 @@ fn save_shards(
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
     let path = directory.join("model.safetensors.index.json");
-    atomically(&path, |file| fs::write(file, format!("{index:#}\n")))?;
+    temper_files::write(&path, |file| fs::write(file, format!("{index:#}\n"))).map_err(failed(&path))?;
     remove(&directory.join("model.safetensors"))
 }
 
 fn write(path: &Path, tensors: Vec<(&String, Stored)>, failure: &Failure) -> Result<(), Error> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    atomically(path, |file| {
+    let written = temper_files::write(path, |file| {
         // safetensors makes files that nobody but their owner may read; a model is shared like any other file.
         let usual = fs::File::create(file)?.metadata()?.permissions();
         safetensors::serialize_to_file(tensors, Some(metadata), file).map_err(std::io::Error::other)?;
         failure.take().map_or_else(|| fs::set_permissions(file, usual), |error| Err(std::io::Error::other(error)))
-    })?;
-    Ok(())
+    });
+    written.map_err(failed(path))
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Io { action: "write", path: path.into(), source }
 }
 
 /// Removes what an earlier save left and a reader would prefer.

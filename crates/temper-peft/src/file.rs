@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -212,11 +211,15 @@ pub fn save(directory: &Path, config: &PeftConfig, tensors: &BTreeMap<String, Va
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .and_then(|views| safetensors::serialize(views, Some([("format".into(), "pt".into())].into())))
         .map_err(|error| malformed(&path, error.to_string()))?;
-    atomically(&path, |file| fs::write(file, views))?;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| Error::Io { action: "write", path, source }
+    };
+    temper_files::write(&path, |file| fs::write(file, views)).map_err(failed(&path))?;
 
     let path = directory.join("adapter_config.json");
     let text = serde_json::to_string_pretty(config).map_err(|error| malformed(&path, error.to_string()))?;
-    atomically(&path, |file| fs::write(file, text + "\n"))
+    temper_files::write(&path, |file| fs::write(file, text + "\n")).map_err(failed(&path))
 }
 
 /// Reads an adapter from `directory`. Values stored as f16 or bf16 become f32.
@@ -239,43 +242,6 @@ pub fn open(directory: &Path) -> Result<AdapterFile, Error> {
     let tensors = without_copies(&path, read_tensors(&path, &bytes)?)?;
     let modules = modules(&path, &config, &tensors)?;
     Ok(AdapterFile { config, modules, tensors, ignored, partial })
-}
-
-/// Whether `path` leads to something that is neither a file nor a directory: a device, a pipe.
-pub fn is_special(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir())
-}
-
-/// Writes a file so that a reader sees the old one or the whole new one: `write` fills a neighbour, which is synced to
-/// the disk and then renamed. What a link leads to is replaced, not the link; a device or a pipe is written to.
-///
-/// # Errors
-///
-/// When `write` or the system fails; the neighbour is then removed.
-pub fn atomically(path: &Path, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), Error> {
-    let failed = |source| Error::Io { action: "write", path: path.into(), source };
-    let real = fs::canonicalize(path).ok().filter(|_| path.is_symlink());
-    let path = real.as_deref().unwrap_or(path);
-    if is_special(path) {
-        return write(path).map_err(failed);
-    }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let partial = path.with_file_name(name);
-    let result = write(&partial).and_then(|()| {
-        let mut file = fs::OpenOptions::new().append(true).open(&partial)?;
-        file.flush()?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
-        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) if cfg!(unix) => fs::File::open(parent)?.sync_all(),
-            _ => Ok(()),
-        }
-    });
-    result.map_err(|source| {
-        let _ = fs::remove_file(&partial);
-        failed(source)
-    })
 }
 
 fn read_config(path: &Path) -> Result<(PeftConfig, Vec<String>, bool), Error> {

@@ -9,6 +9,7 @@ use burn::tensor::TensorData;
 use serde_json::{Map, Value, json};
 use temper_data::{ChatTemplate, Tokenizer};
 use temper_engine::read_trained;
+use temper_files::Replacement;
 use temper_hub::{CHAT_TEMPLATES, Decision};
 use temper_models::Config;
 use temper_peft::AdapterConfig;
@@ -24,6 +25,10 @@ use crate::provenance::{Provenance, Trained};
 use crate::recipe::{Dtype, Recipe, plain};
 use crate::resolve::generation_config;
 use crate::run_dir::{write_atomically, write_json};
+
+mod tokenizer;
+
+pub use tokenizer::write_tokenizer;
 
 /// The largest difference of an output that a merge may make, relative to the largest output (at least 1). Sums are
 /// rounded in another order, nothing else differs.
@@ -136,37 +141,12 @@ pub fn export_merged<T: Task>(
     Ok(difference)
 }
 
-/// Fills a neighbour of `dir` and puts it in its place: a reader sees the old directory or the whole new one, or for the
-/// blink between two renames none.
+/// Fills a neighbour of `dir` and puts it in its place.
 pub fn replace(dir: &Path, fill: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
-    let shown = dir.display();
-    let Some(name) = dir.file_name().map(|name| name.to_string_lossy().into_owned()) else {
-        return Err(Failure::new(Kind::Recipe, format!("error: {shown} is no name for a directory")));
-    };
-    let [new, old] = ["new", "old"].map(|what| dir.with_file_name(format!(".{name}.{}.{what}", std::process::id())));
-    // What a process of the same number left that was killed.
-    let _ = fs::remove_dir_all(&new);
-    fs::create_dir_all(&new).context(Kind::Other, format!("failed to create {shown}"))?;
-    let replaced =
-        fill(&new).and_then(|()| swap(&new, dir, &old).context(Kind::Other, format!("failed to replace {shown}")));
-    let _ = fs::remove_dir_all(new);
-    replaced
-}
-
-/// Puts `new` where `dir` is, which is `old` meanwhile, and stays where it was if this fails.
-fn swap(new: &Path, dir: &Path, old: &Path) -> std::io::Result<()> {
-    if dir.exists() {
-        let _ = fs::remove_dir_all(old);
-        fs::rename(dir, old)?;
-        fs::rename(new, dir).inspect_err(|_| drop(fs::rename(old, dir)))?;
-        let _ = fs::remove_dir_all(old);
-    } else {
-        fs::rename(new, dir)?;
-    }
-    match dir.parent().filter(|parent| cfg!(unix) && !parent.as_os_str().is_empty()) {
-        Some(parent) => fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    let failed = |what: &str| format!("failed to {what} {}", dir.display());
+    let there = Replacement::begin(dir).context(Kind::Other, failed("create"))?;
+    fill(there.path())?;
+    there.publish().context(Kind::Other, failed("replace"))
 }
 
 fn write_adapter(values: BTreeMap<String, Deferred>, shipped: &Shipped<'_>, dir: &Path) -> Result<(), Failure> {
@@ -298,129 +278,4 @@ fn drop_foreign(settings: &mut Map<String, Value>) {
     const STALE: [&str; 4] = ["_name_or_path", "torch_dtype", "transformers_version", "_from_model_config"];
     let local = |value: &Value| value.as_str().is_some_and(|text| Path::new(text).is_absolute());
     settings.retain(|key, value| !STALE.contains(&key.as_str()) && !local(value));
-}
-
-/// Says what the class that Transformers gives a tokenizer of no class of its own cannot know: which tokens are special, and that
-/// there are segments. What is said already stays, `null` included.
-fn complete(settings: &mut Map<String, Value>, tokenizer: &Tokenizer, config: &Config) {
-    const CLASS: &str = "PreTrainedTokenizerFast";
-    // What Transformers 5 calls the same.
-    const NEW_CLASS: &str = "TokenizersBackend";
-    const USUAL: [(&str, [&str; 2]); 5] = [
-        ("unk_token", ["[UNK]", "<unk>"]),
-        ("cls_token", ["[CLS]", "<s>"]),
-        ("sep_token", ["[SEP]", "</s>"]),
-        ("pad_token", ["[PAD]", "<pad>"]),
-        ("mask_token", ["[MASK]", "<mask>"]),
-    ];
-    // Transformers 5 builds these anew from their vocabulary, and may give other tokens than tokenizer.json, by which the model learned.
-    let rebuilt = match settings.get("tokenizer_class").and_then(Value::as_str).filter(|_| tokenizer.is_as_written()) {
-        Some("LlamaTokenizer" | "LlamaTokenizerFast") => Some(["<s>", "</s>", "<unk>"]),
-        Some("GPT2Tokenizer" | "GPT2TokenizerFast") => Some(["<|endoftext|>"; 3]),
-        _ => None,
-    };
-    if let Some(own) = rebuilt {
-        for (key, name) in ["bos_token", "eos_token", "unk_token"].into_iter().zip(own) {
-            if tokenizer.token_id(name).is_some() {
-                settings.entry(key).or_insert_with(|| json!(name));
-            }
-        }
-        if own[0] == "<s>" {
-            settings.entry("padding_side").or_insert_with(|| json!("left"));
-        }
-        settings.insert("tokenizer_class".into(), json!(CLASS));
-        return;
-    }
-    if !settings.contains_key("tokenizer_class") {
-        // What the class would know that Transformers gives a model of this type.
-        let known = match config.model_type() {
-            "gpt2" => {
-                &[("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>")][..]
-            }
-            "roberta" | "xlm-roberta" => &[("bos_token", "<s>"), ("eos_token", "</s>")],
-            "gemma3_text" => &[("padding_side", "left")],
-            _ => &[],
-        };
-        for (key, value) in
-            known.iter().filter(|(key, value)| *key == "padding_side" || tokenizer.token_id(value).is_some())
-        {
-            settings.entry(*key).or_insert_with(|| json!(value));
-        }
-    }
-    let class = settings.entry("tokenizer_class").or_insert_with(|| json!(CLASS));
-    if class != CLASS && class != NEW_CLASS {
-        // Which has its own opinion where it is told nothing.
-        for (key, value) in tokenizer.bert_settings() {
-            settings.entry(key).or_insert(value);
-        }
-        return;
-    }
-    // `<s>` and `</s>` are these only where texts are framed by them.
-    let frames = tokenizer.added_tokens(true) > 0;
-    for (key, names) in USUAL.iter().filter(|(key, _)| frames || !["cls_token", "sep_token"].contains(key)) {
-        if let Some(name) = names.iter().find(|name| tokenizer.token_id(name).is_some()) {
-            settings.entry(*key).or_insert_with(|| json!(name));
-        }
-    }
-    // A decoder refuses the segments that it would be given then.
-    if config.type_vocab_size() > 0 && tokenizer.marks_pairs() {
-        let inputs = json!(["input_ids", "token_type_ids", "attention_mask"]);
-        settings.entry("model_input_names").or_insert(inputs);
-    }
-}
-
-/// Copies the tokenizer and notes the longest input.
-pub fn write_tokenizer(tokenizer: &Tokenizer, config: &Config, max_length: usize, dir: &Path) -> Result<(), Failure> {
-    for from in tokenizer.files() {
-        let to = dir.join(from.strip_prefix(tokenizer.directory()).unwrap_or(from));
-        let failed = || format!("failed to copy {}", from.display());
-        to.parent().map_or(Ok(()), fs::create_dir_all).context(Kind::Other, failed())?;
-        write_atomically(&to, &fs::read(from).context(Kind::Other, failed())?)?;
-    }
-    let whole = dir.join("tokenizer.json");
-    let path = dir.join("tokenizer_config.json");
-    let text = fs::read_to_string(&path).unwrap_or_else(|_| "{}".into());
-    let settings: Result<Map<String, Value>, _> = serde_json::from_str(&text);
-    let mut settings = settings.context(Kind::Data, "failed to understand tokenizer_config.json")?;
-    drop_foreign(&mut settings);
-    settings.insert("model_max_length".into(), json!(max_length));
-    // A class that reads vocabularies needs no more.
-    if !whole.exists() && !settings.contains_key("tokenizer_class") {
-        let json = tokenizer.to_json().context(Kind::Other, "failed to write the tokenizer")?;
-        write_atomically(&whole, json.as_bytes())?;
-    }
-    complete(&mut settings, tokenizer, config);
-    write_json(&path, &settings.into())
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_directory_is_replaced_whole_or_stays() {
-        let place = tempfile::tempdir().unwrap();
-        let dir = place.path().join("model");
-        let names = |dir: &Path| -> Vec<String> {
-            let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            entries.collect()
-        };
-        // What a killed process of the same number left.
-        let left = place.path().join(format!(".model.{}.new", std::process::id()));
-        fs::create_dir(&left).unwrap();
-        fs::write(left.join("left"), "over").unwrap();
-        for name in ["a", "b"] {
-            replace(&dir, |new| fs::write(new.join(name), name).context(Kind::Other, "full")).unwrap();
-            assert_eq!((names(&dir), names(place.path())), (vec![name.to_owned()], vec!["model".to_owned()]));
-        }
-        let failed = replace(&dir, |new| {
-            fs::write(new.join("c"), "c").unwrap();
-            Err(Failure::new(Kind::Other, "full"))
-        });
-        assert!(failed.is_err());
-        // The new one is gone before it is put in place.
-        assert!(replace(&dir, |new| fs::remove_dir(new).context(Kind::Other, "gone")).is_err());
-        assert_eq!((names(&dir), names(place.path())), (vec!["b".to_owned()], vec!["model".to_owned()]));
-    }
 }

@@ -12,7 +12,7 @@ mod values;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use temper_peft::file::is_special;
+use temper_files::is_special;
 use temper_world::Backend;
 
 use crate::failure::{Context, Failure, Kind};

@@ -5,8 +5,6 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use temper_peft::file::atomically;
-
 use crate::failure::{Context, Failure, Kind};
 use crate::plan::Plan;
 
@@ -52,7 +50,9 @@ impl RunDir {
         refuse_what_is_not_ours(&path)?;
         let lock = lock(&path, "process")?;
         let dir = Self { path, _lock: Some(lock) };
-        dir.tidy();
+        // What a killed process was replacing.
+        temper_files::clear(&dir.path);
+        temper_files::clear(&dir.join(".push"));
         if fresh {
             dir.clear()?;
         }
@@ -123,34 +123,6 @@ impl RunDir {
         ))
     }
 
-    /// Clears what a killed process was replacing: `.NAME.PID.new` is half a directory, `.NAME.PID.old` a whole one that
-    /// takes its name again where the new one had not, `NAME.PID.partial` half a file. What cannot be cleared does no harm.
-    fn tidy(&self) {
-        for parent in [self.path.clone(), self.join(".push")] {
-            for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
-                let left = entry.file_name().to_string_lossy().into_owned();
-                let is_number = |pid: &str| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit());
-                if let Some((name, pid)) = left.strip_suffix(".partial").and_then(|left| left.rsplit_once('.'))
-                    && is_number(pid)
-                    && FILES.into_iter().chain([PLAN]).any(|own| own == name)
-                {
-                    let _ = fs::remove_file(entry.path());
-                }
-                let parts: Vec<&str> = left.split('.').collect();
-                let ["", name, pid, what @ ("new" | "old")] = parts[..] else { continue };
-                if !is_number(pid) {
-                    continue;
-                }
-                let whole = parent.join(name);
-                let _ = if what == "old" && !whole.exists() {
-                    fs::rename(entry.path(), whole)
-                } else {
-                    fs::remove_dir_all(entry.path())
-                };
-            }
-        }
-    }
-
     /// Removes what runs write, and nothing else.
     fn clear(&self) -> Result<(), Failure> {
         for name in DIRECTORIES {
@@ -189,7 +161,8 @@ fn refuse_what_is_not_ours(path: &Path) -> Result<(), Failure> {
 
 /// Writes a file whole or not at all.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    atomically(path, |file| fs::write(file, bytes)).context(Kind::Other, "failed to save")
+    let written = temper_files::write(path, |file| fs::write(file, bytes));
+    written.context(Kind::Other, format!("failed to write {}", path.display()))
 }
 
 /// Writes JSON for people, whole or not at all.
@@ -204,35 +177,5 @@ fn remove(result: std::io::Result<()>, path: &Path) -> Result<(), Failure> {
             Err(error).context(Kind::Other, format!("failed to remove {}", path.display()))
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_killed_process_left_is_cleared() {
-        let home = tempfile::tempdir().unwrap();
-        let make = |name: &str| fs::create_dir_all(home.path().join(name)).unwrap();
-        for name in
-            ["export", ".export.12.old", ".export.12.new", ".merged.7.old", ".push/.export.9.new", ".mine.x.new"]
-        {
-            make(name);
-        }
-        for name in ["plan.json.7.partial", "mine.7.partial"] {
-            fs::write(home.path().join(name), "{").unwrap();
-        }
-        let lock = File::create(home.path().join(".lock")).unwrap();
-        RunDir { path: home.path().into(), _lock: Some(lock) }.tidy();
-        let names = |dir: &Path| {
-            let mut names: Vec<_> =
-                fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-            names.sort();
-            names
-        };
-        assert_eq!(names(home.path()), [".lock", ".mine.x.new", ".push", "export", "merged", "mine.7.partial"]);
-        assert!(names(&home.path().join(".push")).is_empty());
     }
 }

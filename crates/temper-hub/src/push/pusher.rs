@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Hub, Push, Pushed, Result, Target, cache::unused_name};
+use crate::{Error, Hub, Push, Pushed, Result, Target};
 
 /// How long the thread has to end once it was given up. A request that hears nothing does not notice sooner than the hub's
 /// silence ends; nobody waits for that.
@@ -102,7 +102,7 @@ impl Pusher {
     /// # Errors
     /// When a copy cannot be made; the run goes on.
     pub fn offer(&self, push: Push) -> Result<Option<u64>> {
-        let dir = unused_name(&self.stage.join(push.step.to_string()));
+        let dir = temper_files::beside(&self.stage.join(push.step.to_string()), "push");
         let mut staged = Staged { push, dir };
         for file in &mut staged.push.files {
             let copy = staged.dir.join(&file.path);
