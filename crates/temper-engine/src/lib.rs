@@ -27,6 +27,7 @@ pub use config::{
 pub use error::{BoxError, Error};
 pub use event::{Event, StopReason};
 pub use fit::{Evaluate, Outcome, fit, seed};
+pub use optim::state_bytes;
 pub use plan::{FitPlan, Loss, Metric, Mode, Objective, Scores, Sharing, Site, Stop};
 pub use schedule::Schedule;
 pub use shared::elsewhere;

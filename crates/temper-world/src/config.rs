@@ -12,8 +12,10 @@ pub struct DistributedConfig {
     /// What carries gradients and parameters between ranks. Default `auto`.
     pub backend: Backend,
     /// The most that one message holds, in MiB. Default 32. Raising it makes fewer messages and takes more memory.
+    #[schemars(range(min = 1, max = 1024))]
     pub bucket_mib: usize,
     /// Steps between two comparisons of the parameters of all ranks; each checkpoint compares them too. Default 100.
+    #[schemars(range(min = 1))]
     pub check_every: u64,
     /// How long a rank may say nothing before it counts as dead, such as `"10s"` (default).
     pub silence: String,
@@ -51,7 +53,7 @@ pub enum Shard {
     /// With accumulation, more bytes on the wire.
     Gradients,
     /// The parameters of layers too (ZeRO-3): they come to all ranks while a layer computes, forward and again for its gradients.
-    /// Three times the bytes on the wire of one of these. No rank ever has all of them; where an evaluation generates answers, every
+    /// Half as many bytes again on the wire as `none`. No rank ever has all of them; where an evaluation generates answers, every
     /// layer comes for every token, so that few and large batches (`[eval] batch`) are faster.
     Parameters,
 }

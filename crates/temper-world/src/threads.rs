@@ -162,6 +162,26 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
+    fn a_sum_to_owners_and_back_sends_what_a_sum_does() {
+        let sent = in_threads(4, |world| {
+            let count = |run: &dyn Fn()| {
+                let before = world.traffic().bytes;
+                run();
+                world.traffic().bytes - before
+            };
+            let all = count(&|| drop(world.all_reduce(tensor(&[1.0; 8])).unwrap()));
+            let own = tensor([[1.0; 5].as_slice(), &[1.0], &[], &[1.0; 2]][world.rank()]);
+            let reduced = count(&|| drop(world.reduce_scatter(tensor(&[1.0; 8]), &[5, 1, 0, 2]).unwrap()));
+            let gathered = count(&|| drop(world.all_gather(own.clone(), &[5, 1, 0, 2]).unwrap()));
+            [all, reduced, gathered]
+        });
+        assert_eq!(sent, [[48, 12, 28], [48, 28, 32], [48, 32, 24], [48, 24, 12]]);
+        // Over all ranks it is one number.
+        let sum = |what: usize| sent.iter().map(|sent| sent[what]).sum::<u64>();
+        assert_eq!((sum(0), sum(1) + sum(2)), (192, 192));
+    }
+
     /// As NCCL does: tensors another way, the rest as before.
     #[test]
     fn an_engine_may_wrap_another() {

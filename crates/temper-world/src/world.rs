@@ -35,8 +35,8 @@ impl std::fmt::Debug for World {
 pub struct Traffic {
     /// Operations.
     pub operations: u64,
-    /// Bytes that this rank put in or took out, whichever is more: of an `all_reduce` of n numbers 4n. What a ring then sends
-    /// is 2 (N - 1) / N times as much.
+    /// Bytes that a ring sends from this rank: of an `all_reduce` of n numbers among N ranks 8n (N - 1) / N, of a `reduce_scatter` or
+    /// an `all_gather` half of it. What joins ranks by TCP is that ring; MPI and NCCL may take another way.
     pub bytes: u64,
     /// Time that they took, waiting for the others included; of what NCCL carries only what enqueuing it took.
     pub time: Duration,
@@ -125,10 +125,10 @@ impl World {
     /// # Errors
     /// What the engine says.
     pub fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>, Error> {
-        let bytes = bytes(&values);
+        let count = values.shape().num_elements();
         match &self.engine {
             None => Ok(values),
-            Some(engine) => self.count(bytes, || engine.all_reduce(values)),
+            Some(engine) => self.count(8 * (count - count / self.size()), || engine.all_reduce(values)),
         }
     }
 
@@ -137,10 +137,9 @@ impl World {
     /// # Errors
     /// What the engine says.
     pub fn reduce_scatter(&self, values: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
-        let bytes = bytes(&values);
         match &self.engine {
             None => Ok(values),
-            Some(engine) => self.count(bytes, || engine.reduce_scatter(values, parts)),
+            Some(engine) => self.count(all_but(self.rank(), parts), || engine.reduce_scatter(values, parts)),
         }
     }
 
@@ -151,7 +150,10 @@ impl World {
     pub fn all_gather(&self, part: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
         match &self.engine {
             None => Ok(part),
-            Some(engine) => self.count(4 * parts.iter().sum::<usize>(), || engine.all_gather(part, parts)),
+            Some(engine) => {
+                let next = (self.rank() + 1) % self.size();
+                self.count(all_but(next, parts), || engine.all_gather(part, parts))
+            }
         }
     }
 
@@ -163,7 +165,7 @@ impl World {
         let Some(engine) = &self.engine else { return Ok(vec![own]) };
         let failed = |error: postcard::Error| Error::collective("exchange")(error.to_string());
         let own = postcard::to_stdvec(&own).map_err(failed)?;
-        let all = self.count(own.len(), || engine.exchange(&own))?;
+        let all = self.count((self.size() - 1) * own.len(), || engine.exchange(&own))?;
         all.iter().map(|bytes| postcard::from_bytes(bytes).map_err(failed)).collect()
     }
 
@@ -304,6 +306,7 @@ fn by_mpi(place: &Place) -> Result<Rc<dyn Collectives>, Error> {
     Err(Error::NotBuilt { launcher: place.launcher, size: place.size })
 }
 
-fn bytes(values: &Tensor<1>) -> usize {
-    4 * values.shape().num_elements()
+/// Bytes of the parts of all ranks but one.
+fn all_but(one: usize, parts: &[usize]) -> usize {
+    4 * (parts.iter().sum::<usize>() - parts[one])
 }

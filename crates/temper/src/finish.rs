@@ -77,9 +77,9 @@ impl<'a> Pages<'a> {
         Ok(Self { shipped, scores: measured.map(|(measured, _)| &measured.scores), files: &rows.files, data })
     }
 
-    /// `report.html`.
-    pub fn report(&self) -> String {
-        report::render(&self.data)
+    /// `report.html`, when all is done. This process began after step `since`.
+    pub fn report(self, since: u64) -> String {
+        report::render(&ReportData { peak_memory: memory::peak(), peak_since: since, ..self.data })
     }
 
     /// The card of what trained, or of the same with its adapter merged.
@@ -105,7 +105,6 @@ fn report_data(shipped: &Shipped<'_>, measured: Measured<'_>, rows: &Rows, run: 
         confusion: measured.and_then(|(measured, eval)| confusion(plan, measured, eval)),
         errors: measured.map(|(measured, eval)| worst(shipped, measured, eval)).unwrap_or_default(),
         samples: measured.map(|(measured, _)| measured.samples.clone()).unwrap_or_default(),
-        peak_memory: memory::peak(),
         device: plan.device.to_string(),
         versions: versions(),
         ..ReportData::default()
@@ -274,7 +273,8 @@ impl Pages<'_> {
             };
             card.evaluations = vec![temper_hub::Evaluation { dataset, metrics: card_metrics(scores) }];
             let rows = plan.data.report.eval.rows;
-            card.evaluated = vec![format!("The {rows} evaluation rows named above; they also chose the checkpoint.")];
+            let chose = if plan.train.eval_every.is_some() { "; they also chose the checkpoint" } else { "" };
+            card.evaluated = vec![format!("The {rows} evaluation rows named above{chose}.")];
         }
         let serious = plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info);
         card.not_evaluated = serious.map(|finding| format!("Found in the data: {}.", finding.message)).collect();
@@ -282,6 +282,13 @@ impl Pages<'_> {
         if dtype != Dtype::F32 && (card.relation == Relation::Finetune || !adapter) {
             let stored = format!("The weights are stored in {}, rounded after everything was measured.", dtype.name());
             card.not_evaluated.push(stored);
+        }
+        if plan.model.frozen_dtype != FrozenDtype::F32 && card.relation == Relation::Adapter {
+            card.not_evaluated.push(format!(
+                "The base was in {} while the adapter learned and was measured; the code above loads it as it is stored, and its \
+                 outputs differ by what rounding changed.",
+                plan.model.frozen_dtype.name()
+            ));
         }
         card.confusion = self.data.confusion.as_ref().map(|confusion| Confusion {
             labels: confusion.labels.clone(),

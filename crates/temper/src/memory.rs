@@ -5,7 +5,7 @@
 //! the measured peak at the end of each run.
 //!
 //! Where layers are computed again, they keep their inputs, and one of them at a time keeps the rest. Files are read before
-//! the first step, evaluations come between steps, and a merge after the last: each takes the room of what a step does not need
+//! the first step, evaluations come between steps, and the export after the last: each takes the room of what a step does not need
 //! by then, and counts with what it takes more.
 //!
 //! Not predicted: what the allocator holds back of memory that was freed, some percent of activations.
@@ -46,8 +46,8 @@ pub struct Needs {
     pub workspace: u64,
     /// Values that an evaluation holds at once.
     pub evaluation: u64,
-    /// Bytes that weights take more once they are merged and written.
-    pub merged: u64,
+    /// Bytes that weights take more when they are merged, if they are, and written.
+    pub export: u64,
     /// Bytes that the device can give, where that is known.
     pub available: Option<u64>,
 }
@@ -76,7 +76,7 @@ pub struct Memory {
     /// What more it takes while it evaluates: the values of a layer in which nothing is kept, keys and values of answers.
     pub evaluation: u64,
     /// What more it takes at the end, while adapters are merged and weights are written.
-    pub merging: u64,
+    pub export: u64,
     /// What layers keep for their gradients.
     #[serde(skip)]
     pub layers: Activations,
@@ -101,7 +101,7 @@ impl Memory {
             program: PROGRAM + TOKENIZER * needs.tokenizer_files,
             loading: 0,
             evaluation: 0,
-            merging: 0,
+            export: 0,
             layers: Activations::Keep,
             largest_micro_batch: None,
             available: needs.available,
@@ -112,7 +112,7 @@ impl Memory {
         let most = most + memory.loading;
         memory.evaluation = (state + 4 * needs.evaluation).saturating_sub(most);
         let most = most + memory.evaluation;
-        memory.merging = (needs.merged + 4 * needs.evaluation).saturating_sub(most);
+        memory.export = needs.export.saturating_sub(most);
         memory
     }
 
@@ -143,7 +143,7 @@ impl Memory {
             ("program", self.program),
             ("loading", self.loading),
             ("evaluation", self.evaluation),
-            ("merging", self.merging),
+            ("export", self.export),
         ]
     }
 
@@ -240,17 +240,17 @@ mod tests {
     }
 
     #[test]
-    fn evaluations_have_the_room_of_a_step_and_a_merge_that_of_the_optimizer_too() {
-        let of = |evaluation, merged| {
+    fn evaluations_have_the_room_of_a_step_and_an_export_that_of_the_optimizer_too() {
+        let of = |evaluation, export| {
             let step = Needs { gradients: 100, optimizer: 1000, activations: 50, ..Needs::default() };
-            let memory = Memory::estimate(Needs { evaluation, merged, ..step });
-            assert_eq!(memory.total() - PROGRAM, 1300 + memory.evaluation + memory.merging);
-            [memory.evaluation, memory.merging]
+            let memory = Memory::estimate(Needs { evaluation, export, ..step });
+            assert_eq!(memory.total() - PROGRAM, 1300 + memory.evaluation + memory.export);
+            [memory.evaluation, memory.export]
         };
         assert_eq!(of(75, 0), [0, 0]);
         assert_eq!(of(100, 0), [100, 0]);
-        assert_eq!(of(100, 1000), [100, 0]);
-        assert_eq!(of(75, 1500), [0, 500]);
+        assert_eq!(of(100, 1400), [100, 0]);
+        assert_eq!(of(75, 1800), [0, 500]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod fingerprint;
 mod shown;
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -94,8 +95,12 @@ pub struct ModelPlan {
     pub new_parameters: Vec<String>,
     /// Tensors of the checkpoint that the model has no place for.
     pub unused_tensors: Vec<String>,
-    /// Parameters of the backbone's linear layers, with which each token is multiplied.
+    /// Parameters of the linear layers of the backbone's layers, with which each token is multiplied.
     pub multiplied: u64,
+    /// Floating-point operations of these layers for a token of a step, a teacher's too: two for each weight forward, two where a
+    /// gradient goes through the layer, two where the weight itself trains.
+    #[serde(skip)]
+    pub operations: u64,
     /// How the frozen weights of its linear layers are kept.
     pub frozen_dtype: FrozenDtype,
     /// The longest input that the model can hold, in tokens.
@@ -240,6 +245,9 @@ pub struct AdapterPlan {
     pub modules: Vec<AdaptedModule>,
     /// Parameters by part.
     pub groups: Vec<Group>,
+    /// Parameters of the model itself that train, by path.
+    #[serde(skip)]
+    pub trained: HashSet<String>,
 }
 
 impl AdapterPlan {

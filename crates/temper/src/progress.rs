@@ -15,6 +15,7 @@ pub struct Progress<W: Write> {
     out: W,
     look: Look,
     clock: Option<(Instant, u64)>,
+    deadline: Option<Instant>,
 }
 
 /// How to draw.
@@ -40,14 +41,21 @@ impl Progress<io::Stderr> {
 impl<W: Write> Progress<W> {
     /// Progress on `out`.
     pub fn new(out: W, look: Look) -> Self {
-        Self { out, look, clock: None }
+        Self { out, look, clock: None, deadline: None }
+    }
+
+    /// The same of a run that ends at `deadline` in any case.
+    pub fn until(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     /// Shows `event`. What cannot be written is lost: nobody watches, and training goes on.
     pub fn on(&mut self, event: &Event) {
         let begin = |step| Some((Instant::now(), step));
         match event {
-            Event::Resumed { step, .. } => self.clock = begin(*step),
+            // What came before it has taken a part of the time that there was.
+            Event::Resumed { step, .. } => (self.clock, self.deadline) = (begin(*step), None),
             // A fresh run: how long the steps before the first report took is not known, so time starts here.
             Event::Step { step, .. } if self.clock.is_none() => self.clock = begin(*step),
             _ => {}
@@ -78,7 +86,7 @@ impl<W: Write> Progress<W> {
 
     /// Draws the bar, or gives the plain line.
     fn step(&mut self, event: &Event) -> Option<String> {
-        let status = Status::new(event, self.clock)?;
+        let status = Status::new(event, self.clock, self.deadline)?;
         if !self.look.terminal {
             return Some(status.plain());
         }
@@ -169,8 +177,8 @@ struct Status {
 }
 
 impl Status {
-    /// `clock` is when the process took its first step and which one that was.
-    fn new(event: &Event, clock: Option<(Instant, u64)>) -> Option<Self> {
+    /// `clock` is when the process took its first step and which one that was, `deadline` when it ends at the latest.
+    fn new(event: &Event, clock: Option<(Instant, u64)>, deadline: Option<Instant>) -> Option<Self> {
         let &Event::Step { step, steps, epoch, loss, lr, tokens_per_second, step_ms, skipped, .. } = event else {
             return None;
         };
@@ -178,6 +186,7 @@ impl Status {
         let per_step =
             measured.map_or(step_ms / 1e3, |(begin, first)| begin.elapsed().as_secs_f64() / (step - first) as f64);
         let left = per_step * steps.saturating_sub(step) as f64;
+        let left = deadline.map_or(left, |end| left.min(end.saturating_duration_since(Instant::now()).as_secs_f64()));
         let mut words = vec![
             format!("{}/{}", units::grouped(step), units::grouped(steps)),
             format!("loss {}", units::number(loss)),
@@ -327,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_bar_fits_the_terminal() {
-        let status = Status::new(&step(1500), None).unwrap();
+        let status = Status::new(&step(1500), None, None).unwrap();
         for columns in 1..200 {
             let bar = status.bar(columns, false);
             assert!(bar.chars().count() < columns.max(1) + usize::from(bar.is_empty()), "{columns}: {bar}");
@@ -337,6 +346,15 @@ mod tests {
         let wide = status.bar(120, false);
         let full = wide.chars().filter(|&c| c == '━').count();
         assert!(wide.contains("tok/s") && full == 16, "half of 32 columns: {wide}");
+    }
+
+    #[test]
+    fn a_run_with_a_time_limit_lasts_no_longer() {
+        let now = Instant::now();
+        let status = Status::new(&step(1500), None, Some(now)).unwrap();
+        assert_eq!(status.words[2], "ETA 0.0s");
+        let status = Status::new(&step(1500), None, Some(now + std::time::Duration::from_secs(3600))).unwrap();
+        assert_eq!(status.words[2], "ETA 42s");
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub struct ReportData {
     pub tokens: u64,
     /// The most memory that the process held, in bytes.
     pub peak_memory: Option<u64>,
+    /// The step after which that process began.
+    pub peak_since: u64,
     /// What it ran on, such as `CPU (flex), 8 threads`.
     pub device: String,
     /// Names and versions of what it ran with.

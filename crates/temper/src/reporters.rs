@@ -14,6 +14,7 @@ use crate::failure::{Failure, Kind};
 use crate::logs;
 use crate::plan::Plan;
 use crate::progress::Progress;
+use crate::recipe::parse_duration;
 use crate::run_dir::RunDir;
 use crate::tensorboard::TensorBoardWriter;
 
@@ -36,8 +37,10 @@ impl Reporters {
             Failure::new(Kind::Other, format!("error: failed to open the logs of {}: {error}", run.path().display()))
         };
         let tensorboard = plan.run.tensorboard.then(|| TensorBoardWriter::create(&run.join("tensorboard"))).transpose();
+        let limit = plan.train.config.max_wall.as_deref().and_then(parse_duration);
+        let deadline = limit.and_then(|limit| started.checked_add(limit));
         Ok(Self {
-            progress: (!logs::for_programs()).then(Progress::stderr),
+            progress: (!logs::for_programs()).then(|| Progress::stderr().until(deadline)),
             events: JsonlWriter::open(&run.join("events.jsonl")).map_err(failed)?,
             samples: run.join("samples.jsonl"),
             tensorboard: tensorboard.map_err(failed)?,

@@ -18,6 +18,7 @@ use crate::events::{self, Known, timestamp};
 use crate::report::ReportData;
 use crate::run_dir::is_running;
 use crate::sweep::{Held, TrialState};
+use crate::units;
 
 pub use compare::{differences, scores};
 pub use overview::{Sort, overview, sort};
@@ -201,7 +202,7 @@ impl Run {
             best: None,
             last: None,
             loss: report.steps.last().map(|point| point.loss),
-            tokens_per_second: median(report.steps.iter().map(|point| point.tokens_per_second).collect()),
+            tokens_per_second: units::median(report.steps.iter().map(|point| point.tokens_per_second).collect()),
             seconds: (!records.is_empty()).then(|| seconds(&records)),
             written: records.last().map(|record| record.time.clone()).or_else(|| modified(dir)),
             set: Vec::new(),
@@ -286,12 +287,6 @@ fn seconds(records: &[events::Record]) -> f64 {
         }
     }
     ms / 1e3
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.retain(|value| value.is_finite());
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
 }
 
 /// When a file of the run was last written.

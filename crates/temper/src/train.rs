@@ -235,12 +235,15 @@ impl Corridor<'_> {
             let parts = if divided { export::of_checkpoint(&checkpoint)? } else { BTreeMap::new() };
             let values = export::values(&model, &trained, parts, plan);
             export(values, T::SHIPS_HEAD, &shipped, &pages.front(false), &run.join("export"))?;
-            run.write("report.html", pages.report().as_bytes())?;
-            if plan.export.merge {
+            let merged = if plan.export.merge {
                 let probe = if eval.is_empty() { &*train } else { &eval };
                 let outputs = |model: &T| model.outputs(&collator, probe, plan.train.eval_batch);
-                self.merge(model, &shipped, &pages.front(true), outputs)?;
-            }
+                self.merge(model, &shipped, &pages.front(true), outputs)
+            } else {
+                Ok(())
+            };
+            run.write("report.html", pages.report(resumed).as_bytes())?;
+            merged?;
             tracing::info!(estimated = plan.memory.total(), peak = memory::peak(), "memory in bytes");
             let pushed = pushing.map(Pushing::finish).transpose()?;
             Ok::<_, Failure>(pushed.map(|pushed| pushed.pull_request.unwrap_or(pushed.url)))

@@ -58,6 +58,15 @@ pub fn seconds(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
+/// The middle of finite `values`, or the mean of the two in the middle.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.retain(|value| value.is_finite());
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    let upper = *values.get(half)?;
+    Some(if values.len().is_multiple_of(2) { values[half - 1].midpoint(upper) } else { upper })
+}
+
 /// A share in percent with one digit: `87.5%`.
 pub fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
@@ -118,6 +127,13 @@ mod tests {
         assert_eq!(bytes(412_300_000), "412 MB");
         assert_eq!(bytes(1_530_000_000), "1.53 GB");
         assert_eq!(bytes(17), "17 B");
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_is_between_two() {
+        assert_eq!(median(vec![3.0, f64::NAN, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median(vec![f64::NAN]), None);
     }
 
     #[test]

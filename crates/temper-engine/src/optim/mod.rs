@@ -57,6 +57,16 @@ impl Rule {
     }
 }
 
+/// Bytes that an optimizer keeps of a parameter of that shape.
+#[must_use]
+pub fn state_bytes(config: &OptimConfig, shape: &[usize]) -> u64 {
+    let bytes = |kept: &Kept| match kept.format {
+        None => 4 * kept.count as u64,
+        Some(format) => format.bytes([1, kept.count]),
+    };
+    Optimizer::new(config).rule.slots(shape).iter().map(bytes).sum()
+}
+
 /// What is kept of a parameter under one name.
 struct Kept {
     name: &'static str,

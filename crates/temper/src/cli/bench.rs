@@ -6,7 +6,6 @@ use burn::tensor::{Device, Tensor};
 use clap::Args;
 use serde_json::{Value, json};
 use temper_engine::{EvalConfig, Event, Every, EveryName};
-use temper_peft::Method;
 use temper_world::{Place, World};
 
 use super::{RecipeArgs, print, writeln};
@@ -91,13 +90,6 @@ impl BenchArgs {
     }
 }
 
-/// The middle, the least and the most.
-fn spread(mut values: Vec<f64>) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    let at = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);
-    [at(values.len() / 2), at(0), at(values.len().saturating_sub(1))]
-}
-
 /// Floating-point operations a second in the product of two square matrices, the fastest of three.
 fn peak_flops(device: &Device) -> f64 {
     let matrix = || Tensor::<2>::ones([SIDE, SIDE], device);
@@ -118,25 +110,23 @@ fn report(profile: &Profile, plan: &Plan, tokens: u64, warmup: u64, used: Option
     let mut parts = by_part(&slices, warmup).into_iter();
     let (_, steps) = parts.next().unwrap_or_default();
     let (count, seconds) = (steps.len(), steps.iter().sum::<f64>());
-    let [step, least, most] = spread(steps);
+    let [least, most] = [f64::min, f64::max].map(|of| steps.iter().copied().reduce(of));
     // A part that some steps lack took no time in them.
     let median = |mut seconds: Vec<f64>| {
         seconds.resize(count, 0.0);
-        spread(seconds)[0]
+        units::median(seconds)
     };
     let parts: Vec<Value> = parts.map(|(part, seconds)| json!({ "part": part, "seconds": median(seconds) })).collect();
     let once = |name: &str| slices.iter().rfind(|slice| slice.path == [name]).map(|slice| slice.length);
     let speed = tokens as f64 / seconds;
-    let multiplied = plan.model.multiplied as f64;
-    // Forward, and the gradients of inputs; those of weights where the weights train.
-    let factor = if plan.adapter.config.method == Method::Full { 6.0 } else { 4.0 };
-    let flops = factor * multiplied * speed;
+    let (multiplied, operations) = (plan.model.multiplied as f64, plan.model.operations as f64);
+    let flops = operations * speed;
     json!({
-        "device": plan.device, "steps": count, "step_seconds": { "median": step, "least": least, "most": most },
+        "device": plan.device, "steps": count, "step_seconds": { "median": median(steps), "least": least, "most": most },
         "tokens": tokens, "tokens_per_second": speed, "parts": parts,
         "evaluation_seconds": once("evaluation"), "checkpoint_seconds": once("checkpoint"),
         "peak_memory": used, "estimated_memory": plan.memory.total(),
-        "model_flops": { "rule": format!("{factor}N a token"), "n": multiplied, "per_second": flops,
+        "model_flops": { "rule": format!("{}N a token", units::number(operations / multiplied)), "n": multiplied, "per_second": flops,
             "of_product": peak.map(|peak| flops / peak), "product_per_second": peak },
     })
 }

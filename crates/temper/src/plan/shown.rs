@@ -10,7 +10,7 @@ use super::{AdaptedModule, CausalPlan, ClassifierPlan, PinnedFile, Plan, TaskPla
 use crate::fetch::Source;
 use crate::ranks::RanksPlan;
 use crate::recipe::FrozenDtype;
-use crate::units::grouped;
+use crate::units::{grouped, percent};
 
 impl Plan {
     /// The plan as titled tables of (name, value), for people.
@@ -79,7 +79,7 @@ impl Plan {
             TaskPlan::CausalLm(task) => causal_rows(task),
             TaskPlan::MaskedLm { mask_probability, best_by } => vec![
                 row("kind", "masked-lm".into()),
-                row("masked", format!("{} % of the tokens", mask_probability * 100.0)),
+                row("masked", format!("{} of the tokens that are not special", percent(*mask_probability))),
                 row("best by", best_by.name().into()),
             ],
             TaskPlan::Distillation { teacher, files, best_by, .. } => {
@@ -146,7 +146,7 @@ impl Plan {
         let (total, trainable) = (self.adapter.total(), self.adapter.trainable());
         let share = 100.0 * trainable as f64 / total as f64;
         let all =
-            format!("{} parameters, {} trainable ({share:.2} %)", grouped(total as u64), grouped(trainable as u64));
+            format!("{} parameters, {} trainable ({share:.4} %)", grouped(total as u64), grouped(trainable as u64));
         rows.push(("in all".into(), all));
         rows
     }
@@ -158,7 +158,10 @@ impl Plan {
         let packed = matches!(self.task, TaskPlan::CausalLm(_)) && self.data.config.packing;
         let unit = if packed { "packs" } else { "rows" };
         let micro = match train.micro() {
-            Micro::Rows(rows) => format!("{} × {rows}", train.config.global_batch.div_ceil(rows)),
+            Micro::Rows(rows) if train.config.global_batch.is_multiple_of(rows) => {
+                format!("{} × {rows}", train.config.global_batch / rows)
+            }
+            Micro::Rows(rows) => format!("at most {rows} at a time"),
             Micro::Tokens(tokens) => format!("at most {} tokens at a time", grouped(tokens as u64)),
         };
         let eval = match train.eval_every {
@@ -166,11 +169,15 @@ impl Plan {
             None => "never".into(),
         };
         let optim = format!("{:?}, weight decay {}", train.optim.kind, train.optim.weight_decay).to_lowercase();
+        let clipping = match train.config.max_grad_norm {
+            0.0 => "no clipping".to_owned(),
+            most => format!("gradient norm at most {most}"),
+        };
         let schedule = format!("{:?}", train.schedule.kind).to_lowercase();
         let mut rows = vec![
             row("steps", format!("{} ({epochs:.2} epochs of {})", train.steps, train.steps_per_epoch)),
             row("batch", format!("{} {unit} ({micro})", train.config.global_batch)),
-            row("optimizer", format!("{optim}, gradient norm at most {}", train.config.max_grad_norm)),
+            row("optimizer", format!("{optim}, {clipping}")),
             row("learning rate", format!("{}, {schedule}, {} steps of warmup", train.config.lr, train.warmup_steps)),
             row("evaluation", eval),
             row("device", self.device.to_string()),

@@ -92,14 +92,16 @@ fn tiles(data: &ReportData) -> String {
             data.steps.last().map(|last| format!("{} steps, {:.2} epochs", units::grouped(last.step), last.epoch));
         tiles.push(("", "time".into(), units::seconds(data.seconds), steps.unwrap_or_default()));
     }
-    let mut speeds: Vec<f64> = data.steps.iter().map(|point| point.tokens_per_second).collect();
-    if !speeds.is_empty() {
-        speeds.sort_by(f64::total_cmp);
+    if let Some(speed) = units::median(data.steps.iter().map(|point| point.tokens_per_second).collect()) {
         let note = format!("median; {} tokens", units::short(data.tokens as f64));
-        tiles.push(("", "tokens per second".into(), units::short(speeds[speeds.len() / 2]), note));
+        tiles.push(("", "tokens per second".into(), units::short(speed), note));
     }
     if let Some(peak) = data.peak_memory {
-        tiles.push(("", "peak memory".into(), units::bytes(peak), data.device.clone()));
+        let since = match data.peak_since {
+            0 => String::new(),
+            step => format!("since step {}, ", units::grouped(step)),
+        };
+        tiles.push(("", "peak memory".into(), units::bytes(peak), since + &data.device));
     }
     let tile = |(class, label, value, note): &(&str, String, String, String)| {
         let [label, value, note] = [label, value, note].map(|text| escape(text));

@@ -5,15 +5,15 @@
 use std::path::Path;
 
 use temper_data::{Dataset, Examples, Micro, Order, Tokenizer};
-use temper_engine::{Checkpointing, OptimKind};
-use temper_kernels::{Activations, DEFAULT_SCRATCH, Format};
+use temper_engine::{Checkpointing, state_bytes};
+use temper_kernels::{Activations, DEFAULT_SCRATCH};
 use temper_models::{Config, Weights};
 use temper_peft::Method;
 use temper_peft::parameters::layer_of;
 use temper_tasks::Metric;
 use temper_world::Shard;
 
-use super::LazyModel;
+use super::{LazyModel, TeacherInputs};
 use crate::memory::{Memory, Needs};
 use crate::plan::{AdapterPlan, TaskPlan, TrainPlan};
 use crate::recipe::{FrozenDtype, Precision};
@@ -36,6 +36,7 @@ pub(super) struct Footprint<'a> {
     /// Whether rows of a length go together.
     pub bucket: bool,
     pub weights: Option<&'a Weights>,
+    pub teacher: Option<&'a TeacherInputs>,
     pub tokenizer: &'a Tokenizer,
     pub frozen: FrozenDtype,
     pub precision: Precision,
@@ -51,12 +52,14 @@ pub(super) struct Footprint<'a> {
 }
 
 /// What layers keep for the backward pass.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Kept {
     /// Layers that a gradient goes through.
     layers: u64,
-    /// Values that one keeps of each token.
-    of_token: u64,
+    /// Values that all of them keep of each token.
+    all: u64,
+    /// Values that the largest of them keeps; where there is none, those that a layer holds at once.
+    one: u64,
     /// Values of each token that go from layer to layer.
     hidden: u64,
 }
@@ -65,9 +68,9 @@ impl Kept {
     /// Values that some tokens take, padding included, if `logits` were made of them. The backward pass of a layer takes as
     /// much as it again, but not before the logits are gone.
     fn values(&self, tokens: u64, logits: u64, activations: Activations) -> u64 {
-        let layer = tokens * self.of_token;
+        let layer = tokens * self.one;
         let kept = match activations {
-            Activations::Keep => self.layers * layer,
+            Activations::Keep => tokens * self.all,
             Activations::Recompute => self.layers * tokens * self.hidden + layer,
             Activations::Offload => tokens * self.hidden + layer,
         };
@@ -120,21 +123,14 @@ impl Footprint<'_> {
         let table = (made.config.vocab_size() * made.config.hidden_size()) as u64;
         let parts = if made.task.ties() && trainable >= table { table } else { 0 };
         let times = if several { 2 } else { 1 };
-        let optimizer = match train.optim.kind {
-            OptimKind::Adamw => 8 * trainable,
-            OptimKind::Adamw8bit => 2 * Format::Dynamic.bytes([1, trainable as usize]),
-            OptimKind::Lion => 4 * trainable,
-            // A row and a column of numbers for each matrix: too little to count.
-            OptimKind::Adafactor => 0,
-            OptimKind::Sgd if train.optim.momentum > 0.0 => 4 * trainable,
-            OptimKind::Sgd => 0,
-        };
+        let optimizer: u64 = made.trained_shapes().map(|shape| state_bytes(&train.optim, &shape)).sum();
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
         let owners = if self.shard.has_owners() { self.ranks } else { 1 };
         // Of layers that are lent there is what this rank owns, and beside it the one that computes and its message.
         let lent = if self.shard == Shard::Parameters { self.made.in_layers() } else { 0 };
         let absent = lent - lent / owners;
         let one = (2 * lent / self.made.config.layers().max(1) as u64).min(absent);
+        let evaluation = made.evaluation(&dataset.eval, train.eval_batch, self.scratch);
         let memory = Memory::estimate(Needs {
             weights: self.weights() - 4 * (absent - one),
             gradients: 4 * ((trainable - absent + parts) * times + one),
@@ -145,25 +141,33 @@ impl Footprint<'_> {
             activations,
             logits,
             workspace: self.workspace(tokens),
-            evaluation: made.evaluation(&dataset.eval, train.eval_batch, self.scratch),
-            merged: if self.merges { self.merged() } else { 0 },
+            evaluation,
+            export: match made.adapter.config.method.is_adapter() {
+                // What it answers is measured before and after.
+                true if self.merges => self.saved() + 4 * evaluation + made.written(),
+                true => 0,
+                false => made.written(),
+            },
             available: self.available,
         });
         Memory { layers, ..memory }
     }
 
-    /// Parameters of the backbone's linear layers.
-    pub(super) fn multiplied(&self) -> u64 {
-        self.made.lazy.linears.iter().map(|path| self.made.widths(path).iter().product::<u64>()).sum()
+    /// Floating-point operations of linear layers for a token of a step, a teacher's too: see [`ModelPlan`](crate::plan::ModelPlan).
+    pub(super) fn operations(&self) -> u64 {
+        self.made.operations() + 2 * self.of_teacher(|name, shape| layer_of(name).is_some() && shape.len() == 2)
     }
 
     /// Bytes of all parameters, a teacher's too.
     fn weights(&self) -> u64 {
-        let teacher = match self.made.task {
-            TaskPlan::Distillation { files, .. } => files.iter().map(|file| file.bytes).sum(),
-            _ => 0,
-        };
-        4 * self.made.adapter.total() as u64 - self.saved() + teacher
+        4 * (self.made.adapter.total() as u64 + self.of_teacher(|_, _| true)) - self.saved()
+    }
+
+    /// How many values a teacher has in those of its tensors that `counts`.
+    fn of_teacher(&self, counts: impl Fn(&str, &[usize]) -> bool) -> u64 {
+        let Some(TeacherInputs { weights, .. }) = self.teacher else { return 0 };
+        let shapes = weights.names().filter_map(|name| weights.shape(name).filter(|shape| counts(name, shape)));
+        shapes.map(|shape| shape.iter().product::<usize>() as u64).sum()
     }
 
     /// Bytes that the frozen weights take less than as f32.
@@ -172,18 +176,10 @@ impl Footprint<'_> {
         self.quantized().map(|shape| 4 * (shape[0] * shape[1]) as u64 - format.bytes(shape)).sum()
     }
 
-    /// Bytes that the weights take more when adapters are merged into them, one at a time and in their place, and then written:
-    /// one is read, and copied or encoded.
-    fn merged(&self) -> u64 {
-        let largest = self.made.lazy.entries.iter().map(|entry| entry.count() as u64).max().unwrap_or(0);
-        self.saved() + 8 * largest
-    }
-
     /// The shapes of the weights that are frozen in few bits, if any are.
     fn quantized(&self) -> impl Iterator<Item = [usize; 2]> {
-        let whole = &self.made.adapter.config.modules_to_save;
-        let trains = |path: &str| whole.iter().any(|name| format!(".{path}.").contains(&format!(".{name}.")));
-        let frozen = self.made.lazy.linears.iter().filter(move |path| self.frozen.format().is_some() && !trains(path));
+        let is_frozen = |path: &&String| self.frozen.format().is_some() && !self.made.trains(path);
+        let frozen = self.made.lazy.linears.iter().filter(move |path| is_frozen(path));
         frozen.map(|path| self.made.widths(path).map(|width| width as usize))
     }
 
@@ -213,6 +209,65 @@ impl Footprint<'_> {
 }
 
 impl Made<'_> {
+    /// The linear layers that every token goes through, and the number of the layer that each is in. A pooler's is none of them.
+    fn of_tokens(&self) -> impl Iterator<Item = (&String, usize)> {
+        self.lazy.linears.iter().filter_map(|path| Some((path, layer_of(path)?.1)))
+    }
+
+    /// Their parameters.
+    pub(super) fn multiplied(&self) -> u64 {
+        self.of_tokens().map(|(path, _)| self.weights(path)).sum()
+    }
+
+    /// Their floating-point operations for a token of a step.
+    fn operations(&self) -> u64 {
+        let first = self.first_layer();
+        let times = |path, layer| {
+            let passed = first.is_some_and(|first| layer >= first);
+            2 * (1 + u64::from(passed) + u64::from(self.trains(path)))
+        };
+        self.of_tokens().map(|(path, layer)| times(path, layer) * self.weights(path)).sum()
+    }
+
+    /// How many weights a linear layer has.
+    fn weights(&self, path: &str) -> u64 {
+        self.widths(path).iter().product()
+    }
+
+    /// The shapes of what trains.
+    fn trained_shapes(&self) -> impl Iterator<Item = Vec<usize>> {
+        let whole = self.lazy.entries.iter().filter(|entry| self.adapter.trained.contains(&entry.path));
+        let adapters = self.adapter.modules.iter().flat_map(|module| {
+            let [inputs, outputs] = self.widths(&module.path).map(|width| width as usize);
+            let magnitude = (self.adapter.config.method == Method::Dora).then(|| vec![outputs]);
+            [vec![module.rank, inputs], vec![outputs, module.rank]].into_iter().chain(magnitude)
+        });
+        whole.map(|entry| entry.shape.clone()).chain(adapters)
+    }
+
+    /// Bytes that weights take more while they are written, one at a time: one is read, and copied or encoded.
+    fn written(&self) -> u64 {
+        8 * self.lazy.entries.iter().map(|entry| entry.count() as u64).max().unwrap_or(0)
+    }
+
+    /// Whether a gradient goes through any layer.
+    pub(super) fn has_gradients(&self) -> bool {
+        self.first_layer().is_some()
+    }
+
+    /// The first layer that a gradient goes through: something trains in it, or before all layers.
+    fn first_layer(&self) -> Option<usize> {
+        let layer = |path: &str| match layer_of(path) {
+            Some((_, layer)) => Some(layer),
+            None => ["emb", "wte", "wpe"]
+                .iter()
+                .any(|part| path.starts_with("backbone.") && path.contains(part))
+                .then_some(0),
+        };
+        let adapted = self.adapter.modules.iter().map(|module| module.path.as_str());
+        self.adapter.trained.iter().map(String::as_str).chain(adapted).filter_map(layer).min()
+    }
+
     /// Values that are logits of `rows`, of which the longest has `longest` tokens, or made of them: of each its exponential
     /// where the loss makes its own gradient; else its logarithm and its gradient.
     fn logits(&self, examples: &Examples, rows: &[u32], longest: usize, scratch: u64) -> u64 {
@@ -278,10 +333,16 @@ impl Made<'_> {
     /// the result of attention, with one number for each head; what enters the activation function, and its gate; what
     /// enters a linear layer that learns.
     fn kept(&self) -> Kept {
-        let (config, linears) = (self.config, &self.lazy.linears);
-        let each = linears.len() / config.layers().max(1);
-        let Some(first) = linears.iter().position(|path| self.learns(path)) else { return Kept::default() };
-        let halves = self.halves(first / each);
+        let hidden = self.config.hidden_size() as u64;
+        let first = self.first_layer().unwrap_or(self.config.layers());
+        let layers: Vec<u64> = (first..self.config.layers()).map(|layer| self.kept_in(layer)).collect();
+        let one = layers.iter().copied().max().unwrap_or_else(|| self.passing()[0]);
+        Kept { layers: layers.len() as u64, all: layers.iter().sum(), one, hidden }
+    }
+
+    /// Values that a layer keeps for each token.
+    fn kept_in(&self, layer: usize) -> u64 {
+        let (config, halves) = (self.config, self.halves(layer));
         let read: u64 = halves.iter().flat_map(|(first, last)| [first, last]).map(|paths| self.read(paths)).sum();
         let projected: u64 = halves[0].0.iter().map(|path| self.widths(path)[1]).sum();
         // The result of attention is what enters the last linear layer of its half.
@@ -296,16 +357,13 @@ impl Made<'_> {
             true => (projected + result) / 2 + if gates > 0 { fed / 2 } else { fed },
             false => projected + result - again + fed,
         };
-        Kept {
-            layers: (config.layers() - first / each) as u64,
-            of_token: self.norms() * hidden + kept + config.heads() as u64 + read,
-            hidden,
-        }
+        self.norms() * hidden + kept + config.heads() as u64 + read
     }
 
     /// Values of its input that a linear layer keeps for each token.
     fn own_input(&self, path: &str) -> u64 {
-        if self.learns(path) && !self.drops() { self.widths(path)[0] } else { 0 }
+        let adapted = self.rank(path) > 0 && !self.drops();
+        if adapted || self.trains(path) { self.widths(path)[0] } else { 0 }
     }
 
     /// Whether what adapters read is dropped, each by a mask of its own.
@@ -331,19 +389,23 @@ impl Made<'_> {
 
     /// Values that linear layers which read one input keep for each token.
     fn read(&self, paths: &[String]) -> u64 {
-        let learning: Vec<&String> = paths.iter().filter(|path| self.learns(path)).collect();
-        let of_adapter = |path: &&String| {
+        let of_adapter = |path: &String| {
             let scaled = if self.adapter.config.method == Method::Dora { self.widths(path)[1] } else { 0 };
             let dropped = if self.drops() { self.widths(path)[0] } else { 0 };
             self.rank(path) + scaled + dropped
         };
-        let own = learning.first().map_or(0, |path| self.own_input(path)) / if self.halved { 2 } else { 1 };
-        own + learning.iter().map(of_adapter).sum::<u64>()
+        let own = paths.iter().map(|path| self.own_input(path)).max().unwrap_or(0) / if self.halved { 2 } else { 1 };
+        own + paths.iter().filter(|path| self.rank(path) > 0).map(of_adapter).sum::<u64>()
     }
 
-    /// Whether a linear layer has something that trains.
-    fn learns(&self, path: &str) -> bool {
-        self.adapter.config.method == Method::Full || self.rank(path) > 0
+    /// Whether the weight of a linear layer itself trains.
+    fn trains(&self, path: &str) -> bool {
+        self.adapter.trained.contains(&self.weight(path))
+    }
+
+    /// The weight of a linear layer, by its path in the model.
+    fn weight(&self, path: &str) -> String {
+        format!("backbone{}.weight", path.strip_prefix(self.config.prefix()).unwrap_or(path))
     }
 
     /// The rank of a linear layer's adapter; 0 where it has none.
@@ -353,8 +415,7 @@ impl Made<'_> {
 
     /// How wide a linear layer's input and output are.
     fn widths(&self, path: &str) -> [u64; 2] {
-        let bare = path.strip_prefix(self.config.prefix()).unwrap_or(path);
-        let weight = format!("backbone{bare}.weight");
+        let weight = self.weight(path);
         let shape = self.lazy.entries.iter().find(|entry| entry.path == weight).map(|entry| entry.shape.as_slice());
         match shape {
             Some(&[a, b]) if self.lazy.fan_in_fan_out => [a as u64, b as u64],
@@ -385,6 +446,16 @@ mod tests {
     }
 
     fn kept_in(method: Method, dropout: f64, learns: impl Fn(&str) -> bool, halved: bool) -> Kept {
+        with(method, dropout, learns, halved, |made| made.kept())
+    }
+
+    fn with<R>(
+        method: Method,
+        dropout: f64,
+        learns: impl Fn(&str) -> bool,
+        halved: bool,
+        read: impl Fn(&Made<'_>) -> R,
+    ) -> R {
         let decoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/decoder");
         let config = Config::read(&decoder).unwrap();
         let task = TaskPlan::CausalLm(CausalPlan {
@@ -402,15 +473,31 @@ mod tests {
         let learning = lazy.linears.iter().filter(|path| learns(path));
         let modules = learning.map(|path| AdaptedModule { path: path.clone(), rank: 8, alpha: 8.0 }).collect();
         let table = AdapterConfig { method, dropout, ..AdapterConfig::default() };
-        let adapter = AdapterPlan { config: table, modules, groups: Vec::new() };
-        Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter, halved }.kept()
+        let whole = lazy.entries.iter().filter(|_| method == Method::Full).map(|entry| entry.path.clone());
+        let adapter = AdapterPlan { config: table, modules, groups: Vec::new(), trained: whole.collect() };
+        read(&Made { config: &config, lazy: &lazy, task: &task, adapter: &adapter, halved })
+    }
+
+    #[test]
+    fn operations_are_those_that_happen() {
+        let times = |method, learns: fn(&str) -> bool| {
+            with(method, 0.0, learns, false, |made| made.operations() as f64 / made.multiplied() as f64)
+        };
+        assert_eq!(times(Method::Full, |_| false), 6.0);
+        assert_eq!(times(Method::Lora, |_| true), 4.0);
+        // Half of the six layers have gradients.
+        assert_eq!(times(Method::Lora, |path| path.ends_with(".3.self_attn.q_proj")), 3.0);
+        assert_eq!(times(Method::Frozen, |_| false), 2.0);
     }
 
     #[test]
     fn what_learns_decides_what_is_kept() {
         // Two norms, queries with keys and values, the result of 6 heads, SiLU and the gate.
         let always = 2 * 192 + (192 + 64 + 64) + 192 + 6 + 2 * 512;
-        let of = |layers: u64, more: u64| Kept { layers, of_token: always + more, hidden: 192 };
+        let of = |layers: u64, more: u64| {
+            let one = always + more;
+            Kept { layers, all: layers * one, one, hidden: 192 }
+        };
         // What enters the output projection is the result of attention, kept once.
         let inputs = 192 + 192 + 512;
         assert_eq!(kept(Method::Lora, 0.0, |_| true), of(6, inputs + 7 * 8));
@@ -419,18 +506,23 @@ mod tests {
         assert_eq!(kept(Method::Lora, 0.1, |path| path.ends_with("o_proj")), of(6, 192 + 8));
         assert_eq!(kept(Method::Dora, 0.0, |path| path.ends_with("v_proj")), of(6, 192 + 8 + 64));
         // Before the first layer that learns nothing is kept.
-        assert_eq!(kept(Method::Lora, 0.0, |path| path.ends_with("4.mlp.down_proj")), of(2, 512 + 8));
+        let last = kept(Method::Lora, 0.0, |path| path.ends_with("4.mlp.down_proj"));
+        assert_eq!(last, Kept { all: 2 * always + 512 + 8, ..of(2, 512 + 8) });
         assert_eq!(kept(Method::Full, 0.0, |_| false), of(6, inputs));
-        assert_eq!(kept(Method::Frozen, 0.0, |_| false), Kept::default());
+        // Where there is no gradient a layer at a time is worked out: what it adds to and reads, gate, result and both together.
+        assert_eq!(
+            kept(Method::Frozen, 0.0, |_| false),
+            Kept { layers: 0, all: 0, one: 2 * 192 + 3 * 512, hidden: 192 }
+        );
         // In half the bytes: all but the norms, what each head keeps and x Aᵀ.
         let halved = (192 + 64 + 64 + 192 + 2 * 512 + 192 + 192 + 192 + 512) / 2 + 2 * 192 + 6 + 7 * 8;
         let all = kept_in(Method::Lora, 0.0, |_| true, true);
-        assert_eq!(all, Kept { layers: 6, of_token: halved, hidden: 192 });
+        assert_eq!(all, Kept { layers: 6, all: 6 * halved, one: halved, hidden: 192 });
     }
 
     #[test]
     fn layers_that_are_computed_again_keep_their_inputs_and_one_of_them_the_rest() {
-        let kept = Kept { layers: 5, of_token: 100, hidden: 10 };
+        let kept = Kept { layers: 5, all: 500, one: 100, hidden: 10 };
         assert_eq!(kept.values(8, 0, Activations::Keep), 6 * 8 * 100);
         assert_eq!(kept.values(8, 0, Activations::Recompute), 5 * 8 * 10 + 2 * 8 * 100);
         assert_eq!(kept.values(8, 0, Activations::Offload), 8 * 10 + 2 * 8 * 100);

@@ -44,6 +44,11 @@ impl Leaves {
         leaves
     }
 
+    /// Whether there is a value, or a list, of that name.
+    fn has(&self, name: &str) -> bool {
+        self.values.contains_key(name) || self.lists.values().any(|list| list == name)
+    }
+
     fn add(&mut self, path: &str, value: &Value, list: Option<&str>) {
         if APART.contains(&path) {
             return;
@@ -69,16 +74,26 @@ pub fn differences(runs: &[Run]) -> Table {
     let names: BTreeSet<&String> = leaves.iter().flat_map(|leaves| leaves.values.keys()).collect();
     let values = |name: &str| leaves.iter().map(|leaves| leaves.values.get(name)).collect::<Vec<_>>();
     let differ = |name: &&&String| values(name).windows(2).any(|pair| known(pair[0]) != known(pair[1]));
-    let names: Vec<&String> = names.iter().filter(differ).copied().collect();
+    // What became of a key of the recipe has its name, and is what counts.
+    let superseded = |name: &&&String| named(name) != ***name && leaves.iter().any(|leaves| leaves.has(&named(name)));
+    let names: Vec<&String> = names.iter().filter(differ).filter(|name| !superseded(name)).copied().collect();
     let list = |name: &str| leaves.iter().find_map(|leaves| leaves.lists.get(name)).map(String::as_str);
     let mut rows: Vec<(String, Vec<Cell>)> = Vec::new();
     for name in &names {
         match list(name) {
             Some(list) if names.iter().filter(|other| list_of(&leaves, other) == Some(list)).count() > WITHIN => {
-                if rows.iter().all(|(key, _)| key != list) {
+                if rows.iter().all(|(key, _)| *key != named(list)) {
                     let items = runs.iter().map(|run| items(&run.plan, list).into());
-                    rows.push((list.to_owned(), items.collect()));
+                    rows.push((named(list), items.collect()));
                 }
+            }
+            // The same list where it is one value.
+            None if leaves.iter().any(|leaves| leaves.lists.values().any(|list| list == *name)) => {
+                let whole = runs.iter().zip(&leaves).map(|(run, leaves)| match leaves.values.get(*name) {
+                    value @ Some(_) => shown(value).into(),
+                    None => items(&run.plan, name).into(),
+                });
+                rows.push((named(name), whole.collect()));
             }
             _ => rows.push((named(name), values(name).into_iter().map(|value| shown(value).into()).collect())),
         }

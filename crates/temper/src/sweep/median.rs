@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units;
+
 /// The rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MedianRule {
@@ -36,17 +38,16 @@ impl MedianRule {
     pub fn judge(&self, course: &Course, ended: &[Course], higher_is_better: bool) -> Option<Verdict> {
         // One that is at its end is let go.
         let &(share, _) = course.last().filter(|(share, _)| course.len() >= self.min_evals.max(1) && *share < 1.0)?;
-        let mut averages: Vec<f64> = ended.iter().filter_map(|other| average(other, share)).collect();
+        let averages: Vec<f64> = ended.iter().filter_map(|other| average(other, share)).collect();
         if averages.len() < self.min_trials.max(1) {
             return None;
         }
-        averages.sort_by(f64::total_cmp);
-        let (half, odd) = (averages.len() / 2, !averages.len().is_multiple_of(2));
-        let median = if odd { averages[half] } else { (averages[half - 1] + averages[half]) / 2.0 };
+        let others = averages.len();
+        let median = units::median(averages)?;
         let finite = course.iter().map(|&(_, score)| score).filter(|score| score.is_finite());
         let best = finite.reduce(if higher_is_better { f64::max } else { f64::min });
         let worse = best.is_none_or(|best| if higher_is_better { best < median } else { best > median });
-        worse.then_some(Verdict { best, median, others: averages.len() })
+        worse.then_some(Verdict { best, median, others })
     }
 }
 

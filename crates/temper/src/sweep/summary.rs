@@ -57,12 +57,17 @@ fn best(dir: &Path, trial: &Trial) -> Option<Evaluation> {
     run.best.clone().filter(|best| best.value.is_some() && is_planned(&run, trial))
 }
 
+/// The best first; of equal ones the one with less loss.
 fn ranked(mut rows: Vec<(&Trial, Option<Evaluation>)>, higher_is_better: bool) -> Vec<(&Trial, Option<Evaluation>)> {
     let worst = if higher_is_better { f64::NEG_INFINITY } else { f64::INFINITY };
     let value = |row: &(&Trial, Option<Evaluation>)| row.1.as_ref().and_then(|best| best.value).unwrap_or(worst);
+    let loss = |row: &(&Trial, Option<Evaluation>)| {
+        row.1.as_ref().and_then(|best| best.scores.0.get("loss").copied()).unwrap_or(f64::INFINITY)
+    };
     rows.sort_by(|a, b| {
         let order = value(a).total_cmp(&value(b));
-        if higher_is_better { order.reverse() } else { order }
+        let order = if higher_is_better { order.reverse() } else { order };
+        order.then_with(|| loss(a).total_cmp(&loss(b)))
     });
     rows
 }
@@ -99,13 +104,17 @@ mod tests {
     #[test]
     fn the_best_comes_first_whichever_way_is_better() {
         let trials: Vec<Trial> = (0..3).map(|number| Trial::new(number, 3, Vec::new())).collect();
-        let with = |value: Option<f64>| {
-            value.map(|value| Evaluation { step: 1, value: Some(value), scores: temper_engine::Scores::default() })
+        let with = |scored: Option<(f64, f64)>| {
+            let scores = |loss| temper_engine::Scores([("loss".to_owned(), loss)].into());
+            scored.map(|(value, loss)| Evaluation { step: 1, value: Some(value), scores: scores(loss) })
         };
-        for (higher, order) in [(true, ["002", "001", "003"]), (false, ["001", "002", "003"])] {
-            let rows = trials.iter().zip([Some(0.25), Some(0.5), None].map(with)).collect();
-            let ranked = ranked(rows, higher);
-            assert_eq!(ranked.iter().map(|(trial, _)| trial.dir.as_str()).collect::<Vec<_>>(), order);
-        }
+        let order = |scored: [Option<(f64, f64)>; 3], higher| -> Vec<String> {
+            let ranked = ranked(trials.iter().zip(scored.map(with)).collect(), higher);
+            ranked.iter().map(|(trial, _)| trial.dir.clone()).collect()
+        };
+        let scored = [Some((0.25, 1.0)), Some((0.5, 2.0)), None];
+        assert_eq!(order(scored, true), ["002", "001", "003"]);
+        assert_eq!(order(scored, false), ["001", "002", "003"]);
+        assert_eq!(order([Some((0.5, 2.0)), Some((0.5, 1.0)), None], true), ["002", "001", "003"]);
     }
 }
