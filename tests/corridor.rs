@@ -322,6 +322,21 @@ fn a_tokenizer_with_more_segments_than_the_model_is_refused() {
 }
 
 #[test]
+fn layers_without_gradients_are_not_computed_again() {
+    let plan = |set: &[&str]| {
+        let set = set.iter().flat_map(|set| ["--set", *set]);
+        temper(&["plan", "--recipe", "tests/recipes/short.toml"].into_iter().chain(set).collect::<Vec<_>>())
+    };
+    let frozen = ["adapter={method=\"frozen\"}", "train.gradient_checkpointing=on"];
+    let out = plan(&frozen);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("because no gradient goes through a layer"), "{}", text(&out.stderr));
+    // One that trains in the first layer sends gradients through all.
+    let out = plan(&["adapter={method=\"frozen\", modules_to_save=[\"layer.0.output.dense\"]}", frozen[1]]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+}
+
+#[test]
 fn the_same_directory_refuses_another_plan() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), &[]);

@@ -11,6 +11,32 @@ fn refused(arguments: &[String]) -> (i32, String) {
 }
 
 #[test]
+fn keys_that_change_nothing_are_refused() {
+    let dir = place("idle");
+    write_house(&dir);
+    train(&dir, "full.toml", "full", &["train.max_steps=1"]);
+    let rows: String = (0..8).map(|n| format!("{{\"text\": \"line {n}\"}}\n")).collect();
+    fs::write(dir.join("texts.jsonl"), rows).unwrap();
+    let texts = ["data.train=texts.jsonl", "data.eval=texts.jsonl"];
+    let of_texts = |key| [texts[0], texts[1], key];
+    let cases: [(&[&str], &str); 8] = [
+        (&["data.text=line"], "no row has a column `line`"),
+        (&["data.template_variables={enable_thinkin=false}"], "because the chat template does not read it"),
+        (&["data.template_date=\"2026-01-01\""], "because the chat template writes no date"),
+        (&["adapter.bias=all"], "because there are no such biases in this model"),
+        (&of_texts("data.template=chatml"), "because no row is a conversation"),
+        (&of_texts("data.template_variables={a=1}"), "because no row is a conversation"),
+        (&of_texts("data.train_on=all"), "because each row is a text, which is learned whole"),
+        (&of_texts("data.long_rows=cut"), "because each row is a text, which is learned whole"),
+    ];
+    for (set, words) in cases {
+        let (code, said) = refused(&arguments(&dir, "lora.toml", "run", set));
+        assert!(said.contains(words) && code == 2, "{set:?}: {code} {said}");
+    }
+    train(&dir, "lora.toml", "texts", &texts);
+}
+
+#[test]
 fn recipes_that_do_not_fit_their_model_are_refused() {
     let dir = place("refused");
     write_house(&dir);

@@ -7,6 +7,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use serde_json::{Map, Value};
+
 use crate::{
     config::{DataConfig, TrainOn},
     error::{Error, Result},
@@ -26,8 +28,11 @@ pub(crate) struct Causal<'a> {
     /// None where the tokenizer has none, or none that can be read; the error is for the first row that needs one.
     template: Result<ChatTemplate, String>,
     date: String,
+    variables: Map<String, Value>,
     /// Whether any row needed the template.
     rendered: AtomicBool,
+    /// Whether any row has something that is not learned.
+    asks: AtomicBool,
     train_on: TrainOn,
     max_length: usize,
 }
@@ -83,18 +88,29 @@ impl<'a> Causal<'a> {
     ) -> Result<Self> {
         let date = config.template_date.clone().unwrap_or_else(ChatTemplate::today);
         let template = template(config, base_dir, tokenizer, &date)?;
-        Ok(Self { tokenizer, template, date, rendered: AtomicBool::new(false), train_on: config.train_on, max_length })
+        let (variables, train_on) = (config.template_variables.clone(), config.train_on);
+        let [rendered, asks] = [const { AtomicBool::new(false) }; 2];
+        Ok(Self { tokenizer, template, date, variables, rendered, asks, train_on, max_length })
     }
 
     /// The template that conversations were rendered with; none where there was no conversation.
     pub(crate) fn template_report(&self) -> Option<TemplateReport> {
         let template = self.template.as_ref().ok().filter(|_| self.rendered.load(Ordering::Relaxed))?;
         let date = template.is_dated().then(|| self.date.clone());
-        Some(TemplateReport { origin: template.origin().display().to_string(), date })
+        let (origin, unread) = (template.origin().display().to_string(), template.unread(&self.variables));
+        Some(TemplateReport { origin, date, unread })
+    }
+
+    /// Whether each row was a text, learned whole.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.asks.load(Ordering::Relaxed)
     }
 
     /// The tokens of a row; the error is a message without its place.
     pub(crate) fn encode(&self, sample: &Sample) -> Result<Tokenised, String> {
+        if !matches!(sample, Sample::Text(_)) {
+            self.asks.store(true, Ordering::Relaxed);
+        }
         match sample {
             Sample::Text(text) => self.text(text),
             Sample::Completion { prompt, completion, others } => {

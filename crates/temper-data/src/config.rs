@@ -21,6 +21,7 @@ pub struct DataConfig {
     /// Share of the training rows set aside for evaluation, in [0, 1); 0 evaluates on nothing. Which rows, their texts decide,
     /// whatever `train.seed` is. Default 0.1 where `eval` is absent. Contradicts `eval`.
     #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub eval_fraction: Option<f64>,
     /// Column of the text. Default `"text"`.
     #[serde(default = "default_text")]
@@ -35,9 +36,11 @@ pub struct DataConfig {
     /// `long_rows`). Default: the smaller of 512 and what the model holds. Raising it costs time and memory in proportion
     /// on long rows only.
     #[serde(default)]
+    #[schemars(range(min = 1))]
     pub max_length: Option<usize>,
     /// Threads that put batches together ahead of training. Default 1; 0 does it between steps. Results are the same.
     #[serde(default = "default_workers")]
+    #[schemars(range(max = 64))]
     pub workers: usize,
     /// Put rows of like length into the same batch, which spares padding. Default true.
     #[serde(default = "default_bucket")]
@@ -82,8 +85,8 @@ pub enum Format {
     Sharegpt,
     /// `instruction`, `output`; `input` (put below the instruction, after an empty line) and `system` beside them.
     Instruction,
-    /// `prompt` and `completion`: two texts, which no template touches, or two lists of messages. The prompt is not
-    /// learned.
+    /// `prompt` and `completion`: two texts, which no template touches, or two lists of messages. The prompt is
+    /// learned with `train_on = "all"` alone.
     PromptCompletion,
     /// `text`: learned whole.
     Text,
@@ -164,8 +167,11 @@ fn default_packing() -> bool {
     true
 }
 
+/// The column of the text where none is named.
+pub(crate) const DEFAULT_TEXT: &str = "text";
+
 fn default_text() -> String {
-    "text".into()
+    DEFAULT_TEXT.into()
 }
 
 fn default_workers() -> usize {
@@ -264,9 +270,10 @@ pub enum FileEntry {
 pub struct FileTable {
     /// The file, relative to the recipe, or a data set of the hub: `hf://datasets/organisation/name[@revision][/glob]`.
     pub path: String,
-    /// Times each row is seen in an epoch; of a fraction, a seeded draw that changes by epoch. Default 1. Evaluation
-    /// ignores it.
+    /// Times each row is seen in an epoch; of a fraction, a seeded draw that changes by epoch. Default 1. For
+    /// training alone.
     #[serde(default = "default_weight")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub weight: f64,
     /// Hub: the configuration (subset) of the data set. Default: its only one, or the one called `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::Value;
 
 use crate::{
-    config::{ChatColumns, DataConfig, Format},
+    config::{ChatColumns, DEFAULT_TEXT, DataConfig, Format},
     error::{listed, nearest},
     message::{self, Message},
     texts::Prompt,
@@ -114,11 +114,14 @@ impl Layout {
         self.seen.fetch_or(bits, Ordering::Relaxed);
     }
 
-    /// A column that the recipe names and that no row had, by its key in `[data.columns]`.
+    /// A column that the recipe names and that no row had, by its key in `[data]`.
     pub(crate) fn unseen(&self) -> Option<(&'static str, &str)> {
         let seen = self.seen.load(Ordering::Relaxed);
-        let absent = written(&self.columns).into_iter().filter(|(slot, ..)| seen & (1 << *slot as u32) == 0);
-        absent.filter_map(|(_, key, name)| Some((key, name.as_deref()?))).next()
+        let named =
+            written(&self.columns).into_iter().filter_map(|(slot, key, name)| Some((slot, key, name.as_deref()?)));
+        let text = Some(self.name(Slot::Text)).filter(|name| *name != DEFAULT_TEXT);
+        let mut all = named.chain(text.map(|name| (Slot::Text, "text", name)));
+        all.find(|(slot, ..)| seen & (1 << *slot as u32) == 0).map(|(_, key, name)| (key, name))
     }
 
     /// Columns that rows of turns had and that nothing reads although other programs do, and what to write.

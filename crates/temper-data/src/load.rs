@@ -101,6 +101,7 @@ pub fn load(
         train: SplitReport::new(&train.examples, tokenizer.unknown_id()),
         eval: SplitReport::new(&eval.examples, tokenizer.unknown_id()),
         template: None,
+        plain: false,
         findings: Vec::new(),
     };
     let eval_wanted = config.eval.is_some() || fraction > 0.0;
@@ -114,7 +115,7 @@ pub fn load(
         report.findings = audit::weights(report.findings, &rows);
         return Ok(Dataset { train: rows, eval: eval.examples, report });
     };
-    report.template = causal.template_report();
+    (report.template, report.plain) = (causal.template_report(), causal.is_plain());
     let mut audit = CausalAudit::new(report.findings, config, max_length, positions);
     audit.tokenizer(tokenizer, vocab_size);
     if let Columns::Causal(layout) = &columns {

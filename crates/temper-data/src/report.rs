@@ -16,6 +16,9 @@ pub struct DataReport {
     /// The chat template, where there are conversations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplateReport>,
+    /// Whether each row is a text that a causal language model learns whole.
+    #[serde(skip)]
+    pub plain: bool,
     /// What looks wrong, worst first.
     pub findings: Vec<Finding>,
 }
@@ -35,6 +38,9 @@ pub struct TemplateReport {
     /// The day that it writes into what it renders, `2026-11-21`; none if it writes none. A run that goes on needs the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub date: Option<String>,
+    /// Variables that it was given and does not read.
+    #[serde(skip)]
+    pub unread: Vec<String>,
 }
 
 /// What a causal language model sees of one split.

@@ -150,6 +150,15 @@ impl ChatTemplate {
         self.templates.iter().any(|(_, source)| source.contains("strftime_now"))
     }
 
+    /// Those of `variables` that it does not read.
+    pub(crate) fn unread(&self, variables: &Map<String, Value>) -> Vec<String> {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let reads = |name: &String| {
+            self.templates.iter().any(|(_, source)| source.split(|c| !is_word(c)).any(|word| word == name))
+        };
+        variables.keys().filter(|name| !reads(name)).cloned().collect()
+    }
+
     /// A conversation as text, special tokens included. With `add_generation_prompt` it ends where the assistant begins.
     ///
     /// # Errors

@@ -23,7 +23,10 @@ pub type Text = (String, Option<String>);
 
 /// The columns of texts.
 #[derive(Debug, Clone)]
-pub struct Texts(Columns);
+pub struct Texts {
+    columns: Columns,
+    named: Option<String>,
+}
 
 /// What a language model goes on from.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,7 +39,10 @@ pub enum Prompt {
 
 /// The columns of prompts.
 #[derive(Debug, Clone)]
-pub struct Prompts(Arc<Layout>);
+pub struct Prompts {
+    layout: Arc<Layout>,
+    named: Option<String>,
+}
 
 /// A row of a table, or a line that is none.
 enum Row {
@@ -47,7 +53,13 @@ enum Row {
 impl Texts {
     /// Those of these names.
     pub fn new(text: String, pair: Option<String>) -> Self {
-        Self(Columns::Labelled(Labelled { text, pair, label: LabelSource::None }))
+        Self { columns: Columns::Labelled(Labelled { text, pair, label: LabelSource::None }), named: None }
+    }
+
+    /// The same where the column of the text was `named`, if it was: a line that has no columns is then an error.
+    #[must_use]
+    pub fn of_column(self, named: Option<String>) -> Self {
+        Self { named, ..self }
     }
 
     /// Hands the rows of a file to `sink`, in order, until it says false: of a table or of JSON lines, as its extension says, their
@@ -56,7 +68,7 @@ impl Texts {
     /// # Errors
     /// When it cannot be read, or lacks a column. Rows before a bad one have been handed over.
     pub fn read(&self, path: &Path, sink: &mut dyn FnMut(Text) -> bool) -> Result<()> {
-        read(&self.0, path, &mut |at, row| Ok(sink(self.text(at, row)?)))
+        read(&self.columns, path, &mut |at, row| Ok(sink(self.text(at, row)?)))
     }
 
     /// Hands every line to `sink` until it says false: an object of JSON with the columns, or the text itself, unless there must be
@@ -65,11 +77,12 @@ impl Texts {
     /// # Errors
     /// When a line is none of them.
     pub fn lines(&self, path: &Path, from: impl BufRead, sink: &mut dyn FnMut(Text) -> bool) -> Result<()> {
-        lines(&self.0, path, from, &mut |at, row| Ok(sink(self.text(at, row)?)))
+        lines(&self.columns, path, from, &mut |at, row| Ok(sink(self.text(at, row)?)))
     }
 
     fn text(&self, at: &Place, row: Row) -> Result<Text> {
-        match (row, self.0.names().as_slice()) {
+        match (row, self.columns.names().as_slice()) {
+            (Row::Line(_), _) if let Some(named) = &self.named => Err(no_column(at, named)),
             (Row::Record(Body::Texts(text, pair)), _) => Ok((text, pair)),
             (Row::Line(text), [_]) => Ok((text, None)),
             (_, names) => Err(at.error(format!("pairs of texts are JSON objects with `{}`", names.join("` and `")))),
@@ -81,7 +94,13 @@ impl Prompts {
     /// Those of the formats of training, without what a model is to say: no `output`, no `completion`, no answer at the end of
     /// `messages`; where they are there they are left out.
     pub fn new(config: &DataConfig) -> Self {
-        Self(Arc::new(Layout::new(config).asking()))
+        Self { layout: Arc::new(Layout::new(config).asking()), named: None }
+    }
+
+    /// As [`Texts::of_column`].
+    #[must_use]
+    pub fn of_column(self, named: Option<String>) -> Self {
+        Self { named, ..self }
     }
 
     /// As [`Texts::read`].
@@ -89,7 +108,7 @@ impl Prompts {
     /// # Errors
     /// When it cannot be read, or a row has nothing to go on from. Rows before a bad one have been handed over.
     pub fn read(&self, path: &Path, sink: &mut dyn FnMut(Prompt) -> bool) -> Result<()> {
-        read(&Columns::Causal(self.0.clone()), path, &mut |at, row| Ok(sink(self.prompt(at, row)?)))
+        read(&Columns::Causal(self.layout.clone()), path, &mut |at, row| Ok(sink(self.prompt(at, row)?)))
     }
 
     /// As [`Texts::lines`].
@@ -97,17 +116,22 @@ impl Prompts {
     /// # Errors
     /// When an object has nothing to go on from.
     pub fn lines(&self, path: &Path, from: impl BufRead, sink: &mut dyn FnMut(Prompt) -> bool) -> Result<()> {
-        lines(&Columns::Causal(self.0.clone()), path, from, &mut |at, row| Ok(sink(self.prompt(at, row)?)))
+        lines(&Columns::Causal(self.layout.clone()), path, from, &mut |at, row| Ok(sink(self.prompt(at, row)?)))
     }
 
     fn prompt(&self, at: &Place, row: Row) -> Result<Prompt> {
         match row {
+            Row::Line(_) if let Some(named) = &self.named => Err(no_column(at, named)),
             Row::Line(text) | Row::Record(Body::Texts(text, _)) => Ok(Prompt::Text(text)),
             Row::Record(Body::Cells(format, cells)) => {
-                self.0.prompt(format, cells).map_err(|message| at.error(message))
+                self.layout.prompt(format, cells).map_err(|message| at.error(message))
             }
         }
     }
+}
+
+fn no_column(at: &Place, name: &str) -> Error {
+    at.error(format!("a line of text has no column `{name}`"))
 }
 
 /// Hands rows on until one says false.

@@ -8,32 +8,42 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Peak learning rate. Default 2e-4 (adapters); full fine-tuning usually wants 2e-5 to 5e-5.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub lr: f64,
     /// Passes over the training rows; a fraction is allowed. Default 3. Contradicts `max_steps`.
+    #[schemars(range(max = 1_000_000), extend("exclusiveMinimum" = 0))]
     pub epochs: Option<f64>,
     /// Optimizer steps. Contradicts `epochs`.
+    #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
     /// Wall-clock limit, such as `"90s"`, `"15m"` or `"2h30m"`: at the limit the run saves, evaluates and ends well.
     pub max_wall: Option<String>,
     /// Rows per optimizer step (packs, where rows are packed), over all devices and accumulation. Default 32.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub global_batch: usize,
     /// Rows per forward pass. Default: `global_batch`. Lowering it saves memory; the result is the same.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub micro_batch: Option<usize>,
     /// Tokens per forward pass, padding included, instead of `micro_batch`: short rows go together in larger numbers.
     /// Lowering it saves memory; the result is the same. Contradicts `micro_batch`.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub micro_batch_tokens: Option<usize>,
     /// Whether layers keep their inputs alone and are computed again for their gradients: a third more work for much less
     /// memory, and the same result. Default `auto`.
     pub gradient_checkpointing: Checkpointing,
     /// Global gradient norm above which gradients are scaled down; 0 turns clipping off. Default 1.0.
+    #[schemars(range(min = 0))]
     pub max_grad_norm: f64,
     /// Seed of everything random: new weights, data order, dropout. Default 42.
     pub seed: u64,
     /// Steps between two progress reports. Default 10.
+    #[schemars(range(min = 1))]
     pub log_every: u64,
     /// Steps between two checkpoints. Default: at each evaluation.
+    #[schemars(range(min = 1))]
     pub save_every: Option<u64>,
     /// How many of the last checkpoints to keep, beside the best. Default 2.
+    #[schemars(range(min = 1))]
     pub keep_last: usize,
 }
 
@@ -79,12 +89,16 @@ pub struct OptimConfig {
     /// Which optimizer. Default `adamw`.
     pub kind: OptimKind,
     /// Decoupled weight decay. Default 0.01. Norms, biases and magnitudes (DoRA) are never decayed.
+    #[schemars(range(min = 0))]
     pub weight_decay: f64,
     /// AdamW and Lion: decay rates of the moments. Default [0.9, 0.999] (Lion: [0.9, 0.99]).
+    #[schemars(extend("items" = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}))]
     pub betas: Option<[f64; 2]>,
     /// AdamW: added to the root of the second moment. Default 1e-8.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub eps: f64,
     /// SGD: momentum. Default 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub momentum: f64,
 }
 
@@ -121,10 +135,13 @@ pub struct ScheduleConfig {
     /// Steps over which the rate rises linearly, from 0 (`wsd`: from `min_ratio · lr`). Contradicts `warmup_ratio`.
     pub warmup_steps: Option<u64>,
     /// Warmup as a fraction of all steps, in [0, 1). Default 0.06.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub warmup_ratio: Option<f64>,
     /// After warmup the rate never falls below `min_ratio · lr`. Default 0.
+    #[schemars(range(min = 0, max = 1))]
     pub min_ratio: f64,
     /// WSD: fraction of all steps spent decaying at the end. Default 0.2.
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub decay_ratio: f64,
     /// WSD: shape of the decay. Default `linear`.
     pub decay: Decay,
@@ -181,9 +198,11 @@ pub struct EvalConfig {
     /// Evaluations without improvement after which training stops; 0 (default) never stops early.
     pub patience: u32,
     /// The smallest change of the metric that counts as improvement for `patience`. Default 0.
+    #[schemars(range(min = 0))]
     pub min_delta: f64,
     /// Rows per forward pass in evaluation. Default: twice the micro-batch; of one in tokens, as many of the longest rows as
     /// twice its tokens.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub batch: Option<usize>,
 }
 
@@ -198,7 +217,7 @@ impl Default for EvalConfig {
 #[serde(untagged)]
 pub enum Every {
     /// Every so many steps.
-    Steps(u64),
+    Steps(#[schemars(range(min = 1))] u64),
     /// By name.
     Named(EveryName),
 }

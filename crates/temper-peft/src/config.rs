@@ -12,10 +12,13 @@ pub struct AdapterConfig {
     /// How the backbone is trained. Default: `lora`. The task's own new head always trains.
     pub method: Method,
     /// Rank r of the update `B·A` (unit: columns). Default 8. Raising it adds trainable parameters linearly.
+    #[schemars(range(min = 1, max = 65_536))]
     pub rank: usize,
     /// Alpha: the update is scaled by alpha/rank (by alpha/√rank with `rslora`). Default 16.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub alpha: f64,
     /// Dropout probability on the adapter's input, in [0, 1). Default 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub dropout: f64,
     /// Rank-stabilised scaling, alpha/√rank (Kalajdzievski 2023, arXiv:2312.03732). Default false.
     pub rslora: bool,
@@ -23,8 +26,10 @@ pub struct AdapterConfig {
     /// endings such as `["query", "value"]`, or one regular expression that must match a whole path. Default `"default"`.
     pub targets: Targets,
     /// Ranks that differ from `rank`, by name ending or regular expression (PEFT's `rank_pattern`).
+    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": 65_536}))]
     pub rank_pattern: BTreeMap<String, usize>,
     /// Alphas that differ from `alpha`, by name ending or regular expression (PEFT's `alpha_pattern`).
+    #[schemars(extend("additionalProperties" = {"type": "number", "exclusiveMinimum": 0}))]
     pub alpha_pattern: BTreeMap<String, f64>,
     /// Modules trained in full and saved whole beside the adapter (name endings). The new head is always among them.
     pub modules_to_save: Vec<String>,

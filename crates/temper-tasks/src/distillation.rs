@@ -24,7 +24,7 @@ use crate::{Evaluation, Ranks, Sum, Task, all_by_length, input, training};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DistillationConfig {
-    /// Directory of the network to learn from, in Hugging Face's layout.
+    /// The network to learn from: a directory in Hugging Face's layout, or a name on the hub.
     pub teacher: String,
 }
 

@@ -27,6 +27,7 @@ use crate::{Evaluation, Ranks, Sum, Task, all_by_length, input, training};
 #[serde(deny_unknown_fields, default)]
 pub struct MaskedLmConfig {
     /// Share of the tokens that are hidden, in (0, 1). Default 0.15. Raising it gives more targets and less context.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub mask_probability: f64,
 }
 

@@ -34,6 +34,7 @@ pub struct SequenceClassificationConfig {
     pub class_weights: Option<ClassWeights>,
     /// Label smoothing in [0, 1): this share of the target is spread evenly over all classes; multi-label: between presence and
     /// absence. The loss of evaluations has it, too. Default 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub label_smoothing: f64,
     /// What to measure. Default: accuracy, f1 and mcc; regression: pearson, spearman and mse.
     pub metrics: Option<Vec<Metric>>,
@@ -91,7 +92,9 @@ pub enum ClassWeights {
     /// `"balanced"`.
     Named(Balanced),
     /// One weight for each label name.
-    Table(BTreeMap<String, f64>),
+    Table(
+        #[schemars(extend("additionalProperties" = {"type": "number", "exclusiveMinimum": 0}))] BTreeMap<String, f64>,
+    ),
 }
 
 /// Weights from the counts of the training rows, as scikit-learn's `class_weight="balanced"`.

@@ -230,7 +230,7 @@ impl Cli {
             Verb::Launch(args) => args.run(&self.logs),
             Verb::Bench(args) => args.run(&profile),
             Verb::Plan(args) => args.run(),
-            Verb::Sweep(args) => args.run(),
+            Verb::Sweep(args) => args.run(&self.logs),
             Verb::Runs(args) => args.run(),
             Verb::Schema => print(&schema()),
             Verb::Eval(args) => args.run(),
@@ -409,8 +409,9 @@ impl PredictArgs {
             let pair = |[first, second]: &[String; 2]| (first.clone(), Some(second.clone()));
             return predict(&model, &pairs.iter().map(pair).collect::<Vec<_>>());
         }
+        let named = self.columns.text.clone();
         let columns = self.columns.over(model.opened().columns());
-        let texts = Texts::new(columns.text, columns.text_pair);
+        let texts = Texts::new(columns.text, columns.text_pair).of_column(named);
         let (mut waiting, mut answered) = (Vec::new(), Ok(()));
         let mut ask = |text| {
             waiting.push(text);

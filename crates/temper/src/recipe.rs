@@ -33,7 +33,7 @@ pub use source::Source;
 pub use tables::{
     DeviceConfig, Dtype, ExportConfig, FrozenDtype, ModelConfig, Precision, PushWhat, PushWhen, RunConfig,
 };
-pub use validate::parse_duration;
+pub use validate::{first_line, language, licence, parse_duration};
 
 /// A recipe for `train`: one run, from a model and data to a trained model.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -87,9 +87,9 @@ impl Recipe {
     /// Everything that is wrong with the file and the overrides, each mistake with its place.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, Diagnostics> {
         let text = read::text(path)?;
-        let (mut recipe, source) = read::parse::<Self>(&path.display().to_string(), text, overrides)?;
+        let (mut recipe, source, out_of_range) = read::parse::<Self>(&path.display().to_string(), text, overrides)?;
         recipe.source = source;
-        validate::validate(&recipe).into_result()?;
+        validate::validate(&recipe, out_of_range).into_result()?;
         Ok(recipe)
     }
 
@@ -140,7 +140,7 @@ impl Recipe {
 }
 
 /// The key `path` in a sentence: `lr` in [train], item 2 of `targets` in [adapter].
-fn name(path: &str) -> String {
+pub fn name(path: &str) -> String {
     let (table, key) = source::split(path);
     match (table, key.parse::<usize>()) {
         ("", _) => format!("[{key}]"),

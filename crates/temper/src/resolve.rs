@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use temper_data::{DataConfig, Dataset, Files, Finding, LabelColumns, LabelKind, Micro, Target, Tokenizer};
+use temper_data::{DataConfig, DataReport, Dataset, Files, Finding, LabelColumns, LabelKind, Micro, Target, Tokenizer};
 use temper_device::{Api, DeviceName, Found};
 use temper_engine::{Checkpointing, Every, EveryName, Schedule, ScheduleKind};
 use temper_hub::hex;
@@ -25,7 +25,7 @@ use crate::failure::{Context, Failure, Kind};
 use crate::plan::{self, DataPlan, DevicePlan, ModelPlan, PinnedFile, Plan, RunPlan, TaskPlan, TrainPlan};
 use crate::provenance::Provenance;
 use crate::ranks::RanksPlan;
-use crate::recipe::{FrozenDtype, Precision, Recipe, plain};
+use crate::recipe::{self, FrozenDtype, Precision, Recipe, plain};
 use crate::{build, device, memory};
 use adapter::{check_weights, resolve_adapter};
 use footprint::{Footprint, Made};
@@ -84,6 +84,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
         dataset: &dataset,
         bucket: recipe.data.bucket,
         weights: weights.as_ref(),
+        teacher: teacher.as_ref(),
         tokenizer: &tokenizer,
         frozen: recipe.model.frozen_dtype,
         precision: recipe.device.precision,
@@ -93,6 +94,10 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
         shard: distributed.shard,
         ranks: place.size as u64,
     };
+    let recomputes = matches!(train.config.gradient_checkpointing, Checkpointing::On | Checkpointing::Offload);
+    if recomputes && !footprint.made.has_gradients() {
+        return Err(idle(recipe, "train.gradient_checkpointing", "no gradient goes through a layer"));
+    }
     let memory = footprint.memory();
     let device = DevicePlan {
         name: found.name.to_string(),
@@ -112,7 +117,8 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
         },
         unused_tensors: checked.map(|report| report.unexpected).unwrap_or_default(),
         max_positions: config.max_positions(),
-        multiplied: footprint.multiplied(),
+        multiplied: footprint.made.multiplied(),
+        operations: footprint.operations(),
         frozen_dtype: recipe.model.frozen_dtype,
     };
     // A run that goes on another day sees the same rows.
@@ -291,6 +297,7 @@ fn read_data(recipe: &Recipe, config: &Config, tokenizer: &Tokenizer, max_length
     let dir = recipe.beside("");
     let dataset = temper_data::load(recipe.local_data(), &dir, target, tokenizer, max_length, recipe.train.seed)
         .map_err(|error| data_failure(recipe, error))?;
+    refuse_idle(recipe, &dataset.report)?;
     let errors: Vec<&Finding> = dataset.report.errors().collect();
     if errors.is_empty() {
         return Ok(dataset);
@@ -298,6 +305,38 @@ fn read_data(recipe: &Recipe, config: &Config, tokenizer: &Tokenizer, max_length
     let of_eval = recipe.data.eval.is_some() && errors.iter().all(|finding| finding.code == "no-eval-rows");
     let messages: Vec<&str> = errors.iter().map(|finding| finding.message.as_str()).collect();
     Err(point(recipe, Kind::Data, if of_eval { "data.eval" } else { "data.train" }, messages.join("; ")))
+}
+
+/// Refuses keys of `[data]` that mean what no row has.
+fn refuse_idle(recipe: &Recipe, report: &DataReport) -> Result<(), Failure> {
+    if !matches!(recipe.task, TaskConfig::CausalLm(_)) {
+        return Ok(());
+    }
+    let mut keys = vec![];
+    match &report.template {
+        None => {
+            let why = "no row is a conversation";
+            keys.extend(["template", "template_variables", "template_date"].map(|key| (key.to_owned(), why)));
+        }
+        Some(template) => {
+            let unread = template.unread.iter().map(|name| format!("template_variables.{name}"));
+            keys.extend(unread.map(|key| (key, "the chat template does not read it")));
+            let undated = template.date.is_none().then_some("the chat template writes no date");
+            keys.extend(undated.map(|why| ("template_date".into(), why)));
+        }
+    }
+    if report.plain {
+        let why = "each row is a text, which is learned whole, in pieces";
+        keys.extend(["train_on", "long_rows"].map(|key| (key.to_owned(), why)));
+    }
+    let mut keys = keys.into_iter().map(|(key, why)| (format!("data.{key}"), why));
+    keys.find(|(key, _)| recipe.source.wrote(key)).map_or(Ok(()), |(key, why)| Err(idle(recipe, &key, why)))
+}
+
+/// A key that is written and changes nothing `because` of what was found.
+fn idle(recipe: &Recipe, key: &str, because: &str) -> Failure {
+    let message = format!("{} has no effect because {because}", recipe::name(key));
+    Failure::new(Kind::Recipe, Diagnostic::new(message).at(recipe.source.key(key), "remove it"))
 }
 
 /// Points at the key that an error of the data layer is about.

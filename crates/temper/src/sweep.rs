@@ -54,6 +54,8 @@ pub struct Sweep {
     pub dir: Option<PathBuf>,
     /// Start over.
     pub fresh: bool,
+    /// What trials say at least.
+    pub log_level: tracing::Level,
 }
 
 /// What a sweep came to.
@@ -214,8 +216,12 @@ fn sources(rows: &Examples) -> u64 {
 
 fn compared_by(plan: &Plan) -> Result<(String, bool), Failure> {
     if plan.train.eval_every.is_none() {
-        let message = "error: trials are compared by their evaluations, and this recipe has none\n  = help: say how often with \
-                       `--set eval.every=epoch`";
+        let help = match plan.data.report.eval.rows {
+            0 => "give it rows to evaluate on with `--set data.eval_fraction=0.1`",
+            _ => "say how often with `--set eval.every=epoch`",
+        };
+        let message =
+            format!("error: trials are compared by their evaluations, and this recipe has none\n  = help: {help}");
         return Err(Failure::new(Kind::Recipe, message));
     }
     let metric = plan.task.best_by();
@@ -377,7 +383,8 @@ impl Walk<'_> {
         let own = [format!("run.dir={dir}"), format!("run.name={name}")];
         let set = overrides(self.sweep, trial).into_iter().chain(own).flat_map(|one| ["--set".to_owned(), one]);
         let recipe = self.sweep.recipe.display().to_string();
-        let begin = ["train".to_owned(), "--no-push".to_owned(), "--recipe".to_owned(), recipe];
+        let level = format!("--log-level={}", self.sweep.log_level.as_str().to_lowercase());
+        let begin = [level, "train".to_owned(), "--no-push".to_owned(), "--recipe".to_owned(), recipe];
         // What is there of a trial that has not begun is of something else.
         let fresh = (self.sweep.fresh && trial.state == TrialState::Waiting).then(|| "--fresh".to_owned());
         begin.into_iter().chain(fresh).chain(set).collect()

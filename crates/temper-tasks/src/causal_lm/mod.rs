@@ -36,9 +36,11 @@ pub use sampling::Sampling;
 pub struct CausalLmConfig {
     /// Label smoothing in [0, 1): this share of the target is spread evenly over the vocabulary. Evaluations measure the
     /// loss without it. Default 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub label_smoothing: f64,
     /// Weight of the z-loss, the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311);
     /// 1e-4 keeps logits from drifting in long runs. Evaluations measure the loss without it. Default 0.
+    #[schemars(range(min = 0))]
     pub z_loss: f64,
     /// Give the output layer weights of its own, where the base shares them with the token embeddings; they begin as a copy.
     /// Needs `method = "full"`, or `"lm_head"` in `modules_to_save`. Default false.
@@ -52,6 +54,7 @@ pub struct CausalLmConfig {
     /// Evaluation rows whose answers are shown in the report, generated at each evaluation. Default 3.
     pub samples: usize,
     /// The most tokens of a generated answer. Default 64. Raising it makes evaluations that generate slower.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_new_tokens: usize,
 }
 

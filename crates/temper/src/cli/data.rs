@@ -15,6 +15,7 @@ use crate::failure::{Context, Failure, Kind};
 use crate::fetch::{failure, fetch, hub};
 use crate::plan::TaskPlan;
 use crate::push::send;
+use crate::recipe;
 use crate::resolve::resolve;
 use crate::run_dir::write_atomically;
 use crate::units;
@@ -36,16 +37,16 @@ pub(super) struct DataPushArgs {
     #[arg(long, value_name = "REPOSITORY")]
     to: String,
     /// Its licence, as the hub calls it, such as `cc-by-4.0`. Default: none is stated.
-    #[arg(long)]
+    #[arg(long, value_parser = recipe::licence)]
     license: Option<String>,
     /// What it is and where it comes from, for the card.
     #[arg(long, default_value = "")]
     summary: String,
     /// Its language, an ISO 639 code.
-    #[arg(long)]
+    #[arg(long, value_parser = recipe::language)]
     language: Option<String>,
     /// What it is for, such as `text-classification`.
-    #[arg(long)]
+    #[arg(long, value_parser = category)]
     task: Option<String>,
     /// Let everybody see it. Default: private.
     #[arg(long)]
@@ -53,14 +54,15 @@ pub(super) struct DataPushArgs {
     /// The branch.
     #[arg(long, default_value = "main")]
     branch: String,
-    /// A tag for the commit.
-    #[arg(long)]
+    /// A tag for the commit. A pull request is tagged by whoever merges it.
+    #[arg(long, conflicts_with = "pull_request")]
     tag: Option<String>,
     /// Open a pull request.
     #[arg(long)]
     pull_request: bool,
-    /// Delete the splits that are there and not here, and replace a card that states a licence by one that does not.
-    #[arg(long)]
+    /// Delete the splits that are there and not here, and replace a card that states a licence by one that does not. In a pull
+    /// request that is for whoever merges it to decide.
+    #[arg(long, conflicts_with = "pull_request")]
     replace: bool,
 }
 
@@ -115,6 +117,17 @@ impl PreviewArgs {
             writeln(shown.trim_end_matches('\n'))?;
         }
         Ok(())
+    }
+}
+
+/// A category of tasks as the hub calls it.
+fn category(text: &str) -> Result<String, String> {
+    match text
+        .split('-')
+        .all(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()))
+    {
+        true => Ok(text.into()),
+        false => Err("a task is written as the hub calls it, such as `text-classification`".into()),
     }
 }
 

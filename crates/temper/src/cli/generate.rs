@@ -65,7 +65,7 @@ pub(super) struct ChatArgs {
 #[derive(Debug, Args)]
 struct SamplingArgs {
     /// The most tokens of an answer.
-    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = tokens)]
     max_new_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token each time.
     #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
@@ -88,6 +88,14 @@ struct SamplingArgs {
     /// Of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+}
+
+fn tokens(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it is at least 1".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("it is a whole number".into()),
+    }
 }
 
 impl SamplingArgs {
@@ -171,7 +179,8 @@ impl GenerateArgs {
         let rows = Prompts::new(&match &self.text {
             Some(text) => DataConfig { format: Some(Format::Text), text: text.clone(), ..columns },
             None => columns,
-        });
+        })
+        .of_column(self.text.clone());
         let path = self.file.as_deref().unwrap_or(Path::new("stdin"));
         let mut prompts = Vec::new();
         let mut keep = |prompt| {

@@ -12,7 +12,7 @@ use super::{print, writeln};
 use crate::failure::{Context, Failure, Kind};
 use crate::fetch::{Source, bring, failure, hub};
 use crate::push::{licence, push_run};
-use crate::recipe::{ExportConfig, PushWhat};
+use crate::recipe::{self, ExportConfig, PushWhat};
 use crate::units;
 
 #[derive(Debug, Args)]
@@ -31,20 +31,20 @@ pub(super) struct PushArgs {
     /// The branch.
     #[arg(long)]
     branch: Option<String>,
-    /// A tag for the commit.
-    #[arg(long)]
+    /// A tag for the commit. A pull request is tagged by whoever merges it.
+    #[arg(long, conflicts_with = "pull_request")]
     tag: Option<String>,
     /// Open a pull request.
     #[arg(long)]
     pull_request: bool,
     /// The licence of the result. Default: as in the recipe, or the base's.
-    #[arg(long)]
+    #[arg(long, value_parser = recipe::licence)]
     license: Option<String>,
     /// Why the result may be published, where the licences do not say so themselves.
     #[arg(long, value_name = "REASON")]
     licence_override: Option<String>,
     /// The commit's first line.
-    #[arg(long)]
+    #[arg(long, value_parser = recipe::first_line)]
     message: Option<String>,
     /// Push what was exported though the run has gone on since.
     #[arg(long)]

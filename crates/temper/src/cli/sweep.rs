@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{RecipeArgs, writeln};
+use super::{LogArgs, LogFormat, RecipeArgs, writeln};
 use crate::failure::{Failure, Kind};
 use crate::job::shell::word;
 use crate::ranks;
@@ -56,9 +56,18 @@ enum Rule {
 }
 
 impl SweepArgs {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self, logs: &LogArgs) -> Result<(), Failure> {
         if ranks::place()?.size > 1 {
             let message = "error: this process is a rank of several, and each would run the sweep: start it alone";
+            return Err(Failure::new(Kind::Recipe, message));
+        }
+        // clap lets them pass beside what excludes `--random`.
+        if self.random.is_none() && (self.seed.is_some() || !self.range.is_empty() || !self.choice.is_empty()) {
+            let message = "error: --range, --choice and --seed have no effect without --random";
+            return Err(Failure::new(Kind::Recipe, message));
+        }
+        if logs.log_format == LogFormat::Json {
+            let message = "error: the lines of several trials are for people: --log-format json is for one run";
             return Err(Failure::new(Kind::Recipe, message));
         }
         if self.random.is_some() && self.range.is_empty() && self.choice.is_empty() {
@@ -85,6 +94,7 @@ impl SweepArgs {
             stop: (self.stop == Rule::Median).then_some(rule),
             dir: self.dir,
             fresh: self.fresh,
+            log_level: logs.log_level,
         })?;
         summary.table.lines().iter().try_for_each(|line| writeln(line))?;
         match summary.best {

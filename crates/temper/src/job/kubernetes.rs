@@ -47,7 +47,7 @@ pub struct Kubernetes {
     #[arg(long, value_name = "AMOUNT", value_parser = memory)]
     memory: Option<String>,
     /// Namespace. Default: that of `kubectl`.
-    #[arg(long, value_name = "NAME", value_parser = object)]
+    #[arg(long, value_name = "NAME", value_parser = label)]
     namespace: Option<String>,
     /// Name of the job. Default: made from the name of the run.
     #[arg(long, value_name = "NAME", value_parser = label)]

@@ -86,6 +86,9 @@ impl Slurm {
             let message = format!("the time limit {time} leaves nothing before the {} seconds of --grace", self.grace);
             return Err(refused(message));
         }
+        if self.tasks() == 1 && self.mpi.is_some() {
+            return Err(refused("--mpi has no effect on a single process".into()));
+        }
         if self.tasks() > 1 {
             work.meets_by(if self.mpi.is_some() { Backend::Mpi } else { Backend::Tcp })?;
         }

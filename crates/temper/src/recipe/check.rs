@@ -4,28 +4,42 @@
 //! structs allow (their schema is derived from them), so it reports all mistakes at once, each with its place and the
 //! nearest valid name. The schema keywords that it reads are those that `schemars` writes for plain structs and enums.
 
+use std::ops::{Bound, RangeBounds as _};
+
 use serde_json::Value;
 use toml::Spanned;
-use toml::de::{DeInteger, DeTable, DeValue};
+use toml::de::{DeTable, DeValue};
 
 use super::source::{Source, join, join_key, split};
 use super::{hints, name, table_name};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 
-/// Everything in `table` that `schema` does not allow: unknown keys first, then what is missing or of the wrong type.
-pub(super) fn check(schema: &Value, table: &DeTable<'_>, source: &Source) -> Diagnostics {
+/// Numbers beyond their bounds, in the order of their places in the source. A recipe that has nothing worse can be read.
+pub(super) type OutOfRange = Vec<(usize, Diagnostic)>;
+
+/// Holds `table` against `schema`.
+///
+/// # Errors
+/// Everything that the schema does not allow, if it cannot be read: unknown keys first, then what is missing or wrong.
+pub(super) fn check(schema: &Value, table: &DeTable<'_>, source: &Source) -> Result<OutOfRange, Diagnostics> {
     let mut walk = Walk { root: schema, source, found: Vec::new() };
     walk.table(schema, table, "");
     // Tables arrive in the order of the alphabet; the reader goes through the file.
-    walk.found.sort_by_key(|(kind, place, _)| (*kind, *place));
-    Diagnostics(walk.found.into_iter().map(|(.., diagnostic)| diagnostic).collect())
+    walk.found.sort_by_key(|(kind, place, _)| (*kind != Kind::Unknown, *place));
+    let readable = walk.found.iter().all(|(kind, ..)| *kind == Kind::OutOfRange);
+    let found = walk.found.into_iter();
+    match readable {
+        true => Ok(found.map(|(_, place, diagnostic)| (place, diagnostic)).collect()),
+        false => Err(Diagnostics(found.map(|(.., diagnostic)| diagnostic).collect())),
+    }
 }
 
-/// Kinds of mistakes, in the order of the report.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Kinds of mistakes.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Unknown,
     Wrong,
+    OutOfRange,
 }
 
 struct Walk<'a> {
@@ -68,7 +82,7 @@ impl<'a> Walk<'a> {
             ([choice], DeValue::Table(table)) => self.table(choice, table, path),
             (choices, DeValue::Table(table)) => self.tagged(choices, table, path),
             ([choice, ..], DeValue::Array(items)) => self.array(choice, items, path),
-            ([choice, ..], DeValue::Integer(number)) => self.integer(choice, number, path),
+            ([choice, ..], number @ (DeValue::Integer(_) | DeValue::Float(_))) => self.number(choice, number, path),
             _ => {}
         }
     }
@@ -168,24 +182,36 @@ impl<'a> Walk<'a> {
         self.push(Kind::Wrong, path, Diagnostic::new(message).at(self.source.at(path), ""));
     }
 
-    fn integer(&mut self, schema: &'a Value, number: &DeInteger<'_>, path: &str) {
-        let value = i128::from_str_radix(number.as_str(), number.radix()).unwrap_or(i128::MAX);
-        let bound = |key: &str| schema[key].as_f64();
-        let bounds = match schema["format"].as_str() {
-            Some("uint64" | "uint") => (0, i128::from(u64::MAX)),
-            Some("uint32") => (0, i128::from(u32::MAX)),
-            Some("int64" | "int") => (i128::from(i64::MIN), i128::from(i64::MAX)),
-            _ => (bound("minimum").map_or(i128::MIN, |b| b as i128), bound("maximum").map_or(i128::MAX, |b| b as i128)),
+    /// A number is finite, within the bounds of its schema, and no larger than its type.
+    fn number(&mut self, schema: &'a Value, value: &DeValue<'_>, path: &str) {
+        let whole = match value {
+            DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix()).unwrap_or(i128::MAX),
+            _ => 0,
         };
-        if !schema["type"].is_null() && is_type(schema, "integer") && !(bounds.0..=bounds.1).contains(&value) {
-            let rule = match value < bounds.0 {
-                true if bounds.0 == 0 => "must not be negative".into(),
-                true => format!("must be at least {}", bounds.0),
-                false => format!("must be at most {}", bounds.1),
-            };
-            let message = format!("{} {rule}, found {number}", name(path));
-            self.push(Kind::Wrong, path, Diagnostic::new(message).at(self.source.at(path), ""));
-        }
+        let number = match value {
+            DeValue::Float(number) => number.as_str().parse().unwrap_or(f64::NAN),
+            _ => whole as f64,
+        };
+        let largest = match schema["format"].as_str() {
+            Some("uint32") => i128::from(u32::MAX),
+            Some("uint" | "uint64") => i128::from(u64::MAX),
+            _ => i128::MAX,
+        };
+        // What is computed with them is f32.
+        let single = number as f32;
+        let expected = match range(schema) {
+            _ if !number.is_finite() => "finite".into(),
+            _ if !single.is_finite() => "at most 3.4e38 in size".into(),
+            _ if single == 0.0 && number != 0.0 => "at least 1e-45 in size".into(),
+            range if !range.contains(&number) => in_words(range),
+            _ if whole > largest => format!("at most {largest}"),
+            _ => return,
+        };
+        let fits = !is_type(schema, "integer") || (0..=largest).contains(&whole);
+        let found = self.source.written(path).unwrap_or_default();
+        let message = format!("{} must be {expected}, found {found}", name(path));
+        let kind = if fits { Kind::OutOfRange } else { Kind::Wrong };
+        self.push(kind, path, Diagnostic::new(message).at(self.source.at(path), ""));
     }
 
     fn unknown_key(&mut self, path: &str, value: &DeValue<'_>, nearest: Option<&str>, known: &[&str]) {
@@ -331,6 +357,31 @@ fn fits(schema: &Value, value: &DeValue<'_>) -> bool {
         DeValue::Array(_) => is_type(schema, "array"),
         DeValue::Table(_) => is_type(schema, "object"),
         DeValue::Datetime(_) => false,
+    }
+}
+
+/// The numbers that `schema` allows.
+fn range(schema: &Value) -> (Bound<f64>, Bound<f64>) {
+    let bound = |included: &str, excluded: &str| match (schema[included].as_f64(), schema[excluded].as_f64()) {
+        (Some(bound), _) => Bound::Included(bound),
+        (None, Some(bound)) => Bound::Excluded(bound),
+        (None, None) => Bound::Unbounded,
+    };
+    (bound("minimum", "exclusiveMinimum"), bound("maximum", "exclusiveMaximum"))
+}
+
+fn in_words(range: (Bound<f64>, Bound<f64>)) -> String {
+    use Bound::{Excluded, Included, Unbounded};
+    match range {
+        (Included(from), Unbounded) => format!("at least {from}"),
+        (Excluded(from), Unbounded) => format!("above {from}"),
+        (Unbounded, Included(to)) => format!("at most {to}"),
+        (Unbounded, Excluded(to)) => format!("below {to}"),
+        (Included(from), Included(to)) => format!("in [{from}, {to}]"),
+        (Included(from), Excluded(to)) => format!("in [{from}, {to})"),
+        (Excluded(from), Included(to)) => format!("in ({from}, {to}]"),
+        (Excluded(from), Excluded(to)) => format!("in ({from}, {to})"),
+        (Unbounded, Unbounded) => "a number".into(),
     }
 }
 

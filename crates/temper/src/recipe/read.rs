@@ -9,9 +9,10 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
+use super::check::{self, OutOfRange};
 use super::overrides::Override;
 use super::source::Source;
-use super::{check, hints, schema};
+use super::{hints, schema};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 
 /// Bytes above which a file is no recipe; the longest that a person wrote has some thousands.
@@ -75,12 +76,12 @@ fn recipes_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Reads `text`, the contents of the file `origin`, with `overrides`, as a `T`.
+/// Reads `text`, the contents of the file `origin`, with `overrides`, as a `T`; beside it what is out of its range there.
 pub(super) fn parse<T: DeserializeOwned + JsonSchema>(
     origin: &str,
     text: String,
     overrides: &[String],
-) -> Result<(T, Source), Diagnostics> {
+) -> Result<(T, Source, OutOfRange), Diagnostics> {
     let mut source = Source::file(origin, text.clone());
     let starts: Vec<usize> = overrides.iter().map(|text| source.add_override(text)).collect();
     let padded: Vec<String> = overrides.iter().zip(&starts).map(|(text, start)| " ".repeat(*start) + text).collect();
@@ -105,10 +106,10 @@ pub(super) fn parse<T: DeserializeOwned + JsonSchema>(
     parsed.into_iter().for_each(|one| one.apply(&mut table));
 
     source.index("", &table);
-    check::check(&schema::of::<T>(), &table, &source).into_result()?;
+    let out_of_range = check::check(&schema::of::<T>(), &table, &source)?;
     let value = T::deserialize(ValueDeserializer::from(Spanned::new(0..0, DeValue::Table(table))));
     match value {
-        Ok(value) => Ok((value, source)),
+        Ok(value) => Ok((value, source, out_of_range)),
         // The schema says all that serde would; a hand-written `Deserialize` may refuse more.
         Err(error) => Err(syntax(&error, &source).into()),
     }

@@ -13,8 +13,8 @@ pub(super) struct Rules<'a> {
 }
 
 impl<'a> Rules<'a> {
-    pub fn new(source: &'a Source) -> Self {
-        Self { source, broken: Vec::new() }
+    pub fn new(source: &'a Source, broken: Vec<(usize, Diagnostic)>) -> Self {
+        Self { source, broken }
     }
 
     /// What was broken, in the order in which it was written.
@@ -31,10 +31,6 @@ impl<'a> Rules<'a> {
     pub fn must(&mut self, path: &str, holds: bool, range: &str) {
         if !holds {
             let found = self.source.written(path).unwrap_or("none");
-            let range = match found.trim_start_matches(['+', '-']) {
-                "nan" | "inf" => "finite",
-                _ => range,
-            };
             let message = format!("{} must be {range}, found {found}", super::name(path));
             self.wrong(path, &message, "");
         }

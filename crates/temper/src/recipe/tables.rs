@@ -17,7 +17,7 @@ pub struct ModelConfig {
     pub base: Option<String>,
     /// A `config.json` whose network starts from random weights, instead of `base`. Needs `tokenizer`.
     pub config: Option<String>,
-    /// Directory of the tokenizer: `tokenizer.json`, or vocabulary files. Default: `base`.
+    /// The tokenizer: a directory with `tokenizer.json` or vocabulary files, or a name on the hub. Default: `base`.
     pub tokenizer: Option<String>,
     /// How the frozen weights of the base's linear layers are kept in memory, under an adapter. Default `f32`.
     pub frozen_dtype: FrozenDtype,
@@ -76,6 +76,7 @@ pub struct DeviceConfig {
     #[schemars(regex(pattern = r"^(auto|cpu|(cuda|metal|vulkan|wgpu)(:[0-9]+)?)$"))]
     pub use_: String,
     /// Threads of the CPU. Default: one for each core. Raising it above the number of cores slows the run down.
+    #[schemars(range(min = 1, max = 4096))]
     pub threads: Option<usize>,
     /// What layers compute in. Weights, optimizer state, norms, softmax and losses are f32 whatever it is. Default `f32`.
     pub precision: Precision,

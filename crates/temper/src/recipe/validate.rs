@@ -1,4 +1,4 @@
-//! Rules about values that need neither data nor model: ranges, contradictions, and keys that would have no effect.
+//! Rules about values that need neither data nor model: contradictions, and keys that would have no effect.
 //!
 //! A default never breaks a rule, so each mistake lies in a key that the user wrote.
 
@@ -12,17 +12,15 @@ use temper_device::DeviceName;
 use temper_engine::{Checkpointing, Every, EveryName, OptimKind, ScheduleKind};
 use temper_hub::{RepoId, check_revision};
 use temper_peft::Method;
+use temper_tasks::sequence_classification::ClassWeights;
 use temper_tasks::{Problem, TaskConfig};
 use temper_world::Shard;
 
+use super::check::OutOfRange;
 use super::rules::Rules;
-use super::source::join_key;
 use super::{FrozenDtype, PushWhat, PushWhen, Recipe, check};
 use crate::diagnostic::Diagnostics;
 use crate::fetch::is_hub_name;
-
-/// A wider adapter is wider than any layer.
-const MAX_RANK: usize = 1 << 16;
 
 /// Keys of which only one can be written.
 pub(super) const RIVALS: [(&str, &str); 5] = [
@@ -33,9 +31,9 @@ pub(super) const RIVALS: [(&str, &str); 5] = [
     ("schedule.warmup_steps", "schedule.warmup_ratio"),
 ];
 
-/// Everything that is wrong with the values of `recipe`, in the order in which it was written.
-pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
-    let mut rules = Rules::new(&recipe.source);
+/// Everything that is wrong with the values of `recipe`, what is out of its range too, in the order in which it was written.
+pub(super) fn validate(recipe: &Recipe, out_of_range: OutOfRange) -> Diagnostics {
+    let mut rules = Rules::new(&recipe.source, out_of_range);
     for (a, b) in RIVALS {
         if rules.source.wrote(a) && rules.source.wrote(b) {
             rules.push(b, check::contradiction(rules.source, a, b));
@@ -53,7 +51,7 @@ pub(super) fn validate(recipe: &Recipe) -> Diagnostics {
     device(&mut rules, recipe);
     distributed(&mut rules, recipe);
     export(&mut rules, recipe);
-    for path in ["export.name", "export.license", "export.language", "run.dir", "run.name"] {
+    for path in ["export.name", "run.dir", "run.name"] {
         rules.not_empty(path);
     }
     let within = |name: &String| Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
@@ -65,7 +63,6 @@ fn device(rules: &mut Rules<'_>, recipe: &Recipe) {
     if let Err(error) = recipe.device.use_.parse::<DeviceName>() {
         rules.wrong("device.use", &error.to_string(), "");
     }
-    rules.must("device.threads", recipe.device.threads.is_none_or(|n| (1..=4096).contains(&n)), "in 1 to 4096");
 }
 
 fn distributed(rules: &mut Rules<'_>, recipe: &Recipe) {
@@ -74,8 +71,6 @@ fn distributed(rules: &mut Rules<'_>, recipe: &Recipe) {
     let range = "a time of at least 2 s, such as \"30s\" or \"10m\"";
     rules.must("distributed.silence", time(&config.silence), range);
     rules.must("distributed.patience", time(&config.patience), range);
-    rules.must("distributed.bucket_mib", (1..=1024).contains(&config.bucket_mib), "in 1 to 1024");
-    rules.must("distributed.check_every", config.check_every > 0, "above 0");
     if config.shard == Shard::Parameters {
         if recipe.adapter.method != Method::Full {
             let message = "`parameters` divides what trains, and `method` in [adapter] leaves the base on every rank";
@@ -141,20 +136,23 @@ fn task(rules: &mut Rules<'_>, recipe: &Recipe) {
             once(rules, "task.metrics", task.metrics.as_deref().unwrap_or_default());
             let labels = task.labels.as_deref();
             once(rules, "task.labels", labels.unwrap_or_default());
+            if matches!(&task.class_weights, Some(ClassWeights::Table(table)) if table.is_empty()) {
+                rules.wrong(
+                    "task.class_weights",
+                    "`class_weights` in [task] names no class",
+                    "name them all, or remove it",
+                );
+            }
             if labels.is_some_and(|labels| labels.len() < 2) && task.problem == Problem::SingleLabel {
                 rules.wrong("task.labels", "a classifier needs two classes or more", "name them all, in order");
             }
-            rules.must("task.label_smoothing", (0.0..1.0).contains(&task.label_smoothing), "in [0, 1)");
             if task.problem == Problem::Regression {
                 let keys = ["task.label_smoothing", "task.labels", "task.class_weights"];
                 rules.idle(&keys, "a score has no classes", "task.problem");
             }
         }
         TaskConfig::CausalLm(task) => causal::task(rules, task),
-        TaskConfig::MaskedLm(task) => {
-            let p = task.mask_probability;
-            rules.must("task.mask_probability", p > 0.0 && p < 1.0, "in (0, 1)");
-        }
+        TaskConfig::MaskedLm(_) => {}
         TaskConfig::Distillation(_) => {
             rules.not_empty("task.teacher");
             if recipe.adapter.method != Method::Full {
@@ -166,9 +164,6 @@ fn task(rules: &mut Rules<'_>, recipe: &Recipe) {
 }
 
 fn data(rules: &mut Rules<'_>, data: &DataConfig) {
-    rules.must("data.eval_fraction", data.eval_fraction.is_none_or(|f| (0.0..1.0).contains(&f)), "in [0, 1)");
-    rules.must("data.max_length", data.max_length != Some(0), "at least 1");
-    rules.must("data.workers", data.workers <= 64, "at most 64");
     for (path, files) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
         let entries = files.map(|files| files.entries()).unwrap_or_default();
         if files.is_some() && entries.is_empty() {
@@ -177,7 +172,6 @@ fn data(rules: &mut Rules<'_>, data: &DataConfig) {
         for (i, file) in entries.iter().enumerate() {
             let table = if matches!(files, Some(Files::One(_))) { path.to_owned() } else { format!("{path}.{i}") };
             let key = |name: &str| format!("{table}.{name}");
-            rules.must(&key("weight"), file.weight > 0.0 && file.weight.is_finite(), "above 0");
             if path == "data.eval" {
                 rules.idle(&[&key("weight")], "evaluation sees each row once", "");
             }
@@ -227,15 +221,6 @@ fn adapter(rules: &mut Rules<'_>, recipe: &Recipe) {
     if adapter.method != Method::Full {
         rules.idle(&["adapter.freeze"], "the whole backbone is frozen unless `method = \"full\"`", "adapter.method");
     }
-    rules.must("adapter.rank", (1..=MAX_RANK).contains(&adapter.rank), "in 1 to 65536");
-    rules.must("adapter.alpha", adapter.alpha > 0.0 && adapter.alpha.is_finite(), "above 0");
-    rules.must("adapter.dropout", (0.0..1.0).contains(&adapter.dropout), "in [0, 1)");
-    for (name, rank) in &adapter.rank_pattern {
-        rules.must(&join_key("adapter.rank_pattern", name), (1..=MAX_RANK).contains(rank), "in 1 to 65536");
-    }
-    for (name, alpha) in &adapter.alpha_pattern {
-        rules.must(&join_key("adapter.alpha_pattern", name), *alpha > 0.0 && alpha.is_finite(), "above 0");
-    }
     if matches!(&adapter.targets, temper_peft::Targets::Names(names) if names.is_empty()) {
         rules.wrong("adapter.targets", "`targets` in [adapter] names no module", "");
     }
@@ -243,27 +228,10 @@ fn adapter(rules: &mut Rules<'_>, recipe: &Recipe) {
 
 fn train(rules: &mut Rules<'_>, recipe: &Recipe) {
     let train = &recipe.train;
-    rules.must("train.lr", train.lr > 0.0 && train.lr.is_finite(), "above 0");
-    rules.must(
-        "train.epochs",
-        train.epochs.is_none_or(|epochs| epochs > 0.0 && epochs <= 1e6),
-        "above 0 and at most 1000000",
-    );
-    rules.must("train.max_steps", train.max_steps != Some(0), "at least 1");
-    rules.must("train.global_batch", train.global_batch >= 1, "at least 1");
-    rules.must("train.micro_batch", train.micro_batch != Some(0), "at least 1");
-    rules.must("train.micro_batch_tokens", train.micro_batch_tokens != Some(0), "at least 1");
-    if let Some(micro) = train.micro_batch
-        && micro > train.global_batch
-        && train.global_batch > 0
-    {
+    if let Some(micro) = train.micro_batch {
         let at_most = format!("at most `global_batch`, which is {}", train.global_batch);
-        rules.must("train.micro_batch", false, &at_most);
+        rules.must("train.micro_batch", micro <= train.global_batch || train.global_batch == 0, &at_most);
     }
-    rules.must("train.max_grad_norm", train.max_grad_norm >= 0.0 && train.max_grad_norm.is_finite(), "at least 0");
-    rules.must("train.log_every", train.log_every >= 1, "at least 1");
-    rules.must("train.save_every", train.save_every != Some(0), "at least 1");
-    rules.must("train.keep_last", train.keep_last >= 1, "at least 1");
     let wall = train.max_wall.as_deref();
     rules.must(
         "train.max_wall",
@@ -287,12 +255,6 @@ fn optim(rules: &mut Rules<'_>, recipe: &Recipe) {
         OptimKind::Adafactor => &["optim.momentum", "optim.eps", "optim.betas"],
     };
     rules.idle(idle, because, "optim.kind");
-    rules.must("optim.weight_decay", optim.weight_decay >= 0.0 && optim.weight_decay.is_finite(), "at least 0");
-    for (i, beta) in optim.betas.iter().flatten().enumerate() {
-        rules.must(&format!("optim.betas.{i}"), (0.0..1.0).contains(beta), "in [0, 1)");
-    }
-    rules.must("optim.eps", optim.eps > 0.0 && optim.eps.is_finite(), "above 0");
-    rules.must("optim.momentum", (0.0..1.0).contains(&optim.momentum), "in [0, 1)");
 }
 
 fn schedule(rules: &mut Rules<'_>, recipe: &Recipe) {
@@ -304,13 +266,6 @@ fn schedule(rules: &mut Rules<'_>, recipe: &Recipe) {
     if schedule.kind == ScheduleKind::Constant {
         rules.idle(&["schedule.min_ratio"], "a constant rate never falls", "schedule.kind");
     }
-    rules.must(
-        "schedule.warmup_ratio",
-        schedule.warmup_ratio.is_none_or(|ratio| (0.0..1.0).contains(&ratio)),
-        "in [0, 1)",
-    );
-    rules.must("schedule.min_ratio", (0.0..=1.0).contains(&schedule.min_ratio), "in [0, 1]");
-    rules.must("schedule.decay_ratio", schedule.decay_ratio > 0.0 && schedule.decay_ratio <= 1.0, "in (0, 1]");
     if let (Some(warmup), Some(steps)) = (schedule.warmup_steps, recipe.train.max_steps) {
         let below = format!("below `max_steps` in [train], which is {steps}");
         rules.must("schedule.warmup_steps", warmup < steps || steps == 0, &below);
@@ -320,16 +275,21 @@ fn schedule(rules: &mut Rules<'_>, recipe: &Recipe) {
 fn eval(rules: &mut Rules<'_>, recipe: &Recipe) {
     const CHOICE: [&str; 3] = ["eval.metric", "eval.patience", "eval.min_delta"];
     let eval = &recipe.eval;
-    rules.must("eval.every", !matches!(eval.every, Every::Steps(0)), "at least 1");
-    rules.must("eval.batch", eval.batch != Some(0), "at least 1");
-    rules.must("eval.min_delta", eval.min_delta >= 0.0 && eval.min_delta.is_finite(), "at least 0");
     rules.not_empty("eval.metric");
-    if matches!(eval.every, Every::Named(EveryName::Never)) {
-        rules.idle(&CHOICE, "with `every = \"never\"` the model is measured once, at the end", "eval.every");
-    } else if recipe.data.eval_fraction == Some(0.0) {
+    let never = matches!(eval.every, Every::Named(EveryName::Never));
+    if recipe.data.eval_fraction == Some(0.0) {
         let because = "`eval_fraction = 0` leaves nothing to evaluate on";
-        rules.idle(&["eval.every", "eval.batch"], because, "data.eval_fraction");
+        if !never {
+            rules.idle(&["eval.every"], because, "data.eval_fraction");
+        }
+        rules.idle(
+            &["eval.batch", "task.metrics", "task.samples", "task.max_new_tokens", "task.answer"],
+            because,
+            "data.eval_fraction",
+        );
         rules.idle(&CHOICE, because, "data.eval_fraction");
+    } else if never {
+        rules.idle(&CHOICE, "with `every = \"never\"` the model is measured once, at the end", "eval.every");
     } else if eval.patience == 0 {
         rules.idle(&["eval.min_delta"], "training never stops early while `patience` is 0", "eval.patience");
     }
@@ -344,22 +304,14 @@ fn export(rules: &mut Rules<'_>, recipe: &Recipe) {
         let because = "an adapter is stored as it trained, in f32; full weights are written with `merge = true` alone";
         rules.idle(&["export.dtype"], because, "adapter.method");
     }
-    let id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.+_".contains(c);
-    if export.license.as_ref().is_some_and(|license| !license.chars().all(id)) {
-        let message = "a licence is written as the hub calls it: lower-case letters, digits, `-` and `.`";
-        rules.wrong("export.license", message, "such as `apache-2.0`, `mit` or `cc-by-4.0`");
-    }
-    let code = |text: &str| {
-        let first = text.split('-').next().unwrap_or_default();
-        let short = (2..=3).contains(&first.len()) && first.bytes().all(|byte| byte.is_ascii_lowercase());
-        short && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') || ["code", "multilingual"].contains(&text)
-    };
-    if export.language.as_ref().is_some_and(|language| !language.is_empty() && !code(language)) {
-        rules.wrong(
-            "export.language",
-            "a language is written by its code in ISO 639",
-            "such as `en`, `pt-BR` or `multilingual`",
-        );
+    for (path, checked) in [
+        ("export.license", export.license.as_deref().map(licence)),
+        ("export.language", export.language.as_deref().map(language)),
+        ("export.commit_message", export.commit_message.as_deref().map(first_line)),
+    ] {
+        if let Some(Err(why)) = checked {
+            rules.wrong(path, &why, "");
+        }
     }
     let local = recipe.model.base.as_ref().is_some_and(|base| !is_hub_name(recipe, base));
     if !local {
@@ -410,7 +362,8 @@ fn push(rules: &mut Rules<'_>, recipe: &Recipe, to: &str) {
             rules.wrong("export.push_when", message, "write `push_when = \"end\"`");
         }
     }
-    if export.push_when == PushWhen::Best && matches!(recipe.eval.every, Every::Named(EveryName::Never)) {
+    let never = matches!(recipe.eval.every, Every::Named(EveryName::Never)) || recipe.data.eval_fraction == Some(0.0);
+    if export.push_when == PushWhen::Best && never {
         rules.wrong(
             "export.push_when",
             "without evaluations no checkpoint is the best",
@@ -436,6 +389,44 @@ fn push(rules: &mut Rules<'_>, recipe: &Recipe, to: &str) {
         let message =
             "an adapter whose base is a directory can be used by nobody else: say what the base is on the hub";
         rules.wrong("export.push_to", message, "write `base_model = \"organisation/name\"` or push the merged weights");
+    }
+}
+
+/// A licence as the hub calls it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn licence(text: &str) -> Result<String, String> {
+    let id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.+_".contains(c);
+    match !text.is_empty() && text.chars().all(id) {
+        true => Ok(text.into()),
+        false => Err("a licence is written as the hub calls it, such as `apache-2.0`, `mit` or `cc-by-4.0`".into()),
+    }
+}
+
+/// A language by its code.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn language(text: &str) -> Result<String, String> {
+    let mut parts = text.split('-');
+    let first = parts.next().unwrap_or_default();
+    let short = (2..=3).contains(&first.len()) && first.bytes().all(|byte| byte.is_ascii_lowercase());
+    let rest = parts.all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    match short && rest || ["code", "multilingual"].contains(&text) {
+        true => Ok(text.into()),
+        false => Err("a language is written by its code in ISO 639, such as `en`, `pt-BR` or `multilingual`".into()),
+    }
+}
+
+/// The first line of a commit.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn first_line(text: &str) -> Result<String, String> {
+    match !text.trim().is_empty() && !text.contains(['\n', '\r']) {
+        true => Ok(text.into()),
+        false => Err("a commit's message is one line that says something".into()),
     }
 }
 

@@ -3,10 +3,10 @@
 use temper_models::{Config, LoadReport, Weights};
 use temper_peft::file::AdapterFile;
 use temper_peft::targets::{self, Match, Trainable};
-use temper_peft::{AdapterConfig, Method, Targets};
+use temper_peft::{AdapterConfig, Bias, Method, Targets};
 use temper_tasks::{checkpoint_names, hugging_face_name, new_modules};
 
-use super::{LazyModel, point};
+use super::{LazyModel, idle, point};
 use crate::build;
 use crate::failure::{Failure, Kind};
 use crate::plan::{AdaptedModule, AdapterPlan, Group, TaskPlan};
@@ -106,6 +106,13 @@ pub(super) fn resolve_adapter(
     }
     let paths: Vec<String> = lazy.entries.iter().map(|entry| hugging_face_name(prefix, &entry.path)).collect();
     let trainable = Trainable::new(&adapter, &matches, &paths).map_err(fail)?;
+    if adapter.bias != Bias::None {
+        let without =
+            Trainable::new(&AdapterConfig { bias: Bias::None, ..adapter.clone() }, &matches, &paths).map_err(fail)?;
+        if paths.iter().all(|path| trainable.trains(path) == without.trains(path)) {
+            return Err(idle(recipe, "adapter.bias", "there are no such biases in this model"));
+        }
+    }
     let embeddings = hugging_face_name(prefix, &format!("backbone.{}", config.embeddings()));
     if task.ties() && adapter.method != Method::Full && trainable.trains(&embeddings) {
         let untie = match task {
@@ -126,7 +133,9 @@ pub(super) fn resolve_adapter(
         return Err(point(recipe, Kind::Recipe, key, "no parameter is left to train"));
     }
     let modules = matches.into_iter().map(|Match { path, rank, alpha }| AdaptedModule { path, rank, alpha }).collect();
-    Ok(AdapterPlan { config: adapter, modules, groups })
+    let trained = lazy.entries.iter().zip(&paths).filter(|(_, path)| trainable.trains(path));
+    let trained = trained.map(|(entry, _)| entry.path.clone()).collect();
+    Ok(AdapterPlan { config: adapter, modules, groups, trained })
 }
 
 /// The modules of an adapter that is trained on: those that its file has tensors of, of what its targets find.

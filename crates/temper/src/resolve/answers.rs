@@ -62,7 +62,7 @@ impl Expected<'_> {
             tracing::warn!("`answer` in [task] matches {found} of {all} expected answers; the others count as wrong");
         }
         let most = self.of.max_new_tokens;
-        let long = self.lengths.iter().filter(|length| **length > most + 1).count();
+        let long = self.lengths.iter().filter(|length| **length > most.saturating_add(1)).count();
         if long > 0 && self.of.metrics.iter().any(|metric| *metric != Metric::ChoiceAccuracy) {
             tracing::warn!(
                 "{long} expected answers are longer than task.max_new_tokens = {most} (the longest {}): the model cannot give them",

@@ -256,12 +256,6 @@ fn class_weights(
     labels: &[String],
 ) -> Result<Vec<f32>, Failure> {
     let rows = dataset.report.train.rows as f64;
-    if let Some(ClassWeights::Table(table)) = &task.class_weights
-        && let Some((label, weight)) = table.iter().find(|(_, weight)| !(weight.is_finite() && **weight > 0.0))
-    {
-        let key = format!("task.class_weights.{label}");
-        return Err(point(recipe, Kind::Recipe, &key, format!("a class weight must be above 0, found {weight}")));
-    }
     match &task.class_weights {
         None => Ok(vec![1.0; labels.len()]),
         Some(ClassWeights::Named(Balanced::Balanced)) => Ok(dataset

@@ -253,7 +253,7 @@ fn range(text: &str, start: usize) -> Result<Values, Diagnostic> {
     if log && a <= 0.0 {
         return wrong("a logarithmic range is above 0".into(), "");
     }
-    let whole = [low, high].iter().all(|text| text.trim().replace('_', "").parse::<i64>().is_ok());
+    let whole = [low, high].iter().all(|text| text.trim().replace('_', "").parse::<i128>().is_ok());
     if whole && a.abs().max(b.abs()) >= EXACT {
         return wrong("whole numbers are drawn below 2^53".into(), "");
     }
