@@ -202,6 +202,18 @@ mod tests {
         assert!(error.contains("column `a`") && error.contains("did you mean \"A\"?"), "{error}");
     }
 
+    #[test]
+    fn a_line_of_text_has_no_column() {
+        let texts = |named: Option<&str>| Texts::new("a".into(), None).of_column(named.map(str::to_owned));
+        let lines = |named, lines: &str| {
+            texts(named).lines(Path::new("stdin"), lines.as_bytes(), &mut |_| true).map_err(|error| error.to_string())
+        };
+        assert!(lines(None, "plain").is_ok() && lines(Some("a"), "{\"a\": \"x\"}").is_ok());
+        assert!(lines(Some("a"), "plain").unwrap_err().contains("a line of text has no column `a`"));
+        let prompts = Prompts::new(&DataConfig::default()).of_column(Some("a".into()));
+        assert!(prompts.lines(Path::new("stdin"), "plain".as_bytes(), &mut |_| true).is_err());
+    }
+
     /// What is handed over, and the error after it.
     fn asked(name: &str, content: &str) -> (Vec<Prompt>, String) {
         let dir = tempfile::tempdir().unwrap();

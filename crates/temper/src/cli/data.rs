@@ -122,10 +122,8 @@ impl PreviewArgs {
 
 /// A category of tasks as the hub calls it.
 fn category(text: &str) -> Result<String, String> {
-    match text
-        .split('-')
-        .all(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()))
-    {
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    match text.split('-').all(|word| !word.is_empty() && word.bytes().all(letter)) {
         true => Ok(text.into()),
         false => Err("a task is written as the hub calls it, such as `text-classification`".into()),
     }

@@ -106,7 +106,7 @@ pub(super) fn resolve_adapter(
     }
     let paths: Vec<String> = lazy.entries.iter().map(|entry| hugging_face_name(prefix, &entry.path)).collect();
     let trainable = Trainable::new(&adapter, &matches, &paths).map_err(fail)?;
-    if adapter.bias != Bias::None {
+    if adapter.bias != Bias::None && recipe.source.wrote("adapter.bias") {
         let without =
             Trainable::new(&AdapterConfig { bias: Bias::None, ..adapter.clone() }, &matches, &paths).map_err(fail)?;
         if paths.iter().all(|path| trainable.trains(path) == without.trains(path)) {

@@ -255,6 +255,22 @@ mod tests {
     }
 
     #[test]
+    fn what_became_of_a_key_stands_for_it() {
+        let mut runs = runs();
+        let plans = [
+            json!({ "data": { "config": { "max_length": null, "train": "a" }, "max_length": 64 } }),
+            json!({ "data": { "config": { "max_length": 128, "train": [{ "path": "b", "weight": 2 }] }, "max_length": 128 } }),
+        ];
+        runs.iter_mut().zip(plans).for_each(|(run, plan)| run.plan = plan);
+        let rows = texts(&differences(&runs));
+        assert_eq!(
+            rows.iter().filter(|row| row[0] == "data.max_length").collect::<Vec<_>>(),
+            [&["data.max_length", "64", "128"]]
+        );
+        assert!(rows.contains(&["data.train", "a", "1 item"].map(str::to_owned).to_vec()), "{rows:?}");
+    }
+
+    #[test]
     fn the_best_of_each_row_is_marked() {
         let lines = scores(&runs()).lines();
         let line = |name: &str| lines.iter().find(|line| line.trim_start().starts_with(name)).unwrap().clone();
