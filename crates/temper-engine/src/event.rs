@@ -54,7 +54,7 @@ pub enum Event {
         /// Milliseconds per step in which this rank exchanged numbers with others or waited for them, where there are any.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         communication_ms: Option<f64>,
-        /// Bytes per step that a ring sent from this rank, as [`temper_world::Traffic`] counts them.
+        /// Bytes per step that a ring sends from a rank, as [`temper_world::Traffic`] counts them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         communication_bytes: Option<f64>,
     },

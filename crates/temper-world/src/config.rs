@@ -53,7 +53,7 @@ pub enum Shard {
     /// With accumulation, more bytes on the wire.
     Gradients,
     /// The parameters of layers too (ZeRO-3): they come to all ranks while a layer computes, forward and again for its gradients.
-    /// Half as many bytes again on the wire as `none`. No rank ever has all of them; where an evaluation generates answers, every
+    /// At most half as many bytes again on the wire as `none`. No rank ever has all of them; where an evaluation generates answers, every
     /// layer comes for every token, so that few and large batches (`[eval] batch`) are faster.
     Parameters,
 }

@@ -176,10 +176,8 @@ pub(crate) mod tests {
             let gathered = count(&|| drop(world.all_gather(own.clone(), &[5, 1, 0, 2]).unwrap()));
             [all, reduced, gathered]
         });
-        assert_eq!(sent, [[48, 12, 28], [48, 28, 32], [48, 32, 24], [48, 24, 12]]);
-        // Over all ranks it is one number.
-        let sum = |what: usize| sent.iter().map(|sent| sent[what]).sum::<u64>();
-        assert_eq!((sum(0), sum(1) + sum(2)), (192, 192));
+        // Whoever owns what.
+        assert_eq!(sent, [[48, 24, 24]; 4]);
     }
 
     /// As NCCL does: tensors another way, the rest as before.

@@ -35,8 +35,8 @@ impl std::fmt::Debug for World {
 pub struct Traffic {
     /// Operations.
     pub operations: u64,
-    /// Bytes that a ring sends from this rank: of an `all_reduce` of n numbers among N ranks 8n (N - 1) / N, of a `reduce_scatter` or
-    /// an `all_gather` half of it. What joins ranks by TCP is that ring; MPI and NCCL may take another way.
+    /// Bytes that a ring sends from a rank, on average over all: of an `all_reduce` of n numbers among N ranks 8n (N - 1) / N, of a
+    /// `reduce_scatter` or an `all_gather` half of it. What joins ranks by TCP is that ring; MPI and NCCL may take another way.
     pub bytes: u64,
     /// Time that they took, waiting for the others included; of what NCCL carries only what enqueuing it took.
     pub time: Duration,
@@ -125,10 +125,10 @@ impl World {
     /// # Errors
     /// What the engine says.
     pub fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>, Error> {
-        let count = values.shape().num_elements();
+        let bytes = 2 * self.around(values.shape().num_elements());
         match &self.engine {
             None => Ok(values),
-            Some(engine) => self.count(8 * (count - count / self.size()), || engine.all_reduce(values)),
+            Some(engine) => self.count(bytes, || engine.all_reduce(values)),
         }
     }
 
@@ -139,7 +139,7 @@ impl World {
     pub fn reduce_scatter(&self, values: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
         match &self.engine {
             None => Ok(values),
-            Some(engine) => self.count(all_but(self.rank(), parts), || engine.reduce_scatter(values, parts)),
+            Some(engine) => self.count(self.around(parts.iter().sum()), || engine.reduce_scatter(values, parts)),
         }
     }
 
@@ -150,10 +150,7 @@ impl World {
     pub fn all_gather(&self, part: Tensor<1>, parts: &[usize]) -> Result<Tensor<1>, Error> {
         match &self.engine {
             None => Ok(part),
-            Some(engine) => {
-                let next = (self.rank() + 1) % self.size();
-                self.count(all_but(next, parts), || engine.all_gather(part, parts))
-            }
+            Some(engine) => self.count(self.around(parts.iter().sum()), || engine.all_gather(part, parts)),
         }
     }
 
@@ -276,6 +273,11 @@ impl World {
         self.watch.iter().for_each(|watch| watch.goodbye());
     }
 
+    /// Bytes that a rank sends when so many numbers go around the ring, each as far as the last but one.
+    fn around(&self, numbers: usize) -> usize {
+        4 * numbers * (self.size() - 1) / self.size()
+    }
+
     /// Runs an operation with the other ranks and keeps account of it.
     fn count<R>(&self, bytes: usize, run: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
         let started = Instant::now();
@@ -304,9 +306,4 @@ fn by_mpi(place: &Place) -> Result<Rc<dyn Collectives>, Error> {
 #[cfg(not(feature = "mpi"))]
 fn by_mpi(place: &Place) -> Result<Rc<dyn Collectives>, Error> {
     Err(Error::NotBuilt { launcher: place.launcher, size: place.size })
-}
-
-/// Bytes of the parts of all ranks but one.
-fn all_but(one: usize, parts: &[usize]) -> usize {
-    4 * (parts.iter().sum::<usize>() - parts[one])
 }
