@@ -150,6 +150,12 @@ mod tests {
         names
     }
 
+    /// The count in a name of [`beside`].
+    fn count_of(path: &Path) -> u64 {
+        let name = path.to_str().unwrap();
+        name[name.rfind('-').unwrap() + 1..].split('.').next().unwrap().parse().unwrap()
+    }
+
     #[test]
     fn a_file_is_there_whole_or_as_it_was() {
         let place = tempfile::tempdir().unwrap();
@@ -184,7 +190,17 @@ mod tests {
             there.publish().unwrap();
             assert_eq!((names(&dir), names(place.path())), (vec![name.to_owned()], vec!["model".to_owned()]));
         }
-        drop(Replacement::begin(&dir).unwrap());
+        // What a killed process of the same number left, under the name that comes next (other tests take some, too).
+        let next = count_of(&beside(&dir, NEW)) + 1;
+        for count in next..next + 64 {
+            let left = place.path().join(format!(".model.{}-{count}.{NEW}", std::process::id()));
+            fs::create_dir(&left).unwrap();
+            fs::write(left.join("left"), "over").unwrap();
+        }
+        let there = Replacement::begin(&dir).unwrap();
+        assert!(count_of(there.path()) < next + 64 && names(there.path()).is_empty());
+        drop(there);
+        clear(place.path());
         // Gone before it is put in its place.
         let lost = Replacement::begin(&dir).unwrap();
         fs::remove_dir(lost.path()).unwrap();

@@ -144,6 +144,9 @@ pub fn export_merged<T: Task>(
 /// Fills a neighbour of `dir` and puts it in its place.
 pub fn replace(dir: &Path, fill: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
     let failed = |what: &str| format!("failed to {what} {}", dir.display());
+    if dir.file_name().is_none() {
+        return Err(Failure::new(Kind::Recipe, format!("error: {} is no name for a directory", dir.display())));
+    }
     let there = Replacement::begin(dir).context(Kind::Other, failed("create"))?;
     fill(there.path())?;
     there.publish().context(Kind::Other, failed("replace"))

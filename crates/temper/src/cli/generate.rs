@@ -65,8 +65,8 @@ pub(super) struct ChatArgs {
 #[derive(Debug, Args)]
 struct SamplingArgs {
     /// The most tokens of an answer.
-    #[arg(long, default_value_t = 256, value_name = "N", value_parser = tokens)]
-    max_new_tokens: usize,
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
     /// Divides the logits; 0 takes the likeliest token each time.
     #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
     temperature: f64,
@@ -90,14 +90,6 @@ struct SamplingArgs {
     seed: u64,
 }
 
-fn tokens(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it is at least 1".into()),
-        Ok(count) => Ok(count),
-        Err(_) => Err("it is a whole number".into()),
-    }
-}
-
 impl SamplingArgs {
     fn asked(&self) -> Result<Asked, Failure> {
         let Self { max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, ref stop, seed } = *self;
@@ -114,7 +106,7 @@ impl SamplingArgs {
         if stop.iter().any(String::is_empty) {
             return Err(Failure::new(Kind::Recipe, "error: --stop is empty: it would end every answer at once"));
         }
-        Ok(Asked { max_new_tokens, stop: stop.clone(), sampling })
+        Ok(Asked { max_new_tokens: max_new_tokens as usize, stop: stop.clone(), sampling })
     }
 }
 

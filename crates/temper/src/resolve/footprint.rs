@@ -82,15 +82,15 @@ impl Footprint<'_> {
     /// The estimate. Layers are computed again if the recipe says so, or if it leaves the choice and the run would not fit. Of
     /// a run that does not, it knows the most rows per forward pass that would.
     pub(super) fn memory(&self) -> Memory {
-        let lent = self.shard == Shard::Parameters;
+        let (lent, kept) = (self.shard == Shard::Parameters, self.made.kept());
         let estimate = |micro| match self.train.config.gradient_checkpointing {
-            Checkpointing::Auto if lent => self.memory_if(Activations::Recompute, micro),
-            Checkpointing::Off => self.memory_if(Activations::Keep, micro),
-            Checkpointing::On => self.memory_if(Activations::Recompute, micro),
-            Checkpointing::Offload => self.memory_if(Activations::Offload, micro),
+            Checkpointing::Auto if lent => self.memory_if(kept, Activations::Recompute, micro),
+            Checkpointing::Off => self.memory_if(kept, Activations::Keep, micro),
+            Checkpointing::On => self.memory_if(kept, Activations::Recompute, micro),
+            Checkpointing::Offload => self.memory_if(kept, Activations::Offload, micro),
             Checkpointing::Auto => {
-                let whole = self.memory_if(Activations::Keep, micro);
-                if whole.is_short() { self.memory_if(Activations::Recompute, micro) } else { whole }
+                let whole = self.memory_if(kept, Activations::Keep, micro);
+                if whole.is_short() { self.memory_if(kept, Activations::Recompute, micro) } else { whole }
             }
         };
         let memory = estimate(self.train.micro());
@@ -102,9 +102,9 @@ impl Footprint<'_> {
         Memory { largest_micro_batch: (fits > 0).then_some(fits), ..memory }
     }
 
-    fn memory_if(&self, layers: Activations, micro: Micro) -> Memory {
+    fn memory_if(&self, kept: Kept, layers: Activations, micro: Micro) -> Memory {
         let Self { made, train, dataset, .. } = self;
-        let (examples, kept) = (&dataset.train, made.kept());
+        let examples = &dataset.train;
         let values = |rows: &[u32]| {
             let longest = rows.last().map_or(0, |&row| examples.length(row as usize));
             let tokens = (rows.len() * longest) as u64;
