@@ -10,11 +10,13 @@ mod error;
 mod found;
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 mod graphics;
+mod host;
 mod name;
 pub mod testing;
 
 pub use error::Error;
 pub use found::{Facts, Found, Passed, find, list};
+pub use host::{Failed, read, values};
 pub use name::{Api, DeviceName};
 
 use burn::tensor::Device;

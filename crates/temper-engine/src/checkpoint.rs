@@ -232,7 +232,7 @@ impl Store {
         optimizer: &Optimizer,
         shared: &Shared,
     ) -> Result<BTreeMap<String, Sum>, Error> {
-        let device = |reason| Error::Device { step, reason };
+        let device = |failed| Error::Device { step, failed };
         if self.world.leads() {
             fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
@@ -240,7 +240,7 @@ impl Store {
         let parameters = shared.parameters.iter().map(|(path, held)| (path.clone(), held.outline())).collect();
         let keeper = |path: &str| if shared.lent(path) { shared.owner(path) } else { 0 };
         let read = |path: &str| {
-            let data = weights::read(here[path].clone()).map_err(device)?;
+            let data = temper_device::read(here[path].clone()).map_err(device)?;
             let (dtype, shape) = (data.dtype(), shared.parameters[path].shape.clone());
             let values = data.as_slice::<f32>();
             if values.is_ok_and(|values| values.iter().any(|value| !value.is_finite())) {

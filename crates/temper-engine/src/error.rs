@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use temper_device::Failed;
+
 /// An error of the caller's own code: of its data or of its evaluation.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
@@ -101,12 +103,15 @@ pub enum Error {
         measured: String,
     },
     /// The device failed, for example for want of memory.
-    #[error("failed on the device at step {step}: {reason}; a smaller train.micro_batch needs less memory")]
+    #[error(
+        "failed on the device at step {step}: {failed}{}",
+        failed.help("; a smaller train.micro_batch needs less memory")
+    )]
     Device {
         /// The step, counted from 1.
         step: u64,
         /// What the device says.
-        reason: String,
+        failed: Failed,
     },
     /// Something that all ranks must have alike is another on this one.
     #[error("{what} are not those of the other ranks at step {step}: they do not train one model")]

@@ -296,8 +296,8 @@ struct Part {
 
 /// The numbers of a tensor, once the device has them.
 fn wait(read: Tensor<1>, step: u64) -> Result<Vec<f64>, Error> {
-    let read = trace_span!(target: "profile", "wait").in_scope(|| read.try_into_data());
-    Ok(read.map_err(|error| Error::Device { step, reason: error.to_string() })?.iter().collect())
+    let read = trace_span!(target: "profile", "wait").in_scope(|| temper_device::values(read));
+    read.map_err(|failed| Error::Device { step, failed })
 }
 
 impl FitPlan {

@@ -47,7 +47,8 @@ impl Gradients {
 
     /// The first parameter, by name, whose gradient is not finite (or too large to be squared).
     pub fn first_bad(&self) -> Option<String> {
-        let bad = |gradient: &Tensor<1>| !gradient.clone().square().sum().into_scalar::<f32>().is_finite();
+        let squares = |gradient: &Tensor<1>| temper_device::values::<f32, 1, _>(gradient.clone().square().sum());
+        let bad = |gradient: &Tensor<1>| squares(gradient).is_ok_and(|sum| !sum[0].is_finite());
         self.0.iter().find(|(_, gradient)| bad(gradient)).map(|(path, _)| path.clone())
     }
 }

@@ -171,7 +171,7 @@ fn run(plan: &FitPlan, dir: &Path, micro: usize, losses: &[f64]) -> (Result<Outc
 /// The trainable parameters, flat.
 fn read<M: Module>(model: &M) -> Vec<(String, TensorData)> {
     let tensors = weights::tensors(model).into_iter();
-    tensors.map(|(path, tensor)| (path, weights::read(tensor).unwrap())).collect()
+    tensors.map(|(path, tensor)| (path, temper_device::read(tensor).unwrap())).collect()
 }
 
 fn train(plan: &FitPlan, dir: &Path) -> Net {

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, FloatDType, Shape, Tensor, TensorData};
+use temper_device::Failed;
 use temper_peft::parameters::{Mapper, layer_of, map, replace};
 use temper_world::{Place, Shard, World};
 
@@ -152,11 +153,10 @@ impl Shared {
         if part.is_empty() {
             return Ok(());
         }
-        let reached = sum.clone().slice(values..values + part.len()).try_into_data();
-        let reached = reached
-            .map_err(|error| temper_world::Error::Collective { what: "sum gradients", reason: error.to_string() })?;
+        let reached = temper_device::values::<f32, 1, _>(sum.clone().slice(values..values + part.len()));
+        let failed = |failed: Failed| temper_world::Error::collective("sum gradients")(failed.to_string());
         let mut start = 0;
-        for (path, reached) in part.iter().zip(reached.iter::<f32>()) {
+        for (path, reached) in part.iter().zip(reached.map_err(failed)?) {
             let end = start + self.count(path);
             if reached != 0.0 {
                 sums.put(path, sum.clone().slice(start..end));
@@ -270,8 +270,8 @@ impl Shared {
             return Ok(());
         }
         let here = weights::tensors(model).into_iter().filter(|(path, _)| !self.lent(path));
-        let values = here.map(|(path, tensor)| Ok((path, weights::read(tensor)?))).collect::<Result<Vec<_>, _>>();
-        let values = values.map_err(|reason| Error::Device { step, reason })?;
+        let values = here.map(|(path, tensor)| Ok((path, temper_device::read(tensor)?))).collect::<Result<Vec<_>, _>>();
+        let values = values.map_err(|failed| Error::Device { step, failed })?;
         self.agree("its parameters", step, &checksum(&values))
     }
 }

@@ -68,11 +68,6 @@ pub(crate) fn tensors<M: Module>(model: &M) -> BTreeMap<String, Tensor<1>> {
     tensors.0
 }
 
-/// The values of a tensor, on the host.
-pub(crate) fn read(tensor: Tensor<1>) -> Result<TensorData, String> {
-    tensor.try_into_data().map_err(|error| error.to_string())
-}
-
 /// Writes values, whose shapes and dtypes have been checked, into parameters.
 pub(crate) fn write<M: Module>(model: M, values: BTreeMap<String, TensorData>) -> M {
     struct Write(BTreeMap<String, TensorData>);

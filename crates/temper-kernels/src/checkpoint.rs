@@ -68,8 +68,9 @@ impl Checkpoints {
     ) -> Tensor<2> {
         let mut x = first.clone().inner();
         let kept = layers.map(|(plain, layer)| {
-            let input =
-                if self.offload { Input::OnHost(x.clone().into_data(), x.device()) } else { Input::Here(x.clone()) };
+            // What a device that failed does not give is missed where the loss is read.
+            let on_host = self.offload.then(|| x.clone().try_into_data().ok()).flatten();
+            let input = on_host.map_or_else(|| Input::Here(x.clone()), |data| Input::OnHost(data, x.device()));
             x = plain(x.clone());
             (input, Box::new(layer) as Layer)
         });

@@ -100,6 +100,9 @@ pub enum Error {
         "the network's output is not finite: its weights are damaged, or too large for the precision that it computes in"
     )]
     Output,
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(#[from] temper_device::Failed),
     /// Tensors do not fit the model.
     #[error("the weights in `{}` do not fit the model: {}", path.display(), list(.tensors))]
     Shapes {

@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_leaves_no_file() {
-        let lost = || Err(temper_peft::Error::Device { path: "t".into(), reason: "it is gone".into() });
+        let lost =
+            || Err(temper_peft::Error::Device { path: "t".into(), failed: temper_device::Failed::new("it is gone") });
         let tensors = BTreeMap::from([("t".to_owned(), Deferred::new(vec![2], lost))]);
         let directory = tempfile::tempdir().unwrap();
         let error = save(directory.path(), &tensors, SaveDtype::F32).unwrap_err();

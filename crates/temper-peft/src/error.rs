@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use temper_device::Failed;
+
 /// An adapter that cannot be matched, read, written or applied.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -118,12 +120,12 @@ pub enum Error {
         most: f32,
     },
     /// A parameter could not be brought to the host.
-    #[error("failed to read parameter `{path}` from its device: {reason}")]
+    #[error("failed to read parameter `{path}` from its device: {failed}")]
     Device {
         /// The parameter.
         path: String,
-        /// The device's complaint.
-        reason: String,
+        /// What the device says.
+        failed: Failed,
     },
 }
 

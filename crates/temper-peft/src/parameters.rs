@@ -150,8 +150,8 @@ pub fn deferred<M: Module>(module: &M, wanted: impl Fn(&str) -> bool) -> BTreeMa
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
             if (self.0)(path) {
                 let (tensor, name) = (param.val(), path.to_owned());
-                let failed = move |error: String| Error::Device { path: name.clone(), reason: error };
-                let read = move || tensor.clone().try_into_vec_as::<f32>().map_err(|error| failed(error.to_string()));
+                let failed = move |failed| Error::Device { path: name.clone(), failed };
+                let read = move || temper_device::values(tensor.clone()).map_err(&failed);
                 self.1.insert(path.into(), Deferred::new(param.lazy_shape().to_vec(), read));
             }
         }

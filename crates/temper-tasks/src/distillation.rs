@@ -18,7 +18,7 @@ use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
 
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Ranks, Sum, Task, all_by_length, input, training};
+use crate::{Error, Evaluation, Ranks, Sum, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "distillation"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -112,13 +112,7 @@ impl Task for Distillation {
         examples.batch(rows, *pad_id)
     }
 
-    fn evaluate(
-        &self,
-        ranks: &Ranks,
-        pad_id: &u32,
-        examples: &Examples,
-        rows: usize,
-    ) -> Result<Evaluation, temper_world::Error> {
+    fn evaluate(&self, ranks: &Ranks, pad_id: &u32, examples: &Examples, rows: usize) -> Result<Evaluation, Error> {
         let loss = |rows: &[u32], pass: &Pass| self.loss_in(&examples.batch(rows, *pad_id), pass);
         let loss = Sum::of(ranks, &all_by_length(examples, rows), loss)?.mean();
         let scores = Scores::from([(Metric::Loss.name().to_owned(), loss)]);

@@ -2,6 +2,7 @@
 
 pub mod causal_lm;
 pub mod distillation;
+mod error;
 mod heads;
 pub mod masked_lm;
 pub mod metrics;
@@ -12,6 +13,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, TokenBatch};
+use temper_device::Failed;
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Input, candidates};
 use temper_nn::Pass;
@@ -20,6 +22,7 @@ use temper_world::World;
 
 pub use causal_lm::{Causal, CausalLm, CausalLmConfig, Generated, Generation, Judge, Sampling};
 pub use distillation::{Distillation, DistillationConfig};
+pub use error::Error;
 pub use heads::new_modules;
 pub use masked_lm::{MaskedLm, MaskedLmConfig};
 pub use metrics::{Metric, Scores};
@@ -63,17 +66,15 @@ pub trait Task: Objective<Batch: 'static> {
         collator: &Self::Collator,
         examples: &Examples,
         rows: usize,
-    ) -> Result<Evaluation, temper_world::Error>;
-
-    /// The same on this rank alone.
-    fn evaluate_alone(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Evaluation {
-        self.evaluate(&Ranks::alone(), collator, examples, rows).expect("one rank exchanges nothing")
-    }
+    ) -> Result<Evaluation, Error>;
 
     /// What must stay as it is when an adapter is merged, as many numbers as `examples` give: logits and loss.
-    fn outputs(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Vec<f32> {
-        let Evaluation { scores, logits, .. } = self.evaluate_alone(collator, examples, rows);
-        logits.concat().into_iter().chain(scores.get(Metric::Loss.name()).map(|&loss| loss as f32)).collect()
+    ///
+    /// # Errors
+    /// As of [`evaluate`](Self::evaluate) on one rank.
+    fn outputs(&self, collator: &Self::Collator, examples: &Examples, rows: usize) -> Result<Vec<f32>, Error> {
+        let Evaluation { scores, logits, .. } = self.evaluate(&Ranks::alone(), collator, examples, rows)?;
+        Ok(logits.concat().into_iter().chain(scores.get(Metric::Loss.name()).map(|&loss| loss as f32)).collect())
     }
 
     /// The network under the head.
@@ -107,17 +108,17 @@ impl Ranks {
     /// that it is given. What comes out does not depend on how many ranks there are.
     ///
     /// # Errors
-    /// As of [`World::exchange`].
+    /// Of `each`, and as of [`World::exchange`].
     fn map<T, R: Serialize + DeserializeOwned>(
         &self,
         items: &[T],
-        each: impl Fn(&T, &Pass) -> R,
-    ) -> Result<Vec<R>, temper_world::Error> {
+        each: impl Fn(&T, &Pass) -> Result<R, Failed>,
+    ) -> Result<Vec<R>, Error> {
         let pass = Pass::eval().with_lender(self.lender.clone());
-        let own = self.world.own(items).map(|item| each(item, &pass)).collect();
+        let own = self.world.own(items).map(|item| each(item, &pass)).collect::<Result<_, _>>()?;
         let lost = |reason| temper_world::Error::Collective { what: "lend parameters", reason };
         self.lender.iter().try_for_each(|lender| lender.0.rest()).map_err(lost)?;
-        self.world.interleave(own, items.len())
+        Ok(self.world.interleave(own, items.len())?)
     }
 }
 
@@ -191,7 +192,7 @@ fn by_length(examples: &Examples, mut order: Vec<u32>, rows: usize) -> Vec<Vec<u
 }
 
 /// A loss, and what to divide it by.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Sum {
     loss: f64,
     targets: f64,
@@ -199,17 +200,14 @@ struct Sum {
 
 impl Sum {
     /// The losses of `batches`, of which `loss` knows each, added up in their order.
-    fn of(
-        ranks: &Ranks,
-        batches: &[Vec<u32>],
-        loss: impl Fn(&[u32], &Pass) -> Loss,
-    ) -> Result<Self, temper_world::Error> {
-        let each = |rows: &Vec<u32>, pass: &Pass| {
-            let loss = loss(rows, pass);
-            (loss.sum.into_scalar::<f64>(), loss.targets)
-        };
-        let sums = ranks.map(batches, each)?.into_iter();
-        Ok(sums.fold(Self::default(), |all, (loss, targets)| all + Self { loss, targets }))
+    fn of(ranks: &Ranks, batches: &[Vec<u32>], loss: impl Fn(&[u32], &Pass) -> Loss) -> Result<Self, Error> {
+        let sums = ranks.map(batches, |rows, pass| Self::read(loss(rows, pass)))?;
+        Ok(sums.into_iter().fold(Self::default(), std::ops::Add::add))
+    }
+
+    fn read(loss: Loss) -> Result<Self, Failed> {
+        let sum: Vec<f64> = temper_device::values(loss.sum)?;
+        Ok(Self { loss: sum[0], targets: loss.targets })
     }
 
     fn mean(self) -> f64 {
@@ -230,4 +228,16 @@ fn training(mode: Mode, loss: impl FnOnce(&Pass) -> Loss) -> Loss {
     let pass = Pass::train(mode.seed).with_activations(mode.activations).with_lender(mode.lender);
     let loss = loss(&pass);
     Loss { checkpoints: pass.into_checkpoints(), ..loss }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_fails_ends_the_measuring() {
+        let failed = || Failed::new("out of memory");
+        let found = Ranks::alone().map(&[1, 2, 3], |&item, _| if item == 2 { Err(failed()) } else { Ok(item) });
+        assert!(matches!(found, Err(Error::Device(said)) if said == failed()));
+    }
 }

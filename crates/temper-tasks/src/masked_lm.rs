@@ -20,7 +20,7 @@ use temper_nn::Pass;
 
 use crate::heads::MaskedLmHead;
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Ranks, Sum, Task, all_by_length, input, training};
+use crate::{Error, Evaluation, Ranks, Sum, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "masked-lm"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -170,7 +170,7 @@ impl Task for MaskedLm {
         masking: &Masking,
         examples: &Examples,
         rows: usize,
-    ) -> Result<Evaluation, temper_world::Error> {
+    ) -> Result<Evaluation, Error> {
         let loss = |rows: &[u32], pass: &Pass| self.loss_in(&Self::collate(masking, examples, rows, 0), pass);
         let loss = Sum::of(ranks, &all_by_length(examples, rows), loss)?.mean();
         let scores = [(Metric::Loss, loss), (Metric::Perplexity, loss.exp())];

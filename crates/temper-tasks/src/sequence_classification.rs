@@ -13,13 +13,14 @@ use burn::tensor::{Device, Tensor, TensorData};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use temper_data::{Examples, Label, TokenBatch};
+use temper_device::Failed;
 use temper_engine::{Loss, Mode, Objective};
 use temper_models::{Backbone, Config};
 use temper_nn::Pass;
 
 use crate::heads::ClassificationHead;
 use crate::metrics::{self, Metric, Scores, class_of, score_of, set_of};
-use crate::{Evaluation, Ranks, Task, all_by_length, input, training};
+use crate::{Error, Evaluation, Ranks, Sum, Task, all_by_length, input, training};
 
 /// `[task]` with `kind = "sequence-classification"`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -152,13 +153,7 @@ impl SequenceClassifier {
     }
 
     /// Logits of every row, in the order of `examples`.
-    fn predict(
-        &self,
-        ranks: &Ranks,
-        examples: &Examples,
-        pad_id: u32,
-        rows: usize,
-    ) -> Result<Vec<Vec<f32>>, temper_world::Error> {
+    fn predict(&self, ranks: &Ranks, examples: &Examples, pad_id: u32, rows: usize) -> Result<Vec<Vec<f32>>, Error> {
         let batches = all_by_length(examples, rows);
         let found = ranks.map(&batches, |rows, pass| self.predict_batch(&examples.batch(rows, pad_id), pass))?;
         let mut all = vec![Vec::new(); examples.len()];
@@ -169,11 +164,13 @@ impl SequenceClassifier {
     }
 
     /// Logits of each row of a batch.
-    pub fn predict_batch(&self, tokens: &TokenBatch, pass: &Pass) -> Vec<Vec<f32>> {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn predict_batch(&self, tokens: &TokenBatch, pass: &Pass) -> Result<Vec<Vec<f32>>, Failed> {
         let logits = self.logits(tokens, pass);
         let [_, outputs] = logits.dims();
-        let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
-        values.chunks(outputs).map(<[f32]>::to_vec).collect()
+        Ok(temper_device::values(logits)?.chunks(outputs).map(<[f32]>::to_vec).collect())
     }
 
     /// Sum of the losses of the rows, and what to divide it by.
@@ -228,16 +225,14 @@ impl SequenceClassifier {
     }
 
     /// Mean loss of logits that are at hand.
-    fn mean_loss(&self, logits: &[Vec<f32>], labels: &[Label]) -> f64 {
+    fn mean_loss(&self, logits: &[Vec<f32>], labels: &[Label]) -> Result<f64, Failed> {
         let outputs = logits.first().map_or(0, Vec::len);
-        let (mut sum, mut targets) = (0.0, 0.0);
+        let mut all = Sum::default();
         for (logits, labels) in logits.chunks(4096).zip(labels.chunks(4096)) {
             let data = TensorData::new(logits.concat(), [logits.len(), outputs]);
-            let loss = self.loss_of(Tensor::from_data(data, &self.head.device()), labels);
-            sum += loss.sum.into_scalar::<f64>();
-            targets += loss.targets;
+            all = all + Sum::read(self.loss_of(Tensor::from_data(data, &self.head.device()), labels))?;
         }
-        sum / targets
+        Ok(all.mean())
     }
 }
 
@@ -268,17 +263,11 @@ impl Task for SequenceClassifier {
         ClassificationBatch { tokens: examples.batch(rows, *pad_id), labels }
     }
 
-    fn evaluate(
-        &self,
-        ranks: &Ranks,
-        pad_id: &u32,
-        examples: &Examples,
-        rows: usize,
-    ) -> Result<Evaluation, temper_world::Error> {
+    fn evaluate(&self, ranks: &Ranks, pad_id: &u32, examples: &Examples, rows: usize) -> Result<Evaluation, Error> {
         let logits = self.predict(ranks, examples, *pad_id, rows)?;
         let labels: Vec<Label> = (0..examples.len()).map(|row| examples.label(row)).collect();
         let mut scores = self.measure(&logits, &labels);
-        scores.insert(Metric::Loss.name().into(), self.mean_loss(&logits, &labels));
+        scores.insert(Metric::Loss.name().into(), self.mean_loss(&logits, &labels)?);
         Ok(Evaluation { scores, logits, ..Evaluation::default() })
     }
 

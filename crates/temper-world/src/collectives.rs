@@ -42,8 +42,7 @@ pub trait Collectives {
 
 /// The numbers of a tensor, on the host.
 pub(crate) fn to_host(values: Tensor<1>) -> Result<Vec<f32>, Error> {
-    let data = values.try_into_data().map_err(|error| Error::collective("read numbers")(error.to_string()))?;
-    data.try_into_vec::<f32>().map_err(|error| Error::collective("read numbers")(format!("{error:?}")))
+    temper_device::values(values).map_err(|failed| Error::collective("read numbers")(failed.to_string()))
 }
 
 /// Numbers of the host, on a device.

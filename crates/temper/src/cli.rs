@@ -375,11 +375,11 @@ impl EvalArgs {
             }
             let model = LanguageModel::new(opened, None, &self.device.open()?)?;
             let rows = model.rows(&data)?;
-            (rows.report.train.rows, model.evaluate(&rows.train).scores)
+            (rows.report.train.rows, model.evaluate(&rows.train)?.scores)
         } else {
             let model = Trained::new(opened, &self.device.open()?)?;
             let rows = model.rows(&data)?;
-            (rows.report.train.rows, model.evaluate(&rows.train).scores)
+            (rows.report.train.rows, model.evaluate(&rows.train)?.scores)
         };
         if self.json {
             return print(&serde_json::json!({ "rows": rows, "scores": scores }));

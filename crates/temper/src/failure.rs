@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use temper_device::Failed;
+
 /// A failure with its exit code. `Display` is what the user reads.
 #[derive(Debug)]
 pub struct Failure {
@@ -41,6 +43,33 @@ impl Kind {
                 Self::Recipe
             }
             _ => Self::Data,
+        }
+    }
+
+    /// Whether it was for want of memory that a device failed.
+    pub fn of_device(failed: &Failed) -> Self {
+        if failed.lacks_memory() { Self::Memory } else { Self::Other }
+    }
+
+    /// Why a model was not trained.
+    pub fn of_training(error: &temper_engine::Error) -> Self {
+        use temper_engine::Error;
+        match error {
+            Error::Unlike { .. } => Self::Recipe,
+            Error::Diverged { .. } | Error::Ruined { .. } => Self::Diverged,
+            Error::NoTargets { .. } | Error::Data { .. } => Self::Data,
+            Error::World(_) | Error::Disagrees { .. } => Self::World,
+            Error::Device { failed, .. } => Self::of_device(failed),
+            Error::Evaluation { source, .. } => source.downcast_ref().map_or(Self::Other, Self::of_measuring),
+            _ => Self::Other,
+        }
+    }
+
+    /// Why a model was not measured.
+    pub fn of_measuring(error: &temper_tasks::Error) -> Self {
+        match error {
+            temper_tasks::Error::World(_) => Self::World,
+            temper_tasks::Error::Device(failed) => Self::of_device(failed),
         }
     }
 
@@ -94,6 +123,13 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// Of a model that was not measured.
+impl From<temper_tasks::Error> for Failure {
+    fn from(error: temper_tasks::Error) -> Self {
+        Self::new(Kind::of_measuring(&error), format!("error: {error}"))
+    }
+}
+
 /// Turns an error into a failure of a kind, with what was being done.
 pub trait Context<T> {
     /// `error: {what}: {error}`, with every cause.
@@ -114,5 +150,30 @@ impl<T, E: std::error::Error> Context<T> for Result<T, E> {
             }
             Failure::new(kind, message)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn want_of_memory_has_a_code_of_its_own_wherever_it_shows() {
+        let out = || Failed::new("Caused by:\n  out of device memory allocating 8 bytes");
+        let training = temper_engine::Error::Device { step: 3, failed: out() };
+        let expected = "failed on the device at step 3: out of device memory allocating 8 bytes; a smaller \
+                        train.micro_batch needs less memory";
+        assert_eq!((Kind::of_training(&training), training.to_string().as_str()), (Kind::Memory, expected));
+        let measuring = temper_tasks::Error::Device(out());
+        let evaluation = temper_engine::Error::Evaluation { step: 3, source: Box::new(measuring) };
+        let expected = "failed to evaluate after step 3: the device failed: out of device memory allocating 8 bytes; \
+                        fewer rows at once need less memory";
+        assert_eq!((Kind::of_training(&evaluation), evaluation.to_string().as_str()), (Kind::Memory, expected));
+        let lost = temper_tasks::Error::Device(Failed::new("CUDA_ERROR_ILLEGAL_ADDRESS"));
+        let lost = Failure::from(lost);
+        assert_eq!(
+            (lost.kind, lost.to_string().as_str()),
+            (Kind::Other, "error: the device failed: CUDA_ERROR_ILLEGAL_ADDRESS")
+        );
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use serde_json::{Map, Value, json};
 use temper_data::{DataConfig, Dataset, Examples, LabelKind, Target, Text, TokenBatch};
 use temper_nn::Pass;
-use temper_tasks::{Evaluation, Metric, Problem, SequenceClassifier, Task, metrics};
+use temper_tasks::{Evaluation, Metric, Problem, Ranks, SequenceClassifier, Task, metrics};
 
 use crate::build;
 use crate::failure::{Context, Failure, Kind};
@@ -65,8 +65,9 @@ impl Trained {
     }
 
     /// Measures the model on labelled rows.
-    pub fn evaluate(&self, examples: &Examples) -> Evaluation {
-        self.model.evaluate_alone(&self.opened.tokenizer.pad_id(), examples, ROWS)
+    pub fn evaluate(&self, examples: &Examples) -> Result<Evaluation, Failure> {
+        let pad_id = self.opened.tokenizer.pad_id();
+        Ok(self.model.evaluate(&Ranks::alone(), &pad_id, examples, ROWS)?)
     }
 
     /// One JSON object for each text or pair: `label` and `scores` by label name.
@@ -127,7 +128,8 @@ fn logits(opened: &Opened, model: &SequenceClassifier, texts: &[Text]) -> Result
         let encode = |(text, pair): &Text| opened.tokenizer.encode(text, pair.as_deref(), opened.max_length);
         let encoded: Result<Vec<_>, _> = texts.iter().map(encode).collect();
         let encoded = encoded.context(Kind::Data, "failed to read a text")?;
-        all.extend(model.predict_batch(&TokenBatch::from_encoded(&encoded, opened.tokenizer.pad_id()), &Pass::eval()));
+        let batch = TokenBatch::from_encoded(&encoded, opened.tokenizer.pad_id());
+        all.extend(model.predict_batch(&batch, &Pass::eval()).map_err(temper_tasks::Error::from)?);
     }
     Ok(all)
 }

@@ -5,8 +5,9 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde_json::Value;
 use temper_data::{ChatTemplate, DataConfig, Dataset, Encoded, Examples, Message, Target, TokenBatch, Tokenizer};
+use temper_device::Failed;
 use temper_nn::Pass;
-use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Sampling, Task, input};
+use temper_tasks::{Causal, CausalLm, Evaluation, Generation, Metric, Ranks, Sampling, Task, input};
 
 use crate::build;
 use crate::failure::{Context, Failure, Kind};
@@ -161,7 +162,11 @@ impl LanguageModel {
         let generated = self
             .model
             .generate(prompts, &how, &Pass::eval(), &mut |row, id| streams[row].push(id, |text| on_text(row, text)));
-        let generated = generated.context(Kind::Data, "failed to generate")?;
+        let generated = generated.map_err(|error| {
+            let kind =
+                if let temper_models::Error::Device(failed) = &error { Kind::of_device(failed) } else { Kind::Data };
+            Failure::new(kind, format!("error: failed to generate: {error}"))
+        })?;
         let finished = streams.into_iter().zip(generated).enumerate().map(|(row, (mut stream, generated))| {
             stream.finish(|text| on_text(row, text));
             Answer { ended: generated.ended || stream.stopped, tokens: generated.ids.len(), text: stream.text }
@@ -180,7 +185,7 @@ impl LanguageModel {
     }
 
     /// Measures the model on rows. Metrics that say nothing on them are left out.
-    pub fn evaluate(&self, examples: &Examples) -> Evaluation {
+    pub fn evaluate(&self, examples: &Examples) -> Result<Evaluation, Failure> {
         let tokenizer = self.opened.tokenizer.clone();
         let mut judge = build::judge(&self.opened.config, &self.task);
         let expected = self.answers.expected(examples, &tokenizer);
@@ -190,24 +195,28 @@ impl LanguageModel {
             why.is_none()
         });
         expected.warn();
-        self.model.evaluate_alone(&Causal { pad_id: tokenizer.pad_id(), tokenizer, judge }, examples, ROWS)
+        let causal = Causal { pad_id: tokenizer.pad_id(), tokenizer, judge };
+        Ok(self.model.evaluate(&Ranks::alone(), &causal, examples, ROWS)?)
     }
 
     /// Adds the adapter into the weights, proves that nothing changed on `probe` texts, and writes the model into `out`.
     /// Returns the largest difference of the last layer's states.
     pub fn merge(self, out: &Path, probe: &[String]) -> Result<f32, Failure> {
         let prompts: Vec<Vec<u32>> = probe.iter().map(|text| self.prompt(text)).collect::<Result<_, _>>()?;
-        let outputs = |model: &CausalLm| Ok(prompts.iter().flat_map(|ids| states(model, ids)).collect());
+        let outputs = |model: &CausalLm| {
+            let all = prompts.iter().map(|ids| states(model, ids)).collect::<Result<Vec<_>, _>>();
+            Ok(all.map_err(temper_tasks::Error::from)?.concat())
+        };
         self.opened.merge(self.model, &TaskPlan::CausalLm(self.task), outputs, out)
     }
 }
 
 /// The last layer's states of a text.
-fn states(model: &CausalLm, ids: &[u32]) -> Vec<f32> {
+fn states(model: &CausalLm, ids: &[u32]) -> Result<Vec<f32>, Failed> {
     let device = model.backbone.word_embeddings().device();
     let text = Encoded { ids: ids.to_vec(), type_ids: vec![0; ids.len()], full_length: ids.len() };
     let input = input(&TokenBatch::from_encoded(&[text], 0), &device);
-    model.backbone.forward(&input, &Pass::eval()).into_data().iter().collect()
+    temper_device::values(model.backbone.forward(&input, &Pass::eval()))
 }
 
 /// The text of an answer as its tokens come.

@@ -80,7 +80,7 @@ pub fn train(recipe: &mut Recipe, how: How, signals: &Signals, world: &World) ->
     let open = || {
         let run = RunDir::open(&plan, &recipe.source.text(), how.fresh)?;
         logs::to_file(&run.join("train.log"))?;
-        Ok(run)
+        Ok::<_, Failure>(run)
     };
     let run = together(world.lead_alone(open))?.transpose()?.unwrap_or_else(|| RunDir::beside(&plan));
     for finding in plan.data.report.findings.iter().filter(|finding| finding.severity != Severity::Info) {
@@ -224,7 +224,7 @@ impl Corridor<'_> {
         // The last evaluation is of this model if it was the best one too.
         let evaluation = evaluation.into_inner().filter(|_| best.as_ref().map(|(_, scores)| scores) == last.as_ref());
         let measured = match evaluation {
-            None if !eval.is_empty() => Some(together(measure(&model, lender, &eval))?),
+            None if !eval.is_empty() => Some(measure(&model, lender, &eval)?),
             evaluation => evaluation,
         };
         // The others wait for it: who ends in peace is not started again where rank 0 is.
@@ -237,7 +237,7 @@ impl Corridor<'_> {
             export(values, T::SHIPS_HEAD, &shipped, &pages.front(false), &run.join("export"))?;
             let merged = if plan.export.merge {
                 let probe = if eval.is_empty() { &*train } else { &eval };
-                let outputs = |model: &T| model.outputs(&collator, probe, plan.train.eval_batch);
+                let outputs = |model: &T| Ok(model.outputs(&collator, probe, plan.train.eval_batch)?);
                 self.merge(model, &shipped, &pages.front(true), outputs)
             } else {
                 Ok(())
@@ -277,10 +277,10 @@ impl Corridor<'_> {
         model: T,
         shipped: &Shipped<'_>,
         front: &Front,
-        outputs: impl Fn(&T) -> Vec<f32>,
+        outputs: impl Fn(&T) -> Result<Vec<f32>, Failure>,
     ) -> Result<(), Failure> {
         let write = |merged: &T, dir: &Path| export::write_full(merged, shipped, front, dir);
-        let difference = export::export_merged(model, |model| Ok(outputs(model)), write, &self.run.join("merged"))?;
+        let difference = export::export_merged(model, outputs, write, &self.run.join("merged"))?;
         tracing::info!(difference, "the merged model says the same");
         Ok(())
     }
@@ -373,12 +373,5 @@ fn engine_failure(error: temper_engine::Error, world: &World) -> Failure {
     if matches!(error, temper_engine::Error::Elsewhere { .. }) {
         world.fail_elsewhere();
     }
-    let kind = match &error {
-        temper_engine::Error::Unlike { .. } => Kind::Recipe,
-        temper_engine::Error::Diverged { .. } | temper_engine::Error::Ruined { .. } => Kind::Diverged,
-        temper_engine::Error::NoTargets { .. } | temper_engine::Error::Data { .. } => Kind::Data,
-        temper_engine::Error::World(_) | temper_engine::Error::Disagrees { .. } => Kind::World,
-        _ => Kind::Other,
-    };
-    Failure::new(kind, format!("error: {error}"))
+    Failure::new(Kind::of_training(&error), format!("error: {error}"))
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use temper_device::{Failed, read};
 use temper_kernels::{Format, Quantized, finish_updates};
 use temper_peft::parameters::{Mapper, map};
 
@@ -207,20 +208,23 @@ impl Optimizer {
     }
 
     /// One of these tensors, on the host.
-    pub fn read(&self, name: &str) -> Result<TensorData, String> {
+    ///
+    /// # Panics
+    ///
+    /// When there is none of that name.
+    pub fn read(&self, name: &str) -> Result<TensorData, Failed> {
         let (path, slot) = name.rsplit_once('.').unwrap_or(("", name));
-        let state = self.state.get(path).ok_or_else(|| format!("there is no state of `{path}`"))?;
+        let state = &self.state[path];
         if slot == UPDATES {
             return Ok(TensorData::new(vec![state.updates as i64], [1]));
         }
         let [codes, magnitudes] = CODED.map(|end| slot.strip_suffix(end).and_then(|slot| state.slots.get(slot)));
-        let data = match (state.slots.get(slot), codes, magnitudes) {
-            (Some(Slot::Whole(value)), ..) => value.clone().try_into_data(),
-            (_, Some(Slot::Coded(value)), _) => value.parts().0.try_into_data(),
-            (_, _, Some(Slot::Coded(value))) => value.parts().1.try_into_data(),
-            _ => return Err(format!("there is no state `{name}`")),
-        };
-        data.map_err(|error| error.to_string())
+        match (state.slots.get(slot), codes, magnitudes) {
+            (Some(Slot::Whole(value)), ..) => read(value.clone()),
+            (_, Some(Slot::Coded(value)), _) => read(value.parts().0),
+            (_, _, Some(Slot::Coded(value))) => read(value.parts().1),
+            _ => unreachable!("there is no state `{name}`"),
+        }
     }
 
     /// Restores what [`read`](Self::read) gave, or says what does not fit the parameters `held`.

@@ -3,10 +3,11 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use temper_data::{Choice, Encoded, Examples, TokenBatch};
+use temper_device::Failed;
 use temper_nn::{Pass, matmul, scratch};
 
 use super::CausalLm;
-use crate::{Ranks, input};
+use crate::{Error, Ranks, input};
 
 /// The share of the rows with choices whose right completion is the likeliest; none if no row has choices.
 pub(super) fn accuracy(
@@ -14,26 +15,33 @@ pub(super) fn accuracy(
     ranks: &Ranks,
     examples: &Examples,
     pad_id: u32,
-) -> Result<Option<f64>, temper_world::Error> {
+) -> Result<Option<f64>, Error> {
     let asked: Vec<usize> = (0..examples.len()).filter(|&row| !examples.choices(row).is_empty()).collect();
     let right = ranks.map(&asked, |&row, pass| {
-        let scores = log_probabilities(model, examples.choices(row), pad_id, pass);
-        scores[1..].iter().all(|other| scores[0] > *other)
+        let scores = log_probabilities(model, examples.choices(row), pad_id, pass)?;
+        Ok(scores[1..].iter().all(|other| scores[0] > *other))
     })?;
     let right = right.into_iter().filter(|&right| right).count();
     Ok((!asked.is_empty()).then(|| right as f64 / asked.len() as f64))
 }
 
 /// The sum of the log-probabilities of each completion's tokens.
-fn log_probabilities(model: &CausalLm, candidates: &[Choice], pad_id: u32, pass: &Pass) -> Vec<f64> {
+fn log_probabilities(model: &CausalLm, candidates: &[Choice], pad_id: u32, pass: &Pass) -> Result<Vec<f64>, Failed> {
     let output = model.output();
     let [vocabulary, _] = output.dims();
     let longest = candidates.iter().map(|candidate| candidate.ids.len()).max().unwrap_or(1);
     let at_once = (scratch() / vocabulary / longest).max(1);
-    candidates.chunks(at_once).flat_map(|candidates| few(model, &output, candidates, pad_id, pass)).collect()
+    let few = candidates.chunks(at_once).map(|candidates| few(model, &output, candidates, pad_id, pass));
+    Ok(few.collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Choice], pad_id: u32, pass: &Pass) -> Vec<f64> {
+fn few(
+    model: &CausalLm,
+    output: &Tensor<2>,
+    candidates: &[Choice],
+    pad_id: u32,
+    pass: &Pass,
+) -> Result<Vec<f64>, Failed> {
     let encoded: Vec<Encoded> = candidates
         .iter()
         .map(|Choice { ids, .. }| Encoded { ids: ids.clone(), type_ids: vec![0; ids.len()], full_length: ids.len() })
@@ -51,8 +59,7 @@ fn few(model: &CausalLm, output: &Tensor<2>, candidates: &[Choice], pad_id: u32,
     let states = model.backbone.forward(&input(&batch, &device), pass).flatten::<2>(0, 1);
     let logits = model.capped(matmul(states.select(0, column(&positions)), output.clone().transpose()));
     let of_tokens = log_softmax(logits, 1).gather(1, column(&targets).reshape([targets.len(), 1]));
-    let of_tokens = of_tokens.into_data();
-    let mut of_tokens = of_tokens.iter::<f64>();
+    let mut of_tokens = temper_device::values::<f64, 2, _>(of_tokens)?.into_iter();
     let count = |candidate: &Choice| candidate.ids.len() - candidate.start.max(1);
-    candidates.iter().map(|candidate| of_tokens.by_ref().take(count(candidate)).sum()).collect()
+    Ok(candidates.iter().map(|candidate| of_tokens.by_ref().take(count(candidate)).sum()).collect())
 }

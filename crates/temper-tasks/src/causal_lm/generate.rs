@@ -35,7 +35,7 @@ impl CausalLm {
     /// ends that continuation by answering false.
     ///
     /// # Errors
-    /// When the network is no decoder, or its output is no number.
+    /// When the network is no decoder, its output is no number, or the device fails.
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -90,7 +90,7 @@ impl CausalLm {
         let length = ids.len() / rows;
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, length]), &output.device());
         let states = self.backbone.extend(ids, cache, pass)?.narrow(1, length - 1, 1).reshape([rows, model]);
-        let logits: Vec<f32> = self.capped(matmul(states, output.transpose())).into_data().iter().collect();
+        let logits: Vec<f32> = temper_device::values(self.capped(matmul(states, output.transpose())))?;
         match logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
             true => Err(Error::Output),
             false => Ok(logits.chunks(vocabulary).map(<[f32]>::to_vec).collect()),

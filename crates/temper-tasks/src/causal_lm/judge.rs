@@ -9,7 +9,7 @@ use temper_nn::Pass;
 
 use super::{Causal, CausalLm, Generated, Generation, choice};
 use crate::metrics::{Metric, Scores};
-use crate::{Evaluation, Ranks, Sample, Sum, Task, by_length};
+use crate::{Error, Evaluation, Ranks, Sample, Sum, Task, by_length};
 
 /// What is measured by generating: the model answers the last trained part of each row, greedily.
 #[derive(Debug, Clone)]
@@ -24,15 +24,13 @@ pub struct Judge {
     pub generation: Generation,
 }
 
-type Shared<T> = Result<T, temper_world::Error>;
-
 pub(super) fn evaluate(
     model: &CausalLm,
     ranks: &Ranks,
     causal: &Causal,
     examples: &Examples,
     rows: usize,
-) -> Shared<Evaluation> {
+) -> Result<Evaluation, Error> {
     let mut scores = losses(model, ranks, causal, examples, rows)?;
     if !scores[Metric::Loss.name()].is_finite() {
         return Ok(Evaluation { scores, ..Evaluation::default() });
@@ -62,13 +60,13 @@ pub(super) fn losses(
     causal: &Causal,
     examples: &Examples,
     rows: usize,
-) -> Shared<Scores> {
+) -> Result<Scores, Error> {
     let mut files: BTreeMap<&Path, Vec<u32>> = BTreeMap::new();
     (0..examples.len()).for_each(|row| files.entry(examples.source(row).path).or_default().push(row as u32));
     let names = short_names(&files.keys().copied().collect::<Vec<_>>());
     let loss = |rows: &[u32], pass: &Pass| model.cross_entropy(&CausalLm::collate(causal, examples, rows, 0), pass);
     let measure = |order| Sum::of(ranks, &by_length(examples, order, rows), loss);
-    let sums = files.into_values().map(measure).collect::<Shared<Vec<Sum>>>()?;
+    let sums = files.into_values().map(measure).collect::<Result<Vec<Sum>, _>>()?;
     let loss = sums.iter().fold(Sum::default(), |all, &sum| all + sum).mean();
     let mut scores =
         Scores::from([(Metric::Loss.name().to_owned(), loss), (Metric::Perplexity.name().to_owned(), loss.exp())]);
@@ -121,7 +119,7 @@ fn answers(
     causal: &Causal,
     questions: &[Question],
     rows: usize,
-) -> Shared<Vec<Sample>> {
+) -> Result<Vec<Sample>, Error> {
     let how = &causal.judge.generation;
     let text = |ids: &[u32]| causal.tokenizer.decode(ids).unwrap_or_default().trim().to_owned();
     let mut order: Vec<usize> = (0..questions.len()).collect();
@@ -129,11 +127,15 @@ fn answers(
     let batches: Vec<&[usize]> = order.chunks(rows.max(1)).collect();
     let generated = ranks.map(&batches, |batch, pass| {
         let prompts: Vec<Vec<u32>> = batch.iter().map(|&at| questions[at].prompt.clone()).collect();
-        let generated = model.generate(&prompts, how, pass, &mut |_, _| true).unwrap_or_else(|error| {
-            tracing::warn!("{error}: {} rows count as not answered", prompts.len());
-            vec![Generated::default(); prompts.len()]
-        });
-        generated.into_iter().map(|Generated { ids, .. }| ids).collect::<Vec<_>>()
+        let generated = match model.generate(&prompts, how, pass, &mut |_, _| true) {
+            Ok(generated) => generated,
+            Err(temper_models::Error::Device(failed)) => return Err(failed),
+            Err(error) => {
+                tracing::warn!("{error}: {} rows count as not answered", prompts.len());
+                vec![Generated::default(); prompts.len()]
+            }
+        };
+        Ok(generated.into_iter().map(|Generated { ids, .. }| ids).collect::<Vec<_>>())
     })?;
     let mut samples = vec![Sample::default(); questions.len()];
     for (&at, ids) in order.iter().zip(generated.into_iter().flatten()) {

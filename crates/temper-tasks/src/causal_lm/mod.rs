@@ -23,7 +23,7 @@ use temper_models::{Backbone, Config};
 use temper_nn::{Linear, Pass};
 
 use crate::metrics::Metric;
-use crate::{Evaluation, Ranks, Task, input, training};
+use crate::{Error, Evaluation, Ranks, Task, input, training};
 
 pub use generate::{Generated, Generation};
 pub use judge::Judge;
@@ -197,21 +197,14 @@ impl Task for CausalLm {
         CausalBatch::new(examples.batch(rows, causal.pad_id))
     }
 
-    fn evaluate(
-        &self,
-        ranks: &Ranks,
-        causal: &Causal,
-        examples: &Examples,
-        rows: usize,
-    ) -> Result<Evaluation, temper_world::Error> {
+    fn evaluate(&self, ranks: &Ranks, causal: &Causal, examples: &Examples, rows: usize) -> Result<Evaluation, Error> {
         judge::evaluate(self, ranks, causal, examples, rows)
     }
 
     /// The loss alone: nothing is generated.
-    fn outputs(&self, causal: &Causal, examples: &Examples, rows: usize) -> Vec<f32> {
-        let scores = judge::losses(self, &Ranks::alone(), causal, examples, rows);
-        let scores = scores.expect("one rank exchanges nothing");
-        scores.get(Metric::Loss.name()).map(|&loss| loss as f32).into_iter().collect()
+    fn outputs(&self, causal: &Causal, examples: &Examples, rows: usize) -> Result<Vec<f32>, Error> {
+        let scores = judge::losses(self, &Ranks::alone(), causal, examples, rows)?;
+        Ok(scores.get(Metric::Loss.name()).map(|&loss| loss as f32).into_iter().collect())
     }
 
     fn backbone(&self) -> &Backbone {
