@@ -52,7 +52,7 @@ watch_gpu() {
     echo "$most"
 }
 
-quoted() { sed 's/\\/\\\\/g; s/"/\\"/g' | tr -s '\n\t' '  ' | sed 's/.*/"&"/'; }
+quoted() { sed 's/\\/\\\\/g; s/"/\\"/g' | tr -s '\n\t' '  ' | sed 's/ *$//; s/.*/"&"/'; }
 
 # One recipe on one device in one precision, as JSON.
 precision() {

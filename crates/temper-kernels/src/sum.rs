@@ -133,7 +133,7 @@ impl SumOps for burn::backend::Cube {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{backward, close, values};
+    use crate::testing::{backward, close, product, values};
     use crate::{Weight, linear, lora_product};
 
     /// Every way in which gradients meet at a tensor, which is one of an operation or a leaf.
@@ -147,11 +147,13 @@ mod tests {
                     let x = if leaf { x } else { x * 1.5 };
                     let dense = |x: Tensor<2>| match own {
                         true => linear(x, Weight::Dense(w.clone())),
-                        false => x.matmul(w.clone().transpose()),
+                        false => product(x, w.clone().transpose()),
                     };
                     let adapted = |x: Tensor<2>| match own {
                         true => lora_product(x, Weight::Dense(w.clone()), [a.clone(), b.clone()], 2.0),
-                        false => dense(x.clone()) + x.matmul(a.clone().transpose()).matmul(b.clone().transpose()) * 2.0,
+                        false => {
+                            dense(x.clone()) + product(product(x, a.clone().transpose()), b.clone().transpose()) * 2.0
+                        }
                     };
                     let plus = |x: Tensor<2>, y: Tensor<2>| if own { residual(x, y) } else { x + y };
                     let y = plus(plus(adapted(x.clone()) * dense(x.clone()), dense(x.clone())), x.clone());

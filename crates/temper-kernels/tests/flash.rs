@@ -1,11 +1,11 @@
-//! The kernels of `src/cuda/attention.cu`, run on a processor by `flash/emulator.cpp` and compared with plain sums there.
+//! The kernels of `src/cuda/attention.cu`, run on a processor by `cuda/flash.cpp` and compared with plain sums there.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Compiles the emulator with these definitions, and runs it.
+/// Compiles it with these definitions, and runs it.
 fn emulate(definitions: &str) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/flash/emulator.cpp");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda/flash.cpp");
     let name: String = definitions.split_whitespace().flat_map(|definition| definition.split('=').nth(1)).collect();
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("flash-{name}"));
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());

@@ -399,10 +399,9 @@ mod tests {
                 let grad = rounded(4, queries, heads);
 
                 // In f32, by blocks.
-                let plain =
-                    inputs.clone().map(|x| x.cast(FloatDType::F32).to_device(&device().autodiff()).require_grad());
+                let plain = inputs.clone().map(|x| x.cast(FloatDType::F32).autodiff().require_grad());
                 let y = attention(plain.clone(), &sight, 0.2, drop);
-                let weighed = y.clone() * grad.clone().cast(FloatDType::F32).to_device(&device().autodiff());
+                let weighed = y.clone() * grad.clone().cast(FloatDType::F32).autodiff();
                 let of = weighed.sum().backward();
                 let mut expected = vec![vec_of(y.clone().inner())];
                 expected.extend(plain.iter().map(|x| vec_of(x.grad(&of).unwrap())));

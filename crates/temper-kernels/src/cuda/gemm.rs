@@ -298,6 +298,8 @@ mod tests {
                     let steps = sum.clone().cast(FloatDType::F32) + steps * -0.5;
                     for round in 0..2 {
                         let mut held = Some(into_contiguous(primitive(sum.clone() * 1.0)));
+                        // Until it is made, the device's thread holds it too.
+                        device().sync().unwrap();
                         let memory = held.as_ref().unwrap().handle.memory.descriptor().id;
                         let y = gemm(&mut held, &lhs, &rhs, -0.5, output).expect("a plan");
                         assert!(held.is_none() && (round == 0 || y.handle.memory.descriptor().id == memory));
