@@ -38,7 +38,6 @@ frozen_dtype = "{frozen}"
 
 [task]
 kind = "causal-lm"
-samples = 0
 
 [data]
 train = {rows}
