@@ -146,6 +146,51 @@ static void run_block() {
     }
 }
 
+// Told of what kernels ask of the memory between `begin` and `end`.
+struct Watch {
+    const char *begin, *end;
+    void (*touch)(const void* at, size_t bytes, bool writes);
+    void (*end_block)();
+};
+
+#ifdef COUNTED
+static Watch watch;
+
+#define HOOK(name, parameters, bytes, writes)                                       \
+    extern "C" __attribute__((no_sanitize_thread)) void __tsan_##name parameters {  \
+        if (at >= watch.begin && at < watch.end) watch.touch(at, bytes, writes);    \
+    }
+#define HOOKS(bytes)                                               \
+    HOOK(read##bytes, (const char* at), bytes, false)              \
+    HOOK(write##bytes, (const char* at), bytes, true)              \
+    HOOK(unaligned_read##bytes, (const char* at), bytes, false)    \
+    HOOK(unaligned_write##bytes, (const char* at), bytes, true)
+HOOKS(1)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
+HOOK(read_range, (const char* at, size_t bytes), bytes, false)
+HOOK(write_range, (const char* at, size_t bytes), bytes, true)
+#undef HOOKS
+#undef HOOK
+extern "C" void __tsan_init() {
+}
+
+// Some of the blocks, each with the watch.
+static void run(const Index& grid, const Index& block, bool, std::function<void()> function, std::function<void()> before) {
+    gridDim = grid, blockDim = block, threads = block.x * block.y * block.z, kernel = std::move(function);
+    const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z, samples = min<uint64_t>(blocks, 32);
+    for (uint64_t sample = 0; sample < samples; sample++) {
+        const uint64_t number = (2 * sample + 1) * blocks / (2 * samples);
+        blockIdx = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+                    static_cast<unsigned>(number / grid.x / grid.y)};
+        before();
+        run_block();
+        watch.end_block();
+    }
+}
+#else
 // All blocks of a kernel. One whose threads never wait for each other needs no fibers.
 static void run(const Index& grid, const Index& block, bool meets, std::function<void()> function, std::function<void()> before) {
     gridDim = grid, blockDim = block, threads = block.x * block.y * block.z, kernel = std::move(function);
@@ -162,6 +207,7 @@ static void run(const Index& grid, const Index& block, bool meets, std::function
                         for (threadIdx.x = 0; threadIdx.x < block.x; threadIdx.x++) kernel();
             }
 }
+#endif
 
 // A kernel with its parameters, which lie where these pointers say.
 template <class... Parameters> static std::function<void()> call(void (*function)(Parameters...), void** parameters) {

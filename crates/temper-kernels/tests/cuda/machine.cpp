@@ -5,6 +5,7 @@
 // EMULATED_CUDA   directory with `include`, where these headers are, and `kernels`, where compiled ones are kept
 // EMULATED_GPUS   how many there are (1)
 // EMULATED_MIB    what can be allocated on each (16,384, which is also what each says that it has)
+// EMULATED_COUNT  a file for what was asked for, which `census.py` reads: of each kernel some blocks run and nothing else is computed
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -20,7 +21,10 @@
 #include <sstream>
 #include <string>
 
+#include "census.h"
 #include "language.h"
+
+static Census& census = Census::here();
 
 #define API extern "C" __attribute__((visibility("default"))) int
 
@@ -94,25 +98,30 @@ API nvrtcCompileProgram(Program* program, int count, const char* const* options)
     const std::regex entry(R"(extern "C" __global__ void(?: __launch_bounds__\(\w+\))?\s+(\w+)\()");
     for (std::sregex_iterator found(source.begin(), source.end(), entry), end; found != end; ++found) {
         const string name = (*found)[1];
-        all += "\nextern \"C\" void launch_" + name + "(void** parameters, const Index* size, unsigned shared) {\n    run(size[0], size[1], " +
+        all += "\nextern \"C\" void launch_" + name + "(void** parameters, const Index* size, unsigned shared, const Watch* watched) {\n    " +
+               (census ? "watch = *watched; " : "") + "run(size[0], size[1], " +
                (meets ? "true" : "false") + ", call(" + name + ", parameters), [&] { " + (has_instructions ? "expect_no_copies(); " : "") +
                "memset(shared_memory, 0xff, shared); });\n}\n";
     }
 
     char number[20];
     snprintf(number, sizeof number, "%016zx", std::hash<string>()(all));
+    if (census) all = "#define COUNTED\n" + all;
     const string home = setting("EMULATED_CUDA", "."), base = home + "/kernels/" + number, own = base + "." + std::to_string(getpid());
     program->code = base + ".so";
     if (access(program->code.c_str(), R_OK) == 0) return 0;
     // For `nvrtc.py`.
     std::ofstream(base + ".cu") << "// options:" << said << "\n" << program->source;
     std::ofstream(own + ".cpp") << all;
-    const string compile = setting("CXX", "c++") + " -std=c++20 -O2 -w -shared -fPIC -I'" + home + "/include' -o '" + own + ".so' '" + own + ".cpp' 2> '" + own + ".log'";
-    if (system(compile.c_str())) {
+    const string compiler = setting("CXX", "c++") + " -w -fPIC ", log = "2> '" + own + ".log' ";
+    const string compile = compiler + "-std=c++20 -O2 -c " + (census ? "-fsanitize=thread --param tsan-instrument-func-entry-exit=0 " : "") +
+                           "-I'" + home + "/include' -o '" + own + ".o' '" + own + ".cpp' " + log;
+    const string link = compiler + "-shared -o '" + own + ".so' '" + own + ".o' " + log;
+    if (system((compile + "&& " + link).c_str())) {
         program->log = read_file(own + ".log");
         return 6;
     }
-    remove((own + ".cpp").c_str()), remove((own + ".log").c_str());
+    for (const char* end : {".cpp", ".o", ".log"}) remove((own + end).c_str());
     return rename((own + ".so").c_str(), program->code.c_str()) ? 6 : 0;
 }
 
@@ -142,7 +151,16 @@ API nvrtcGetProgramLog(Program* program, char* to) {
 
 // ---- kernels
 
-typedef void (*Launch)(void**, const Index*, unsigned);
+typedef void (*Launch)(void**, const Index*, unsigned, const Watch*);
+
+struct Kernel {
+    string name;
+    Launch launch;
+};
+
+// Where all memory of all GPUs lies: what is not allocated there cannot be touched.
+constexpr size_t ARENA = static_cast<size_t>(1) << 44;
+static char* const arena = static_cast<char*>(mmap(nullptr, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 
 // One thing at a time, whatever thread or GPU asks.
 static std::mutex processor;
@@ -156,29 +174,35 @@ API cuModuleUnload(void*) {
     return 0;
 }
 
-API cuModuleGetFunction(Launch* function, void* module, const char* name) {
-    *function = reinterpret_cast<Launch>(dlsym(module, (string("launch_") + name).c_str()));
-    return *function ? 0 : 500;
+API cuModuleGetFunction(Kernel** kernel, void* module, const char* name) {
+    *kernel = new Kernel{name, reinterpret_cast<Launch>(dlsym(module, (string("launch_") + name).c_str()))};
+    return (*kernel)->launch ? 0 : 500;
 }
 
-API cuFuncSetAttribute(Launch, int attribute, int value) {
+API cuFuncSetAttribute(Kernel*, int attribute, int value) {
     constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
     return attribute == MAX_DYNAMIC_SHARED_SIZE_BYTES && value > static_cast<int>(SHARED);
 }
 
-API cuLaunchKernel(Launch function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+API cuLaunchKernel(Kernel* kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    void*, void** parameters, void**) {
     const std::lock_guard<std::mutex> lock(processor);
     const bool fits = gx && gy && gz && gy < 65536 && gz < 65536 && bx && by && bz && bz <= 64 && bx * by * bz <= 1024;
     if (!fits || gx > 0x7fffffff || shared > SHARED) return 1;
     const Index size[2] = {{gx, gy, gz}, {bx, by, bz}};
-    function(parameters, size, shared);
+    if (census) {
+        std::ostringstream what;
+        what << kernel->name << "\t" << gx << " " << gy << " " << gz << "\t" << bx << " " << by << " " << bz;
+        const auto watched = [&](const Watch& watch) { kernel->launch(parameters, size, shared, &watch); };
+        census.add_kernel(what.str(), static_cast<double>(gx) * gy * gz, arena, arena + ARENA, watched);
+    } else {
+        kernel->launch(parameters, size, shared, nullptr);
+    }
     return 0;
 }
 
 // ---- devices, contexts, streams
 
-constexpr size_t MEMORY = static_cast<size_t>(16) << 30;
 static thread_local intptr_t context;
 
 static int gpus() {
@@ -209,8 +233,12 @@ API cuDeviceGetName(char* name, int size, int) {
     return 0;
 }
 
+static size_t memory_of_each() {
+    return std::stoull(setting("EMULATED_MIB", "16384")) << 20;
+}
+
 API cuDeviceTotalMem_v2(size_t* bytes, int) {
-    *bytes = MEMORY;
+    *bytes = memory_of_each();
     return 0;
 }
 
@@ -317,12 +345,14 @@ static std::map<char*, std::pair<size_t, intptr_t>> allocated;
 static std::map<intptr_t, size_t> taken;
 
 API cuMemAlloc_v2(char** at, size_t bytes) {
+    constexpr size_t PAGE = 4096;
+    static char* next = arena;
     const std::lock_guard<std::mutex> lock(allocations);
-    static const size_t most = std::stoull(setting("EMULATED_MIB", "16384")) << 20;
-    if (taken[context] + bytes > most) return 2;
-    void* const found = mmap(nullptr, max<size_t>(bytes, 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (found == MAP_FAILED) return 2;
-    *at = static_cast<char*>(found);
+    if (taken[context] + bytes > memory_of_each()) return 2;
+    *at = next;
+    // A page that is nobody's follows.
+    next += (bytes / PAGE + 2) * PAGE;
+    if (mprotect(*at, bytes, PROT_READ | PROT_WRITE)) return 2;
     allocated[*at] = {bytes, context};
     taken[context] += bytes;
     return 0;
@@ -333,7 +363,7 @@ API cuMemFree_v2(char* at) {
     const auto found = allocated.find(at);
     if (found == allocated.end()) return 1;
     const auto [bytes, owner] = found->second;
-    munmap(at, max<size_t>(bytes, 1));
+    madvise(at, bytes, MADV_DONTNEED), mprotect(at, bytes, PROT_NONE);
     taken[owner] -= bytes;
     allocated.erase(found);
     return 0;
@@ -358,16 +388,24 @@ API cuMemFreeHost(void* at) {
 }
 
 API cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void*) {
+    if (census) census.add_known("copy to the GPU\t\t" + std::to_string(bytes), 0, bytes);
     memcpy(to, from, bytes);
     return 0;
 }
 
 API cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void*) {
+    if (census) {
+        census.add_known("copy from the GPU\t\t" + std::to_string(bytes), bytes, 0);
+        // Nothing was computed, and numbers end no run.
+        memset(to, 0, bytes);
+        return 0;
+    }
     memcpy(to, from, bytes);
     return 0;
 }
 
 API cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void*) {
+    if (census) census.add_known("copy on the GPU\t\t" + std::to_string(bytes), bytes, bytes);
     memcpy(to, from, bytes);
     return 0;
 }
@@ -522,9 +560,17 @@ API cublasLtMatmul(void*, Product* product, const float* alpha, const void* a, L
     const void* const matrices[] = {a, b, c, d};
     for (int i = 0; i < 4; i++)
         if (algorithm->magic != MAGIC || reinterpret_cast<uintptr_t>(matrices[i]) % algorithm->alignments[i]) return INVALID;
+    const size_t m = of_d->rows, n = of_d->columns, k = product->transposed[0] ? of_a->rows : of_a->columns;
+    if (census) {
+        const auto size = [&](const Layout& x) { return (x.type ? 2.0 : 4.0) * x.rows * x.columns * x.batch; };
+        std::ostringstream what;
+        what << "product\t" << m << " " << n << " " << k << " x " << of_d->batch << "\t" << of_a->type << of_b->type << of_d->type
+             << (*beta ? " added" : "");
+        census.add_known(what.str(), size(*of_a) + size(*of_b) + (*beta ? size(*of_c) : 0), size(*of_d), 2.0 * m * n * k * of_d->batch);
+        return 0;
+    }
     // Whoever else keeps something there loses it.
     memset(workspace, 0xff, bytes);
-    const size_t m = of_d->rows, n = of_d->columns, k = product->transposed[0] ? of_a->rows : of_a->columns;
     const auto place = [](const Layout& x, bool transposed, size_t row, size_t column) {
         return transposed ? column + row * x.pitch : row + column * x.pitch;
     };
