@@ -8,7 +8,8 @@ use std::hint::black_box;
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::Criterion;
 use temper_kernels::{
-    Activation, AdamW, Sight, Weight, adamw, attention, layer_norm, linear, lora_product, rms_norm, row_exponential,
+    Activation, AdamW, Reader, Sight, Weight, adamw, attention, layer_norm, linear, lora_product, rms_norm,
+    row_exponential,
 };
 
 /// A kernel with its inputs.
@@ -74,7 +75,10 @@ fn cases(rows: usize) -> Vec<(&'static str, Case)> {
                 layer_norm(x, weight.clone(), bias.clone(), 1e-12)
             }),
         ),
-        ("rms_norm", gradients([states(576)], row(576), |[x], weight| rms_norm(x, weight.clone(), 0.0, 1e-5))),
+        (
+            "rms_norm",
+            gradients([states(576)], row(576), |[x], weight| rms_norm(x, weight.clone(), 0.0, 1e-5, Reader::Anyone)),
+        ),
         ("gelu", gradients([states(1536)], (), |[x], ()| Activation::Gelu.forward(x))),
         ("swiglu", gradients([states(1536), states(1536)], (), |[gate, up], ()| Activation::Silu.gated(gate, up))),
         ("attention_encoder", attends([rows, 64, 12, 12, 32], Sight::padded(&vec![64; rows], 64), &device)),

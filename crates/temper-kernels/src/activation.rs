@@ -8,7 +8,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 
 use crate::portable::Float;
-use crate::product::ProductOps;
+use crate::product::{ProductOps, Reader};
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,7 +61,7 @@ impl Activation {
     pub fn gated<const D: usize>(self, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
         assert_eq!(gate.dims(), up.dims(), "a gate and what it gates");
         let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as ActivationOps>::gated(gate, up, self))
+        Tensor::from_dispatch(<Dispatch as ActivationOps>::gated(gate, up, self, Reader::Anyone))
     }
 
     /// The function, and its derivative.
@@ -126,28 +126,31 @@ pub trait ActivationOps: ProductOps {
         (Float::<Self>(grad) * kind.portable::<Self>(Float(x)).1).0
     }
 
-    /// `act(gate)·up`.
-    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Activation) -> FloatTensor<Self> {
-        (kind.portable::<Self>(Float(gate)).0 * Float(up)).0
+    /// `act(gate)·up` of what is in one dtype, f32 or as it is [kept](ProductOps::kept), as a `reader` takes it.
+    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Activation, reader: Reader) -> FloatTensor<Self> {
+        reader.take::<Self>((kind.portable::<Self>(Float(gate)).0 * Float(up)).0)
     }
 
-    /// The same, and gate and up as they are [kept](ProductOps::kept).
+    /// The same, and gate and up as they are kept.
     fn gated_kept(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         kind: Activation,
+        reader: Reader,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        (Self::gated(gate.clone(), up.clone(), kind), Self::kept(gate), Self::kept(up))
+        (Self::gated(gate.clone(), up.clone(), kind, reader), Self::kept(gate), Self::kept(up))
     }
 
-    /// The gradients of gate and up, which come as they were kept.
+    /// The gradients of gate and up, which come as they were kept, as a `reader` takes them.
     fn gated_backward(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         kind: Activation,
+        reader: Reader,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        kind.portable_gated_backward::<Self>(gate, up, grad)
+        let (of_gate, of_up) = kind.portable_gated_backward::<Self>(gate, up, grad);
+        (reader.take::<Self>(of_gate), reader.take::<Self>(of_up))
     }
 }
 
@@ -174,7 +177,7 @@ impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
         }
     }
 
-    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Activation) -> FloatTensor<Self> {
+    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Activation, reader: Reader) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Step;
         impl<B: ActivationOps> Backward<B, 2> for Step {
@@ -182,7 +185,7 @@ impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
             fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let (gate, up, kind) = ops.state;
                 let grad = grads.consume::<B>(&ops.node);
-                let (of_gate, of_up) = B::gated_backward(gate, up, grad, kind);
+                let (of_gate, of_up) = B::gated_backward(gate, up, grad, kind, Reader::Anyone);
                 for (parent, grad) in ops.parents.into_iter().zip([of_gate, of_up]) {
                     if let Some(parent) = parent {
                         grads.register::<B>(parent.id, grad);
@@ -193,10 +196,10 @@ impl<B: ActivationOps, C: CheckpointStrategy> ActivationOps for Autodiff<B, C> {
         let ((gate, of_gate), (up, of_up)) = (gate.into_parts(), up.into_parts());
         match Step.prepare::<C>([of_gate, of_up]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let (y, gate, up) = B::gated_kept(gate, up, kind);
+                let (y, gate, up) = B::gated_kept(gate, up, kind, reader);
                 prep.finish((gate, up, kind), y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::gated(gate, up, kind)),
+            OpsKind::UnTracked(prep) => prep.finish(B::gated(gate, up, kind, reader)),
         }
     }
 }

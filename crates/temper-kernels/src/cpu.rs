@@ -66,6 +66,55 @@ impl Wide for Bf16 {
     }
 }
 
+/// A value that is written: rounded to this type while the f32 that it was is in a cache.
+pub(crate) trait Stored: Copy + Send {
+    /// A tensor of these values.
+    fn tensor(values: Vec<Self>, shape: Shape) -> FlexTensor;
+
+    /// Has `write` fill these places.
+    fn fill<const O: usize>(
+        places: [&mut [MaybeUninit<Self>]; O],
+        write: impl FnOnce(&mut [&mut [MaybeUninit<f32>]; O]),
+    );
+}
+
+impl Stored for f32 {
+    fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
+        tensor(values, shape)
+    }
+
+    #[inline(always)]
+    fn fill<const O: usize>(
+        mut places: [&mut [MaybeUninit<f32>]; O],
+        write: impl FnOnce(&mut [&mut [MaybeUninit<f32>]; O]),
+    ) {
+        write(&mut places);
+    }
+}
+
+impl Stored for Bf16 {
+    fn tensor(values: Vec<Bf16>, shape: Shape) -> FlexTensor {
+        FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::BF16)
+    }
+
+    #[inline(always)]
+    fn fill<const O: usize>(
+        places: [&mut [MaybeUninit<Bf16>]; O],
+        write: impl FnOnce(&mut [&mut [MaybeUninit<f32>]; O]),
+    ) {
+        let mut room = places.each_ref().map(|places| Vec::<f32>::with_capacity(places.len()));
+        let mut sizes = places.each_ref().map(|places| places.len()).into_iter();
+        write(&mut room.each_mut().map(|room| &mut room.spare_capacity_mut()[..sizes.next().unwrap_or(0)]));
+        for (room, places) in room.iter_mut().zip(places) {
+            // SAFETY: `write` has written every value; bf16 needs no initialisation to be written.
+            unsafe {
+                room.set_len(places.len());
+                bf16::narrowed(room, places.assume_init_mut());
+            }
+        }
+    }
+}
+
 /// Values of a tensor that is contiguous, and in bf16.
 pub(crate) fn slice_bf16(x: &FlexTensor) -> &[Bf16] {
     x.as_slice().expect("a contiguous tensor of bf16")
@@ -102,10 +151,10 @@ pub(crate) fn all_f32<'a>(tensors: impl IntoIterator<Item = &'a FlexTensor>) -> 
 }
 
 /// `outputs[o][i] = f(inputs[..][i])[o]`, on all threads, [vectorised].
-pub(crate) fn map<const I: usize, const O: usize>(
+pub(crate) fn map<T: Stored, const I: usize, const O: usize>(
     inputs: [&[f32]; I],
     f: impl Fn([f32; I]) -> [f32; O] + Sync,
-) -> [Vec<f32>; O] {
+) -> [Vec<T>; O] {
     let length = inputs[0].len();
     assert!(inputs.iter().all(|input| input.len() == length));
     rows(
@@ -135,14 +184,14 @@ pub(crate) fn group(width: usize) -> usize {
 
 /// Tables of `count` rows with these widths. `write` gets a range of at most `group` rows and their places in every table,
 /// and writes them all, [vectorised].
-pub(crate) fn rows<const O: usize>(
+pub(crate) fn rows<T: Stored, const O: usize>(
     count: usize,
     group: usize,
     widths: [usize; O],
     write: impl Fn(Range<usize>, &mut [&mut [MaybeUninit<f32>]; O]) + Sync,
-) -> [Vec<f32>; O] {
+) -> [Vec<T>; O] {
     let mut tables = widths.map(|width| Vec::with_capacity(count * width));
-    let mut rests = tables.each_mut().map(|table: &mut Vec<f32>| table.spare_capacity_mut());
+    let mut rests = tables.each_mut().map(|table: &mut Vec<T>| table.spare_capacity_mut());
     let starts = (0..count).step_by(group);
     let cut = |start: usize| {
         let range = start..count.min(start + group);
@@ -156,10 +205,16 @@ pub(crate) fn rows<const O: usize>(
         (range, pieces)
     };
     let pieces: Vec<_> = starts.map(cut).collect();
-    pieces.into_par_iter().for_each(|(range, mut pieces)| {
-        vectorised(
+    pieces.into_par_iter().for_each(|(range, pieces)| {
+        T::fill(
+            pieces,
             #[inline(always)]
-            || write(range, &mut pieces),
+            |pieces| {
+                vectorised(
+                    #[inline(always)]
+                    || write(range, pieces),
+                )
+            },
         )
     });
     for (table, width) in tables.iter_mut().zip(widths) {

@@ -6,11 +6,24 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
 pub(crate) use burn_cubecl::cubecl;
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 /// Whether all hold f32, the one type that these lanes compute in.
 pub(crate) fn all_f32<'a>(tensors: impl IntoIterator<Item = &'a CubeTensor>) -> bool {
     tensors.into_iter().all(|x| x.dtype == DType::F32)
+}
+
+/// What these hold, if a kernel can read them all as f32.
+pub(crate) fn floats<const N: usize>(tensors: [&CubeTensor; N]) -> Option<[ElemType; N]> {
+    let kind = |x: &CubeTensor| match x.dtype {
+        DType::F32 => Some(ElemType::Float(FloatKind::F32)),
+        DType::BF16 => Some(ElemType::Float(FloatKind::BF16)),
+        DType::F16 => Some(ElemType::Float(FloatKind::F16)),
+        _ => None,
+    };
+    let kinds = tensors.map(kind);
+    kinds.iter().all(Option::is_some).then(|| kinds.map(|kind| kind.expect("all are some")))
 }
 
 /// The same values one after the other, the last dimension fastest.

@@ -66,11 +66,13 @@ fn portable<B: Backend>(x: FloatTensor<B>, drop: Drop) -> FloatTensor<B> {
 #[cfg(feature = "cube")]
 pub(crate) mod gpu {
     use burn::backend::Cube;
+    use burn::tensor::DType;
     use burn_cubecl::tensor::CubeTensor;
 
     use super::*;
+    use crate::cube::cubecl::ir::ElemType;
     use crate::cube::cubecl::prelude::*;
-    use crate::cube::{all, all_f32, by_element, cubecl, flat, like};
+    use crate::cube::{all, by_element, cubecl, empty, flat, floats};
 
     /// [`Drop::factor`].
     #[cube]
@@ -83,21 +85,31 @@ pub(crate) mod gpu {
     }
 
     #[cube(launch_unchecked)]
-    fn dropout_kernel(x: &[f32], y: &mut [f32], count: usize, first: u32, second: u32, threshold: u32, kept: f32) {
+    fn dropout_kernel<I: Numeric>(
+        x: &[I],
+        y: &mut [f32],
+        count: usize,
+        first: u32,
+        second: u32,
+        threshold: u32,
+        kept: f32,
+        #[define(I)] _input: ElemType,
+    ) {
         if ABSOLUTE_POS >= count {
             terminate!();
         }
-        y[ABSOLUTE_POS] = x[ABSOLUTE_POS] * factor(ABSOLUTE_POS as u32, first, second, threshold, kept);
+        y[ABSOLUTE_POS] = f32::cast_from(x[ABSOLUTE_POS]) * factor(ABSOLUTE_POS as u32, first, second, threshold, kept);
     }
 
     impl DropOps for Cube {
         fn dropout(x: CubeTensor, drop: Drop) -> CubeTensor {
             let count = x.meta.num_elements();
-            if count == 0 || !all_f32([&x]) {
+            let Some([input]) = floats([&x]).filter(|_| count > 0) else {
                 return portable::<Self>(x, drop);
-            }
+            };
             let [x] = flat([x]);
-            let (y, (cubes, dim)) = (like(&x), by_element(&x.client, count));
+            let y = empty(&x, x.meta.shape().clone(), DType::F32);
+            let (cubes, dim) = by_element(&x.client, count);
             let ([first, second], threshold, kept) = drop.parts();
             // SAFETY: no index reaches the count.
             unsafe {
@@ -112,6 +124,7 @@ pub(crate) mod gpu {
                     second,
                     threshold,
                     kept,
+                    input,
                 );
             }
             y
@@ -143,10 +156,11 @@ mod lane {
     use burn::backend::flex::FlexTensor;
 
     use super::*;
-    use crate::cpu::{CHUNK, all_f32, rows, slice, tensor};
+    use crate::cpu::{CHUNK, all_f32, rows, slice, tensor, widened};
 
     impl DropOps for Flex {
         fn dropout(x: FlexTensor, drop: Drop) -> FlexTensor {
+            let x = widened(x);
             if !all_f32([&x]) {
                 return portable::<Self>(x, drop);
             }

@@ -127,8 +127,8 @@ mod lane {
     use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
     use super::*;
-    use crate::cpu::{all_f32, bf16 as half, math, slice, tensor, vectorised, written};
-    use crate::product::lane::{engine, of_bf16};
+    use crate::cpu::{Stored, all_f32, bf16 as half, math, slice, tensor, vectorised, written};
+    use crate::product::lane::engine;
 
     impl ExponentialOps for Flex {
         fn row_exponential(z: FlexTensor) -> (FlexTensor, FlexTensor, FlexTensor) {
@@ -153,7 +153,7 @@ mod lane {
                 let sums = places.zip(rows).map_init(room, write).collect();
                 // SAFETY: all rows were written.
                 unsafe { exp.set_len(height * width) };
-                (of_bf16(exp, shape), sums)
+                (Stored::tensor(exp, shape), sums)
             } else {
                 let mut exp = Vec::<f32>::with_capacity(height * width);
                 let places = exp.spare_capacity_mut()[..height * width].par_chunks_mut(width);

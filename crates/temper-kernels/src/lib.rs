@@ -18,6 +18,7 @@ mod cube;
 mod cuda;
 mod dropout;
 mod exponential;
+mod feed_forward;
 #[cfg(not(feature = "cuda"))]
 mod no_cuda;
 mod norm;
@@ -39,12 +40,13 @@ pub use checkpoint::{Activations, Checkpoints};
 pub use cuda::{Nccl, has_cublaslt};
 pub use dropout::{Drop, dropout};
 pub use exponential::row_exponential;
+pub use feed_forward::feed_forward;
 #[cfg(not(feature = "cuda"))]
 pub use no_cuda::{Nccl, has_cublaslt};
 pub use norm::{layer_norm, rms_norm};
 pub use product::{
-    Precision, Weight, add_rows, biased, has_bf16_products, in_f32, linear, lora_product, matmul, rounded,
-    set_precision,
+    LinearMap, Precision, Reader, Weight, add_rows, biased, has_bf16_products, in_f32, linear, lora_product, matmul,
+    rounded, set_precision,
 };
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;

@@ -8,10 +8,11 @@ use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 
 use crate::portable::Float;
-use crate::sum::{Place, SumOps};
+use crate::product::{Begin, ProductOps, Reader};
+use crate::sum::Place;
 
-/// `y = x / √(mean(x²) + eps) · (offset + weight)` (Zhang & Sennrich 2019, arXiv:1910.07467). Keeps `x` for the backward
-/// pass.
+/// `y = x / √(mean(x²) + eps) · (offset + weight)` (Zhang & Sennrich 2019, arXiv:1910.07467), as a `reader`
+/// takes it. Keeps `x` for the backward pass.
 ///
 /// # Shapes
 ///
@@ -21,10 +22,11 @@ use crate::sum::{Place, SumOps};
 /// # Panics
 ///
 /// When they have not these shapes.
-pub fn rms_norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, offset: f64, eps: f64) -> Tensor<R> {
+pub fn rms_norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, offset: f64, eps: f64, reader: Reader) -> Tensor<R> {
     assert_eq!(x.dims()[R - 1], weight.dims()[0], "the weight of a norm");
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as NormOps>::norm_by_scale(x, weight, Form { centered: false, offset, eps }))
+    let form = Form { centered: false, offset, eps, reader };
+    Tensor::from_dispatch(<Dispatch as NormOps>::norm_by_scale(x, weight, form))
 }
 
 /// `y = (x - mean) / √(var + eps) · weight + bias` with the biased variance (Ba et al. 2016, arXiv:1607.06450). Keeps `x`
@@ -42,7 +44,7 @@ pub fn layer_norm<const R: usize>(x: Tensor<R>, weight: Tensor<1>, bias: Tensor<
     let width = x.dims()[R - 1];
     assert_eq!([width; 2], [weight.dims()[0], bias.dims()[0]], "the weight and the bias of a norm");
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    let form = Form { centered: true, offset: 0.0, eps };
+    let form = Form { centered: true, offset: 0.0, eps, reader: Reader::Anyone };
     Tensor::from_dispatch(<Dispatch as NormOps>::norm_by_moments(x, weight, bias, form))
 }
 
@@ -55,11 +57,13 @@ pub struct Form {
     offset: f64,
     /// Added to the mean of squares.
     eps: f64,
+    /// Who reads the result.
+    reader: Reader,
 }
 
 /// The extension behind [`rms_norm`] and [`layer_norm`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
-pub trait NormOps: SumOps {
+pub trait NormOps: ProductOps {
     /// Without a mean to take off, and without a bias.
     fn norm_by_scale(x: FloatTensor<Self>, weight: FloatTensor<Self>, form: Form) -> FloatTensor<Self> {
         portable::<Self>(Float(x), Float(weight), None, form).0
@@ -75,14 +79,15 @@ pub trait NormOps: SumOps {
         portable::<Self>(Float(x), Float(weight), Some(Float(bias)), form).0
     }
 
-    /// The gradient of x.
+    /// The gradient of x, added to what there is `before`.
     fn norm_backward(
+        #[extension_type] before: Begin<Self>,
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         form: Form,
     ) -> FloatTensor<Self> {
-        portable_backward::<Self>(Float(x), Float(weight), Float(grad), form).0
+        portable_backward::<Self>(before.sum(), Float(x), Float(weight), Float(grad), form)
     }
 
     /// The gradients of weight and bias.
@@ -102,23 +107,31 @@ fn normalised<B: Backend>(x: Float<B>, form: Form) -> (Float<B>, Float<B>) {
     (x * scale.clone(), scale)
 }
 
-fn portable<B: Backend>(x: Float<B>, weight: Float<B>, bias: Option<Float<B>>, form: Form) -> Float<B> {
+fn portable<B: ProductOps>(x: Float<B>, weight: Float<B>, bias: Option<Float<B>>, form: Form) -> Float<B> {
     let rank = x.shape().len();
     let y = normalised(x, form).0 * weight.shift(form.offset).along_last(rank);
-    match bias {
+    let y = match bias {
         None => y,
         Some(bias) => y + bias.along_last(rank),
-    }
+    };
+    Float(form.reader.take::<B>(y.0))
 }
 
 /// With g = dy·w: dx = (g - x̂·mean(g·x̂) [- mean(g)]) / √(… + eps).
-fn portable_backward<B: Backend>(x: Float<B>, weight: Float<B>, grad: Float<B>, form: Form) -> Float<B> {
+fn portable_backward<B: ProductOps>(
+    before: Option<FloatTensor<B>>,
+    x: Float<B>,
+    weight: Float<B>,
+    grad: Float<B>,
+    form: Form,
+) -> FloatTensor<B> {
     let rank = x.shape().len();
     let (normed, scale) = normalised(x, form);
     let g = grad * weight.shift(form.offset).along_last(rank);
     let along = (g.clone() * normed.clone()).mean_last();
     let g = if form.centered { g.clone() - g.mean_last() } else { g };
-    (g - normed * along) * scale
+    let of_x = (g - normed * along) * scale;
+    before.map_or(of_x.clone().0, |before| B::plus(before, of_x.0))
 }
 
 fn portable_backward_weight<B: Backend>(x: Float<B>, grad: Float<B>, form: Form) -> (FloatTensor<B>, FloatTensor<B>) {
@@ -136,22 +149,25 @@ mod gpu {
     use burn_cubecl::tensor::CubeTensor;
 
     use super::*;
+    use crate::cube::cubecl::ir::ElemType;
     use crate::cube::cubecl::prelude::*;
-    use crate::cube::{all, all_f32, by_row, cubecl, flat, like, total};
+    use crate::cube::{all, all_f32, by_row, cubecl, empty, flat, like, own, total};
     use crate::portable::Float;
+    use crate::product::gpu::written_for;
 
     #[cube(launch_unchecked)]
-    fn norm_kernel(
+    fn norm_kernel<O: Numeric>(
         x: &[f32],
         weight: &[f32],
         bias: &[f32],
-        y: &mut [f32],
+        y: &mut [O],
         rows: usize,
         width: usize,
         offset: f32,
         eps: f32,
         #[comptime] centered: bool,
         #[comptime] units: usize,
+        #[define(O)] _output: ElemType,
     ) {
         if CUBE_POS >= rows {
             terminate!();
@@ -163,9 +179,9 @@ mod gpu {
         while i < width {
             let normed = (x[first + i] - mean) * scale * (weight[i] + offset);
             if comptime!(centered) {
-                y[first + i] = normed + bias[i];
+                y[first + i] = O::cast_from(normed + bias[i]);
             } else {
-                y[first + i] = normed;
+                y[first + i] = O::cast_from(normed);
             }
             i += units;
         }
@@ -215,6 +231,7 @@ mod gpu {
         offset: f32,
         eps: f32,
         #[comptime] centered: bool,
+        #[comptime] adds: bool,
         #[comptime] units: usize,
     ) {
         if CUBE_POS >= rows {
@@ -242,7 +259,11 @@ mod gpu {
         let mut i = UNIT_POS as usize;
         while i < width {
             let g = grad[first + i] * (weight[i] + offset);
-            of_x[first + i] = (g - sum - (x[first + i] - mean) * scale * along) * scale;
+            let mut all = (g - sum - (x[first + i] - mean) * scale * along) * scale;
+            if comptime!(adds) {
+                all += of_x[first + i];
+            }
+            of_x[first + i] = all;
             i += units;
         }
     }
@@ -261,7 +282,8 @@ mod gpu {
         };
         let bias = bias.unwrap_or_else(|| weight.clone());
         let [x, weight, bias] = flat([x, weight, bias]);
-        let y = like(&x);
+        let (dtype, output) = written_for(form.reader);
+        let y = empty(&x, x.meta.shape().clone(), dtype);
         let (count, dim, units) = by_row(&x.client, rows, width);
         let (offset, eps) = (form.offset as f32, form.eps as f32);
         // SAFETY: all indices are below rows · width.
@@ -280,6 +302,7 @@ mod gpu {
                 eps,
                 form.centered,
                 units,
+                output,
             );
         }
         y
@@ -294,12 +317,21 @@ mod gpu {
             norm(x, weight, Some(bias), form)
         }
 
-        fn norm_backward(x: CubeTensor, weight: CubeTensor, grad: CubeTensor, form: Form) -> CubeTensor {
-            let Some((rows, width)) = sizes(&x).filter(|_| all_f32([&x, &weight, &grad])) else {
-                return portable_backward::<Cube>(Float(x), Float(weight), Float(grad), form).0;
+        fn norm_backward(
+            before: Begin<Self>,
+            x: CubeTensor,
+            weight: CubeTensor,
+            grad: CubeTensor,
+            form: Form,
+        ) -> CubeTensor {
+            let before = before.sum();
+            let size = sizes(&x).filter(|_| all_f32([&x, &weight, &grad].into_iter().chain(&before)));
+            let Some((rows, width)) = size else {
+                return portable_backward::<Cube>(before, Float(x), Float(weight), Float(grad), form);
             };
             let [x, weight, grad] = flat([x, weight, grad]);
-            let of_x = like(&x);
+            let adds = before.is_some();
+            let of_x = before.map_or_else(|| like(&x), own);
             let (count, dim, units) = by_row(&x.client, rows, width);
             let (offset, eps) = (form.offset as f32, form.eps as f32);
             // SAFETY: all indices are below rows · width.
@@ -317,6 +349,7 @@ mod gpu {
                     offset,
                     eps,
                     form.centered,
+                    adds,
                     units,
                 );
             }
@@ -346,7 +379,7 @@ impl<B: NormOps, const N: usize> Backward<B, N> for Step {
             }
         }
         if let Some(place) = of_x {
-            place.fill(B::norm_backward(x, weight, grad, form), grads);
+            place.fill_from(grads, |before| B::norm_backward(before.into(), x, weight, grad, form));
         }
     }
 }
@@ -379,10 +412,11 @@ impl<B: NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
 mod lane {
     use burn::backend::Flex;
     use burn::backend::flex::FlexTensor;
-    use burn::tensor::Shape;
+    use burn::tensor::{Shape, bf16};
 
     use super::*;
-    use crate::cpu::{all_f32, group, math, rows, slice, tensor};
+    use crate::cpu::{Stored, all_f32, group, math, rows, slice, tensor};
+    use crate::product::lane::narrows;
 
     /// Mean and 1/√(… + eps) of a row.
     #[inline(always)]
@@ -398,6 +432,10 @@ mod lane {
     }
 
     fn norm(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, form: Form) -> FlexTensor {
+        if narrows(form.reader) { normed::<bf16>(x, weight, bias, form) } else { normed::<f32>(x, weight, bias, form) }
+    }
+
+    fn normed<T: Stored>(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, form: Form) -> FlexTensor {
         if !all_f32([&x, &weight].into_iter().chain(&bias)) {
             return portable::<Flex>(Float(x), Float(weight), bias.map(Float), form).0;
         }
@@ -428,7 +466,7 @@ mod lane {
                 }
             },
         );
-        tensor(y, x.layout().shape().clone())
+        T::tensor(y, x.layout().shape().clone())
     }
 
     impl NormOps for Flex {
@@ -440,10 +478,19 @@ mod lane {
             norm(x, weight, Some(bias), form)
         }
 
-        fn norm_backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, form: Form) -> FlexTensor {
-            if !all_f32([&x, &weight, &grad]) {
-                return portable_backward::<Self>(Float(x), Float(weight), Float(grad), form).0;
+        fn norm_backward(
+            before: Begin<Self>,
+            x: FlexTensor,
+            weight: FlexTensor,
+            grad: FlexTensor,
+            form: Form,
+        ) -> FlexTensor {
+            let before = before.sum();
+            if !all_f32([&x, &weight, &grad].into_iter().chain(&before)) {
+                return portable_backward::<Self>(before, Float(x), Float(weight), Float(grad), form);
             }
+            let before = before.map(|before| before.to_contiguous());
+            let before = before.as_ref().map(slice);
             let (x, weight, grad) = (x.to_contiguous(), weight.to_contiguous(), grad.to_contiguous());
             let (width, values, grads, weight) = (width(&x), slice(&x), slice(&grad), slice(&weight));
             let height = values.len() / width.max(1);
@@ -455,7 +502,7 @@ mod lane {
                 |range, [dx]| {
                     for (row, dx) in range.zip(dx.chunks_exact_mut(width)) {
                         let place = row * width..(row + 1) * width;
-                        let (x, dy) = (&values[place.clone()], &grads[place]);
+                        let (x, dy) = (&values[place.clone()], &grads[place.clone()]);
                         let (mean, scale) = moments(x, form);
                         let offset = form.offset as f32;
                         let g = |dy: f32, weight: f32| dy * (weight + offset);
@@ -466,8 +513,15 @@ mod lane {
                             true => math::sum([dy, weight], |[dy, weight]| g(dy, weight)) / width as f32,
                             false => 0.0,
                         };
-                        for ((dx, x), (dy, weight)) in dx.iter_mut().zip(x).zip(dy.iter().zip(weight)) {
-                            dx.write((g(*dy, *weight) - level - normed(*x) * along) * scale);
+                        let of = |x: f32, dy: f32, weight: f32| (g(dy, weight) - level - normed(x) * along) * scale;
+                        let all = dx.iter_mut().zip(x).zip(dy.iter().zip(weight));
+                        match before {
+                            None => all.for_each(|((dx, x), (dy, weight))| {
+                                dx.write(of(*x, *dy, *weight));
+                            }),
+                            Some(before) => all.zip(&before[place]).for_each(|(((dx, x), (dy, weight)), before)| {
+                                dx.write(before + of(*x, *dy, *weight));
+                            }),
                         }
                     }
                 },
@@ -540,7 +594,7 @@ mod tests {
             });
             close(&own, &backward(inputs(), |[x, weight, bias]| reference(x, weight, Some(bias))), 5e-6);
             let inputs = || [values(1, [rows, width], 2.0), values(2, [1, width], 1.0)];
-            let own = backward(inputs(), |[x, weight]| rms_norm(x, weight.reshape([width]), 1.0, 1e-5));
+            let own = backward(inputs(), |[x, weight]| rms_norm(x, weight.reshape([width]), 1.0, 1e-5, Reader::Anyone));
             close(&own, &backward(inputs(), |[x, weight]| reference(x, weight + 1.0, None)), 5e-6);
         }
     }
@@ -550,9 +604,9 @@ mod tests {
         let device = device().autodiff();
         let weight = values(2, [5], 1.0).tensor(&device);
         let x = values(1, [3, 5], 1.0).tensor(&device).require_grad();
-        let gradients = rms_norm(x.clone(), weight.clone(), 0.0, 1e-6).sum().backward();
+        let gradients = rms_norm(x.clone(), weight.clone(), 0.0, 1e-6, Reader::Anyone).sum().backward();
         assert!(x.grad(&gradients).is_some() && weight.grad(&gradients).is_none());
         let x = Tensor::<2>::from_floats([[f32::NAN, 1.0, 1.0, 1.0, 1.0]], &device);
-        assert!(vec_of(rms_norm(x, weight, 0.0, 1e-6).inner())[1].is_nan());
+        assert!(vec_of(rms_norm(x, weight, 0.0, 1e-6, Reader::Anyone).inner())[1].is_nan());
     }
 }

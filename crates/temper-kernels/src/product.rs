@@ -4,6 +4,7 @@ mod backward;
 #[cfg(feature = "cube")]
 pub(crate) mod gpu;
 pub(crate) mod lane;
+mod projection;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -12,6 +13,9 @@ use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::portable::Float;
+pub(crate) use projection::Kept;
+pub use projection::Projection;
+
 use crate::quantized::{Matrix, Quantized, QuantizedOps};
 use crate::sum::SumOps;
 
@@ -93,12 +97,22 @@ impl Weight {
     fn into_dispatch(self, dtype: DType) -> Matrix<Dispatch> {
         match self {
             Self::Dense(weight) => {
-                assert_eq!(weight.dtype(), dtype, "matrix product of two dtypes");
+                assert!(go_together(dtype, weight.dtype()), "matrix product of two dtypes");
                 Matrix::Dense(weight.into_dispatch())
             }
             Self::Quantized(weight) => weight.into_dispatch(),
         }
     }
+}
+
+/// Whether products take `x` beside a weight: of its dtype, or as [`rounded()`] makes it.
+fn go_together(x: DType, weight: DType) -> bool {
+    let rounded = match precision() {
+        Precision::F32 => None,
+        Precision::Bf16 => Some(DType::BF16),
+        Precision::F16 => Some(DType::F16),
+    };
+    x == weight || rounded == Some(x)
 }
 
 /// `x Wᵀ`. A weight in few bits is kept as it is, and decoded again for the gradient of `x`.
@@ -110,10 +124,9 @@ impl Weight {
 ///
 /// # Panics
 ///
-/// When they have different dtypes.
+/// When they have different dtypes, unless x is [rounded](rounded()).
 pub fn linear(x: Tensor<2>, weight: Weight) -> Tensor<2> {
-    let weight = weight.into_dispatch(x.dtype());
-    Tensor::from_dispatch(<Dispatch as ProductOps>::weighted(x.into_dispatch(), weight))
+    project(x, LinearMap { weight, adapter: None })
 }
 
 /// `x Wᵀ + b`.
@@ -125,7 +138,7 @@ pub fn linear(x: Tensor<2>, weight: Weight) -> Tensor<2> {
 ///
 /// # Panics
 ///
-/// When they have different dtypes.
+/// When they have different dtypes, unless x is [rounded](rounded()).
 pub fn biased(x: Tensor<2>, weight: Weight, bias: Tensor<1>) -> Tensor<2> {
     let weight = weight.into_dispatch(x.dtype());
     Tensor::from_dispatch(<Dispatch as ProductOps>::biased(x.into_dispatch(), weight, bias.into_dispatch()))
@@ -141,13 +154,34 @@ pub fn biased(x: Tensor<2>, weight: Weight, bias: Tensor<1>) -> Tensor<2> {
 ///
 /// # Panics
 ///
-/// When they have different dtypes.
-pub fn lora_product(x: Tensor<2>, weight: Weight, [a, b]: [Tensor<2>; 2], scaling: f64) -> Tensor<2> {
-    let dtype = x.dtype();
-    assert!([&a, &b].iter().all(|y| y.dtype() == dtype), "matrix product of several dtypes");
-    let weight = weight.into_dispatch(dtype);
-    let [x, a, b] = [x, a, b].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(<Dispatch as ProductOps>::lora(x, weight, a, b, scaling))
+/// When they have different dtypes, unless x is [rounded](rounded()).
+pub fn lora_product(x: Tensor<2>, weight: Weight, factors: [Tensor<2>; 2], scaling: f64) -> Tensor<2> {
+    project(x, LinearMap { weight, adapter: Some((factors, scaling)) })
+}
+
+fn project(x: Tensor<2>, linear: LinearMap) -> Tensor<2> {
+    let projection = linear.into_dispatch(x.dtype());
+    Tensor::from_dispatch(<Dispatch as ProductOps>::projected(x.into_dispatch(), projection))
+}
+
+/// A linear layer without a bias: `x Wᵀ`, or `x Wᵀ + s·(x Aᵀ) Bᵀ`.
+#[derive(Debug, Clone)]
+pub struct LinearMap {
+    /// W `[out, in]`.
+    pub weight: Weight,
+    /// A `[r, in]`, B `[out, r]` and s, if it is adapted.
+    pub adapter: Option<([Tensor<2>; 2], f64)>,
+}
+
+impl LinearMap {
+    /// For a product with something of that dtype.
+    pub(crate) fn into_dispatch(self, dtype: DType) -> Projection<Dispatch> {
+        let weight = self.weight.into_dispatch(dtype);
+        let Some((factors, scaling)) = self.adapter else { return Projection::Plain(weight) };
+        assert!(factors.iter().all(|y| go_together(dtype, y.dtype())), "matrix product of several dtypes");
+        let [a, b] = factors.map(Tensor::into_dispatch);
+        Projection::Adapted { weight, a, b, scaling }
+    }
 }
 
 /// `x` as products round it, of half the size, where they do; else `x`. For operands of [`matmul`] alone, both of them, and
@@ -166,6 +200,22 @@ pub fn add_rows(x: Tensor<2>, row: Tensor<1>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as ProductOps>::add_rows(x.into_dispatch(), row.into_dispatch()))
 }
 
+/// Who reads what an operation gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// Whoever: f32.
+    Anyone,
+    /// Products alone: as they [round](rounded()) it.
+    Products,
+}
+
+impl Reader {
+    /// What is in f32, for this reader.
+    pub(crate) fn take<B: ProductOps>(self, x: FloatTensor<B>) -> FloatTensor<B> {
+        if self == Self::Products { B::rounded(x) } else { x }
+    }
+}
+
 /// What a product is added to.
 #[derive(Debug, Clone, ExtensionType)]
 pub enum Begin<B: Backend> {
@@ -175,6 +225,17 @@ pub enum Begin<B: Backend> {
     Sum(FloatTensor<B>),
     /// The same in each row.
     Row(FloatTensor<B>),
+}
+
+impl<B: Backend> Begin<B> {
+    /// The matrix, where a row is not known.
+    pub(crate) fn sum(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::Nothing => None,
+            Self::Sum(sum) => Some(sum),
+            Self::Row(_) => unreachable!("a row where a matrix is added to"),
+        }
+    }
 }
 
 impl<B: Backend> From<Option<FloatTensor<B>>> for Begin<B> {
@@ -256,9 +317,19 @@ pub trait ProductOps: QuantizedOps + SumOps {
         one_by_one::<Self>(begin, x, weight, way, thin)
     }
 
-    /// `x Wᵀ`.
-    fn weighted(x: FloatTensor<Self>, #[extension_type] weight: Matrix<Self>) -> FloatTensor<Self> {
-        Self::by_weight(Begin::Nothing, x, weight, Way::Forward, Thin::Nothing)
+    /// `x Wᵀ + thin`, or `x W + thin`, for kernels that take what is [kept](Self::kept): it may be of half the size.
+    fn kept_by_weight(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: Matrix<Self>,
+        way: Way,
+        #[extension_type] thin: Thin<Self>,
+    ) -> FloatTensor<Self> {
+        Self::by_weight(Begin::Nothing, x, weight, way, thin)
+    }
+
+    /// What a projection makes of x.
+    fn projected(x: FloatTensor<Self>, #[extension_type] projection: Projection<Self>) -> FloatTensor<Self> {
+        projection.forward(Self::shared(x)).0.onto(Begin::Nothing)
     }
 
     /// `x Wᵀ + b`.
@@ -268,17 +339,6 @@ pub trait ProductOps: QuantizedOps + SumOps {
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         Self::by_weight(Begin::Row(bias), x, weight, Way::Forward, Thin::Nothing)
-    }
-
-    /// `x Wᵀ + s·(x Aᵀ) Bᵀ`.
-    fn lora(
-        x: FloatTensor<Self>,
-        #[extension_type] weight: Matrix<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scaling: f64,
-    ) -> FloatTensor<Self> {
-        adapted::<Self>(Self::shared(x), weight, a, b, scaling).0
     }
 
     /// `x + row`.
@@ -313,8 +373,7 @@ fn one_by_one<B: ProductOps>(
     way: Way,
     thin: Thin<B>,
 ) -> FloatTensor<B> {
-    let weight = B::values(weight);
-    let weight = if way == Way::Forward { transposed::<B>(weight) } else { weight };
+    let weight = passed::<B>(weight, way);
     let y = match begin {
         Begin::Nothing => B::product(x, weight, 1.0),
         Begin::Sum(sum) => B::add_product(sum, x, weight),
@@ -326,17 +385,10 @@ fn one_by_one<B: ProductOps>(
     }
 }
 
-/// `x Wᵀ + s·(x Aᵀ) Bᵀ`, and `s·x Aᵀ`.
-fn adapted<B: ProductOps>(
-    x: FloatTensor<B>,
-    weight: Matrix<B>,
-    a: FloatTensor<B>,
-    b: FloatTensor<B>,
-    scaling: f64,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let lhs = B::operand(x.clone(), transposed::<B>(a), scaling);
-    let thin = Thin::Product { lhs: lhs.clone(), rhs: transposed::<B>(b) };
-    (B::by_weight(Begin::Nothing, x, weight, Way::Forward, thin), lhs)
+/// A weight as the right side of a product.
+fn passed<B: ProductOps>(weight: Matrix<B>, way: Way) -> FloatTensor<B> {
+    let weight = B::values(weight);
+    if way == Way::Forward { transposed::<B>(weight) } else { weight }
 }
 
 /// The sum of all rows.

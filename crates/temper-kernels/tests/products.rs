@@ -4,10 +4,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use temper_kernels::{
-    Activation, Format, Precision, Quantized, Sight, Weight, attention, biased, linear, lora_product, matmul,
-    set_precision,
+    Activation, Format, LinearMap, Precision, Quantized, Reader, Sight, Weight, attention, biased, feed_forward,
+    linear, lora_product, matmul, residual, rms_norm, set_precision,
 };
 
 /// Rows of the left matrix, its columns, columns of the right one.
@@ -355,5 +355,95 @@ fn a_gate_in_half_precision_is_near_that_of_f32() {
             let largest = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(largest < tolerance, "{precision:?}: {largest}");
         }
+    }
+}
+
+/// A norm, gated layers and the sum with what went in, as a decoder has them: as one operation in each precision, and layer by layer
+/// in f32.
+#[test]
+fn feed_forward_layers_as_one_are_those_one_by_one() {
+    let (rows, width, inner, rank) = (67, 48, 80, 4);
+    // W of the layers in few bits, as it is, trained; adapted but for the last.
+    let kinds = [(Some(Format::Int8), true, false), (None, true, false), (None, true, true), (None, false, true)];
+    for (format, adapted, trains) in kinds {
+        let run = |precision, as_one: bool| {
+            let _within = Within::new(precision);
+            let device = device().autodiff();
+            let mut leaves = Vec::new();
+            let mut leaf = |shape: [usize; 2], scale: f32, tracked: bool| {
+                let x = Host::random(leaves.len() as u64 + 1, shape).on(&device, Layout::Own) * scale;
+                let x = if tracked { x.detach().require_grad() } else { x.detach() };
+                leaves.push(x.clone());
+                x
+            };
+            let x = leaf([rows, width], 2.0, true);
+            let scale = leaf([1, width], 1.0, trains).reshape([width]);
+            let mut layer = |inputs: usize, outputs: usize| {
+                let weight = leaf([outputs, inputs], 0.3, trains);
+                let factors = [leaf([rank, inputs], 0.3, adapted), leaf([outputs, rank], 0.3, adapted)];
+                let weight = match format {
+                    None => Weight::Dense(weight),
+                    Some(format) => {
+                        let values = weight.inner().try_into_vec_as().expect("f32");
+                        Weight::Quantized(Quantized::encode(&values, [outputs, inputs], format, &device))
+                    }
+                };
+                LinearMap { weight, adapter: adapted.then_some((factors, 1.5)) }
+            };
+            let layers = [layer(width, inner), layer(width, inner), layer(inner, width)];
+            let reader = if as_one { Reader::Products } else { Reader::Anyone };
+            let normed = rms_norm(x.clone(), scale, 0.5, 1e-5, reader);
+            let y = if as_one {
+                feed_forward(normed, layers, Activation::Silu)
+            } else {
+                let apply = |x: Tensor<2>, LinearMap { weight, adapter }: LinearMap| match adapter {
+                    None => linear(x, weight),
+                    Some((factors, scaling)) => lora_product(x, weight, factors, scaling),
+                };
+                let [gate, up, down] = layers;
+                let [gate, up] = [gate, up].map(|layer| apply(normed.clone(), layer));
+                apply(Activation::Silu.gated(gate, up), down)
+            };
+            let y = residual(x, y);
+            let weights = Host::random(99, [rows, width]).on(&device, Layout::Own);
+            let gradients = (y.clone() * weights).sum().backward();
+            let of = leaves.iter().filter_map(|leaf| leaf.grad(&gradients));
+            let all: Vec<Tensor<2>> = std::iter::once(y.inner()).chain(of).collect();
+            all.into_iter().map(|x| x.try_into_vec_as::<f64>().expect("numbers")).collect::<Vec<_>>()
+        };
+        let expected = run(Precision::F32, false);
+        assert_eq!(expected.len(), 2 + if adapted { 6 } else { 0 } + if trains && format.is_none() { 4 } else { 0 });
+        for (precision, tolerance) in precisions() {
+            let found = run(precision, true);
+            assert_eq!(found.len(), expected.len());
+            for (number, (found, expected)) in found.into_iter().zip(&expected).enumerate() {
+                let found = Tensor::<1>::from_data(TensorData::from(&found[..]), &temper_device::cpu()).unsqueeze();
+                close(
+                    found,
+                    expected,
+                    2.0 * tolerance,
+                    &format!("{precision:?} {format:?} {adapted} {trains}: {number}"),
+                );
+            }
+        }
+    }
+}
+
+/// What is rounded for products has the value that it would have and, where it is dropped out, the same mask.
+#[test]
+fn what_products_read_is_rounded_and_nothing_else() {
+    for (precision, tolerance) in precisions() {
+        let _within = Within::new(precision);
+        let host = Host::random(1, [67, 48]);
+        let (x, weight) = (host.on(&device(), Layout::Own), Tensor::<1>::ones([48], &device()));
+        let norm = |reader| rms_norm(x.clone(), weight.clone(), 0.0, 1e-5, reader);
+        let (plain, for_products) = (norm(Reader::Anyone), norm(Reader::Products));
+        let plain_values: Vec<f64> = plain.clone().try_into_vec_as().expect("numbers");
+        close(for_products.clone().cast(FloatDType::F32), &plain_values, tolerance, "a norm");
+        let drop = temper_kernels::Drop::new(0.3, [5, 6]);
+        let expected: Vec<f64> = temper_kernels::dropout(plain, drop).try_into_vec_as().expect("numbers");
+        let dropped = temper_kernels::dropout(for_products, drop);
+        assert_eq!(dropped.dtype(), DType::F32);
+        close(dropped, &expected, tolerance, "dropout");
     }
 }

@@ -244,12 +244,12 @@ impl Layer {
 
 impl Block for Layer {
     fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
-        let normed = self.input_layernorm.forward(x.clone());
+        let normed = self.input_layernorm.before_linear(x.clone());
         // The first rotations are those of full attention, the second those of windows.
         let kind = usize::from(self.self_attn.window.is_some());
         let attended = self.self_attn.forward(normed, place, kind, context);
         let x = residual(x, self.post_attention_layernorm.forward(attended));
-        let inner = self.mlp.forward(self.pre_feedforward_layernorm.forward(x.clone()), context.pass);
+        let inner = self.mlp.forward(self.pre_feedforward_layernorm.before_linear(x.clone()), context.pass);
         residual(x, self.post_feedforward_layernorm.forward(inner))
     }
 }

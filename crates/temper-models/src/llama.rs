@@ -8,7 +8,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
-use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, residual};
+use temper_nn::{Activation, Attention, Embedding, Linear, Pass, RmsNorm, Rotary, feed_forward, residual};
 
 use crate::Error;
 use crate::config::{Sizes, fields};
@@ -252,9 +252,9 @@ impl Layer {
 
 impl Block for Layer {
     fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
-        let normed = self.input_layernorm.forward(x.clone());
+        let normed = self.input_layernorm.before_linear(x.clone());
         let x = residual(x, self.self_attn.forward(normed, place, 0, context));
-        let normed = self.post_attention_layernorm.forward(x.clone());
+        let normed = self.post_attention_layernorm.before_linear(x.clone());
         residual(x, self.mlp.forward(normed, context.pass))
     }
 }
@@ -373,6 +373,10 @@ impl Mlp {
     ///
     /// - x, result: `[T, D]`
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        let layers = [&self.gate_proj, &self.up_proj, &self.down_proj];
+        if let [Some(gate), Some(up), Some(down)] = layers.map(|layer| layer.as_map(pass)) {
+            return feed_forward(x, [gate, up, down], self.activation);
+        }
         let gate = self.gate_proj.forward(x.clone(), pass);
         self.down_proj.forward(self.activation.gated(gate, self.up_proj.forward(x, pass)), pass)
     }

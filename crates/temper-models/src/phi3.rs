@@ -225,10 +225,10 @@ impl Layer {
 
 impl Block for Layer {
     fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
-        let normed = self.input_layernorm.forward(x.clone());
+        let normed = self.input_layernorm.before_linear(x.clone());
         let attended = self.self_attn.forward(normed, place, context);
         let x = residual(x, dropout(attended, self.dropout, context.pass));
-        let inner = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()), context.pass);
+        let inner = self.mlp.forward(self.post_attention_layernorm.before_linear(x.clone()), context.pass);
         residual(x, dropout(inner, self.dropout, context.pass))
     }
 }

@@ -17,7 +17,9 @@ pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
 pub use pass::{Pass, dropout};
 pub use rotary::{Rotary, Rotation};
-pub use temper_kernels::{Activation, Activations, Format, Sight, matmul, residual, rounded, row_exponential, scratch};
+pub use temper_kernels::{
+    Activation, Activations, Format, Sight, feed_forward, matmul, residual, rounded, row_exponential, scratch,
+};
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};

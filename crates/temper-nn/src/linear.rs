@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use temper_kernels::{Format, Weight, add_rows, biased, linear};
+use temper_kernels::{Format, LinearMap, Weight, add_rows, biased, linear};
 use temper_peft::{Adapter, Held, Spec};
 
 use crate::{Pass, dropout, lazy};
@@ -81,6 +81,16 @@ impl Linear {
         };
         shape[D - 1] = outputs;
         shaped(y, shape)
+    }
+
+    /// The layer as products alone, if it is that in this pass: without a bias, dropout, or DoRA.
+    pub fn as_map(&self, pass: &Pass) -> Option<LinearMap> {
+        let adapter = match &self.adapter {
+            Some(adapter) if pass.drops(adapter.dropout) => return None,
+            Some(adapter) => Some(adapter.factors()?),
+            None => None,
+        };
+        self.bias.is_none().then(|| LinearMap { weight: self.matrix(), adapter })
     }
 
     /// Puts the adapter's update into the weight and drops the adapter. The weight becomes a frozen parameter, also where there

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use temper_kernels::{layer_norm, rms_norm};
+use temper_kernels::{Reader, layer_norm, rms_norm};
 
 use crate::lazy;
 
@@ -58,7 +58,12 @@ impl RmsNorm {
     ///
     /// - x, result: `[..., D]`
     pub fn forward<const R: usize>(&self, x: Tensor<R>) -> Tensor<R> {
-        in_f32(x, |x| rms_norm(x, self.weight.val(), self.offset, self.eps))
+        in_f32(x, |x| rms_norm(x, self.weight.val(), self.offset, self.eps, Reader::Anyone))
+    }
+
+    /// The same for [linear layers](crate::Linear) alone: as products round it.
+    pub fn before_linear(&self, x: Tensor<2>) -> Tensor<2> {
+        rms_norm(x, self.weight.val(), self.offset, self.eps, Reader::Products)
     }
 }
 

@@ -113,6 +113,11 @@ impl Adapter {
         }
     }
 
+    /// A, B and s, if they are all that there is: not in DoRA.
+    pub fn factors(&self) -> Option<([Tensor<2>; 2], f64)> {
+        self.magnitude.is_none().then(|| ([self.lora_a.val(), self.lora_b.val()], self.scaling))
+    }
+
     /// The dense update s·B·A `[out, in]`. For merging; training never makes it.
     pub fn delta_weight(&self) -> Tensor<2> {
         matmul(self.lora_b.val(), self.lora_a.val()).mul_scalar(self.scaling)

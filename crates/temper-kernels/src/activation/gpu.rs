@@ -4,9 +4,11 @@ use burn::backend::Cube;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::*;
+use crate::cube::cubecl::ir::ElemType;
 use crate::cube::cubecl::prelude::*;
-use crate::cube::{all, all_f32, by_element, cubecl, flat, like};
+use crate::cube::{all, all_f32, by_element, cubecl, empty, flat, floats, like};
 use crate::portable::Float;
+use crate::product::gpu::written_for;
 
 /// The function, and its derivative.
 #[cube]
@@ -60,31 +62,39 @@ fn slope_kernel(x: &[f32], grad: &[f32], of_x: &mut [f32], count: usize, #[compt
 }
 
 #[cube(launch_unchecked)]
-fn gated_kernel(gate: &[f32], up: &[f32], y: &mut [f32], count: usize, #[comptime] kind: Activation) {
-    if ABSOLUTE_POS >= count {
-        terminate!();
-    }
-    let (value, _slope) = curve(gate[ABSOLUTE_POS], kind);
-    y[ABSOLUTE_POS] = value * up[ABSOLUTE_POS];
-}
-
-#[cube(launch_unchecked)]
-fn gated_slopes_kernel(
-    gate: &[f32],
-    up: &[f32],
-    grad: &[f32],
-    of_gate: &mut [f32],
-    of_up: &mut [f32],
+fn gated_kernel<I: Numeric, O: Numeric>(
+    gate: &[I],
+    up: &[I],
+    y: &mut [O],
     count: usize,
     #[comptime] kind: Activation,
+    #[define(I, O)] _types: [ElemType; 2],
 ) {
     if ABSOLUTE_POS >= count {
         terminate!();
     }
-    let (value, slope) = curve(gate[ABSOLUTE_POS], kind);
-    let g = grad[ABSOLUTE_POS];
-    of_gate[ABSOLUTE_POS] = g * up[ABSOLUTE_POS] * slope;
-    of_up[ABSOLUTE_POS] = g * value;
+    let (value, _slope) = curve(f32::cast_from(gate[ABSOLUTE_POS]), kind);
+    y[ABSOLUTE_POS] = O::cast_from(value * f32::cast_from(up[ABSOLUTE_POS]));
+}
+
+#[cube(launch_unchecked)]
+fn gated_slopes_kernel<I: Numeric, G: Numeric, O: Numeric>(
+    gate: &[I],
+    up: &[I],
+    grad: &[G],
+    of_gate: &mut [O],
+    of_up: &mut [O],
+    count: usize,
+    #[comptime] kind: Activation,
+    #[define(I, G, O)] _types: [ElemType; 3],
+) {
+    if ABSOLUTE_POS >= count {
+        terminate!();
+    }
+    let (value, slope) = curve(f32::cast_from(gate[ABSOLUTE_POS]), kind);
+    let g = f32::cast_from(grad[ABSOLUTE_POS]);
+    of_gate[ABSOLUTE_POS] = O::cast_from(g * f32::cast_from(up[ABSOLUTE_POS]) * slope);
+    of_up[ABSOLUTE_POS] = O::cast_from(g * value);
 }
 
 // SAFETY, of all launches: no index reaches the count, and all tensors hold that many.
@@ -111,14 +121,18 @@ impl ActivationOps for Cube {
         of_x
     }
 
-    fn gated(gate: CubeTensor, up: CubeTensor, kind: Activation) -> CubeTensor {
+    fn gated(gate: CubeTensor, up: CubeTensor, kind: Activation, reader: Reader) -> CubeTensor {
         let count = gate.meta.num_elements();
-        if count == 0 || !all_f32([&gate, &up]) {
-            return (kind.portable::<Self>(Float(gate)).0 * Float(up)).0;
-        }
+        let Some([input, _]) = floats([&gate, &up]).filter(|[gate, up]| gate == up && count > 0) else {
+            return reader.take::<Self>((kind.portable::<Self>(Float(gate)).0 * Float(up)).0);
+        };
         let [gate, up] = flat([gate, up]);
-        let (y, (cubes, dim)) = (like(&gate), by_element(&gate.client, count));
-        unsafe { gated_kernel::launch_unchecked(&gate.client, cubes, dim, all(&gate), all(&up), all(&y), count, kind) };
+        let (dtype, output) = written_for(reader);
+        let (y, (cubes, dim)) = (empty(&gate, gate.meta.shape().clone(), dtype), by_element(&gate.client, count));
+        let types = [input, output];
+        unsafe {
+            gated_kernel::launch_unchecked(&gate.client, cubes, dim, all(&gate), all(&up), all(&y), count, kind, types);
+        }
         y
     }
 
@@ -127,13 +141,18 @@ impl ActivationOps for Cube {
         up: CubeTensor,
         grad: CubeTensor,
         kind: Activation,
+        reader: Reader,
     ) -> (CubeTensor, CubeTensor) {
         let count = gate.meta.num_elements();
-        if count == 0 || !all_f32([&gate, &up, &grad]) {
-            return kind.portable_gated_backward::<Self>(gate, up, grad);
-        }
+        let known = floats([&gate, &up, &grad]).filter(|[gate, up, _]| gate == up && count > 0);
+        let Some([input, _, of_y]) = known else {
+            let (of_gate, of_up) = kind.portable_gated_backward::<Self>(gate, up, grad);
+            return (reader.take::<Self>(of_gate), reader.take::<Self>(of_up));
+        };
         let [gate, up, grad] = flat([gate, up, grad]);
-        let (of_gate, of_up, (cubes, dim)) = (like(&gate), like(&up), by_element(&gate.client, count));
+        let (dtype, output) = written_for(reader);
+        let [of_gate, of_up] = [(); 2].map(|()| empty(&gate, gate.meta.shape().clone(), dtype));
+        let (cubes, dim) = by_element(&gate.client, count);
         unsafe {
             gated_slopes_kernel::launch_unchecked(
                 &gate.client,
@@ -146,6 +165,7 @@ impl ActivationOps for Cube {
                 all(&of_up),
                 count,
                 kind,
+                [input, of_y, output],
             );
         }
         (of_gate, of_up)

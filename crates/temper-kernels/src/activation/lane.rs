@@ -8,8 +8,8 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::*;
 use crate::cpu::bf16::narrowed;
-use crate::cpu::{CHUNK, Wide, all_f32, map, math, rows, slice, slice_bf16, tensor, vectorised, widened};
-use crate::product::lane::{engine, of_bf16};
+use crate::cpu::{CHUNK, Stored, Wide, all_f32, map, math, rows, slice, slice_bf16, tensor, vectorised, widened};
+use crate::product::lane::{engine, narrows};
 
 /// `x -> (act(x), act'(x))`, a type so that it is compiled into its loop.
 trait Curve {
@@ -60,13 +60,13 @@ impl Curve for Tanh {
 }
 
 macro_rules! by_kind {
-    ($kind:expr, $run:ident($($argument:expr),*)) => {
+    ($kind:expr, $run:ident[$($type:ty),*]($($argument:expr),*)) => {
         match $kind {
-            Activation::Gelu => $run::<Gelu>($($argument),*),
-            Activation::GeluTanh => $run::<GeluTanh>($($argument),*),
-            Activation::Relu => $run::<Relu>($($argument),*),
-            Activation::Silu => $run::<Silu>($($argument),*),
-            Activation::Tanh => $run::<Tanh>($($argument),*),
+            Activation::Gelu => $run::<Gelu, $($type),*>($($argument),*),
+            Activation::GeluTanh => $run::<GeluTanh, $($type),*>($($argument),*),
+            Activation::Relu => $run::<Relu, $($type),*>($($argument),*),
+            Activation::Silu => $run::<Silu, $($type),*>($($argument),*),
+            Activation::Tanh => $run::<Tanh, $($type),*>($($argument),*),
         }
     };
 }
@@ -85,7 +85,7 @@ fn back<F: Curve>(x: &[f32], grad: &[f32]) -> [Vec<f32>; 1] {
         |[x, grad]| [grad * F::at(x).1],
     )
 }
-fn gated<F: Curve>(gate: &[f32], up: &[f32]) -> [Vec<f32>; 1] {
+fn gated<F: Curve, T: Stored>(gate: &[f32], up: &[f32]) -> [Vec<T>; 1] {
     map(
         [gate, up],
         #[inline(always)]
@@ -93,19 +93,25 @@ fn gated<F: Curve>(gate: &[f32], up: &[f32]) -> [Vec<f32>; 1] {
     )
 }
 /// The same, and both rounded while they are at hand.
-fn gated_kept<F: Curve>(gate: &[f32], up: &[f32]) -> (Vec<f32>, [Vec<bf16>; 2]) {
+fn gated_kept<F: Curve, T: Stored>(gate: &[f32], up: &[f32]) -> (Vec<T>, [Vec<bf16>; 2]) {
     let count = gate.len();
     let (mut y, mut kept) = (Vec::with_capacity(count), [(); 2].map(|()| Vec::with_capacity(count)));
     let [of_gate, of_up] = kept.each_mut().map(|kept| kept.spare_capacity_mut()[..count].par_chunks_mut(CHUNK));
     let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
     let outputs = y.spare_capacity_mut()[..count].par_chunks_mut(CHUNK).zip(of_gate.zip(of_up));
     inputs.zip(outputs).for_each(|((gate, up), (y, (of_gate, of_up)))| {
-        vectorised(
+        T::fill(
+            [y],
             #[inline(always)]
-            || {
-                for (y, (gate, up)) in y.iter_mut().zip(gate.iter().zip(up)) {
-                    y.write(F::at(*gate).0 * up);
-                }
+            |[y]| {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (y, (gate, up)) in y.iter_mut().zip(gate.iter().zip(up)) {
+                            y.write(F::at(*gate).0 * up);
+                        }
+                    },
+                );
             },
         );
         for (x, out) in [(gate, of_gate), (up, of_up)] {
@@ -121,7 +127,7 @@ fn gated_kept<F: Curve>(gate: &[f32], up: &[f32]) -> (Vec<f32>, [Vec<bf16>; 2]) 
     (y, kept)
 }
 
-fn gated_back<F: Curve>(gate: &[impl Wide], up: &[impl Wide], grad: &[f32]) -> [Vec<f32>; 2] {
+fn gated_back<F: Curve, W: Wide, T: Stored>(gate: &[W], up: &[W], grad: &[f32]) -> [Vec<T>; 2] {
     rows(
         grad.len(),
         CHUNK,
@@ -138,13 +144,37 @@ fn gated_back<F: Curve>(gate: &[impl Wide], up: &[impl Wide], grad: &[f32]) -> [
     )
 }
 
+/// What reads and writes one dtype, of contiguous tensors.
+fn gated_as<T: Stored>(gate: &FlexTensor, up: &FlexTensor, kind: Activation) -> FlexTensor {
+    let [y] = by_kind!(kind, gated[T](slice(gate), slice(up)));
+    T::tensor(y, gate.layout().shape().clone())
+}
+fn gated_kept_as<T: Stored>(gate: &FlexTensor, up: &FlexTensor, kind: Activation) -> [FlexTensor; 3] {
+    let shape = || gate.layout().shape().clone();
+    let (y, [of_gate, of_up]) = by_kind!(kind, gated_kept[T](slice(gate), slice(up)));
+    [T::tensor(y, shape()), bf16::tensor(of_gate, shape()), bf16::tensor(of_up, shape())]
+}
+fn gated_back_as<T: Stored>(
+    gate: &FlexTensor,
+    up: &FlexTensor,
+    grad: &FlexTensor,
+    kind: Activation,
+) -> [FlexTensor; 2] {
+    let of: [Vec<T>; 2] = if gate.dtype() == DType::BF16 {
+        by_kind!(kind, gated_back[_, T](slice_bf16(gate), slice_bf16(up), slice(grad)))
+    } else {
+        by_kind!(kind, gated_back[_, T](slice(gate), slice(up), slice(grad)))
+    };
+    of.map(|of| T::tensor(of, gate.layout().shape().clone()))
+}
+
 impl ActivationOps for Flex {
     fn activate(x: FlexTensor, kind: Activation) -> FlexTensor {
         if !all_f32([&x]) {
             return kind.portable::<Self>(Float(x)).0.0;
         }
         let x = x.to_contiguous();
-        let [y] = by_kind!(kind, value(slice(&x)));
+        let [y] = by_kind!(kind, value[](slice(&x)));
         tensor(y, x.layout().shape().clone())
     }
 
@@ -153,27 +183,35 @@ impl ActivationOps for Flex {
             return (Float::<Self>(grad) * kind.portable::<Self>(Float(x)).1).0;
         }
         let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
-        let [y] = by_kind!(kind, back(slice(&x), slice(&grad)));
+        let [y] = by_kind!(kind, back[](slice(&x), slice(&grad)));
         tensor(y, x.layout().shape().clone())
     }
 
-    fn gated(gate: FlexTensor, up: FlexTensor, kind: Activation) -> FlexTensor {
+    fn gated(gate: FlexTensor, up: FlexTensor, kind: Activation, reader: Reader) -> FlexTensor {
         if !all_f32([&gate, &up]) {
-            return (kind.portable::<Self>(Float(gate)).0 * Float(up)).0;
+            return reader.take::<Self>((kind.portable::<Self>(Float(gate)).0 * Float(up)).0);
         }
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        let [y] = by_kind!(kind, gated(slice(&gate), slice(&up)));
-        tensor(y, gate.layout().shape().clone())
+        match narrows(reader) {
+            true => gated_as::<bf16>(&gate, &up, kind),
+            false => gated_as::<f32>(&gate, &up, kind),
+        }
     }
 
-    fn gated_kept(gate: FlexTensor, up: FlexTensor, kind: Activation) -> (FlexTensor, FlexTensor, FlexTensor) {
+    fn gated_kept(
+        gate: FlexTensor,
+        up: FlexTensor,
+        kind: Activation,
+        reader: Reader,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
         if !all_f32([&gate, &up]) || engine([&gate, &up]).is_none() {
-            return (Self::gated(gate.clone(), up.clone(), kind), gate, up);
+            return (Self::gated(gate.clone(), up.clone(), kind, reader), gate, up);
         }
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        let (y, [of_gate, of_up]) = by_kind!(kind, gated_kept(slice(&gate), slice(&up)));
-        let shape = || gate.layout().shape().clone();
-        (tensor(y, shape()), of_bf16(of_gate, shape()), of_bf16(of_up, shape()))
+        match narrows(reader) {
+            true => gated_kept_as::<bf16>(&gate, &up, kind).into(),
+            false => gated_kept_as::<f32>(&gate, &up, kind).into(),
+        }
     }
 
     fn gated_backward(
@@ -181,18 +219,17 @@ impl ActivationOps for Flex {
         up: FlexTensor,
         grad: FlexTensor,
         kind: Activation,
+        reader: Reader,
     ) -> (FlexTensor, FlexTensor) {
         let kept = [gate.dtype(), up.dtype()] == [DType::BF16; 2];
         if !kept && !all_f32([&gate, &up]) || !all_f32([&grad]) {
-            return kind.portable_gated_backward::<Self>(widened(gate), widened(up), grad);
+            let (of_gate, of_up) = kind.portable_gated_backward::<Self>(widened(gate), widened(up), grad);
+            return (reader.take::<Self>(of_gate), reader.take::<Self>(of_up));
         }
         let (gate, up, grad) = (gate.to_contiguous(), up.to_contiguous(), grad.to_contiguous());
-        let [of_gate, of_up] = if kept {
-            by_kind!(kind, gated_back(slice_bf16(&gate), slice_bf16(&up), slice(&grad)))
-        } else {
-            by_kind!(kind, gated_back(slice(&gate), slice(&up), slice(&grad)))
-        };
-        let shape = gate.layout().shape();
-        (tensor(of_gate, shape.clone()), tensor(of_up, shape.clone()))
+        match narrows(reader) {
+            true => gated_back_as::<bf16>(&gate, &up, &grad, kind).into(),
+            false => gated_back_as::<f32>(&gate, &up, &grad, kind).into(),
+        }
     }
 }

@@ -5,6 +5,7 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
+use super::projection::Kept;
 use super::*;
 use crate::sum::Place;
 
@@ -45,23 +46,27 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         }
     }
 
-    fn weighted(x: FloatTensor<Self>, weight: Matrix<Self>) -> FloatTensor<Self> {
+    fn projected(x: FloatTensor<Self>, projection: Projection<Self>) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Step;
-        impl<B: ProductOps> Backward<B, 2> for Step {
-            type State = Multiplied<B>;
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        impl<B: ProductOps> Backward<B, 4> for Step {
+            type State = Kept<B>;
+            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let grad = grads.consume::<B>(&ops.node);
-                multiplied::<B, 2>(ops, grad, grads);
+                let place = Place::<B>::of(&ops, 0, grads);
+                let [_, of_weight, of_a, of_b] = ops.parents.map(|node| node.map(|node| node.id));
+                let of_x = ops.state.backward(grad, [of_weight, of_a, of_b], grads);
+                if let Some(place) = place {
+                    place.fill_from(grads, |before| of_x.onto(before.into()));
+                }
             }
         }
-        let values = values(&weight);
-        let tracked = values.is_tracked();
-        let ((x, of_x), (_, of_weight), weight) = (x.into_parts(), values.into_parts(), untracked(weight));
-        let x = B::shared(x);
-        let y = B::weighted(x.clone(), weight.clone());
-        match Step.prepare::<C>([of_x, of_weight]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((weight, tracked.then_some(x)), y),
+        let [of_weight, of_a, of_b] = projection.parents().map(|x| x.into_parts().1);
+        let (x, of_x) = x.into_parts();
+        let (y, kept) = projection.untracked().forward(B::shared(x));
+        let y = y.onto(Begin::Nothing);
+        match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(kept, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -70,66 +75,27 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         #[derive(Debug)]
         struct Step;
         impl<B: ProductOps> Backward<B, 3> for Step {
-            type State = Multiplied<B>;
+            type State = Kept<B>;
             fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let grad = grads.consume::<B>(&ops.node);
-                if let Some(node) = &ops.parents[2] {
-                    grads.register::<B>(node.id, B::sum_rows(grad.clone()));
+                let place = Place::<B>::of(&ops, 0, grads);
+                let [_, of_weight, of_bias] = ops.parents.map(|node| node.map(|node| node.id));
+                if let Some(node) = of_bias {
+                    grads.register::<B>(node, B::sum_rows(grad.clone()));
                 }
-                multiplied::<B, 3>(ops, grad, grads);
+                let of_x = ops.state.backward(grad, [of_weight, None, None], grads);
+                if let Some(place) = place {
+                    place.fill_from(grads, |before| of_x.onto(before.into()));
+                }
             }
         }
-        let values = values(&weight);
-        let tracked = values.is_tracked();
-        let ((x, of_x), (_, of_weight), weight) = (x.into_parts(), values.into_parts(), untracked(weight));
-        let (x, (bias, of_bias)) = (B::shared(x), bias.into_parts());
-        let y = B::biased(x.clone(), weight.clone(), bias);
+        let ((x, of_x), (bias, of_bias)) = (x.into_parts(), bias.into_parts());
+        let projection = Projection::Plain(weight);
+        let [of_weight, ..] = projection.parents().map(|x| x.into_parts().1);
+        let (y, kept) = projection.untracked().forward(B::shared(x));
+        let y = y.onto(Begin::Row(bias));
         match Step.prepare::<C>([of_x, of_weight, of_bias]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((weight, tracked.then_some(x)), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
-    }
-
-    fn lora(
-        x: FloatTensor<Self>,
-        weight: Matrix<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scaling: f64,
-    ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Step;
-        impl<B: ProductOps> Backward<B, 4> for Step {
-            /// W, x, A, B, s·x Aᵀ, s.
-            type State = (Matrix<B>, [B::FloatTensorPrimitive; 4], f64);
-            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let grad = B::rounded(grads.consume::<B>(&ops.node));
-                let of_x = Place::<B>::of(&ops, 0, grads);
-                let (weight, [x, a, b, thin], scaling) = ops.state;
-                let [_, of_weight, of_a, of_b] = ops.parents;
-                let of_thin = B::operand(grad.clone(), b, scaling);
-                if let Some(node) = of_b {
-                    grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), thin, 1.0));
-                }
-                if let Some(node) = of_a {
-                    let gradient = B::product(transposed::<B>(of_thin.clone()), x.clone(), 1.0);
-                    grads.register::<B>(node.id, gradient);
-                }
-                if let Some(node) = of_weight {
-                    grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
-                }
-                if let Some(place) = of_x {
-                    let thin = Thin::Product { lhs: of_thin, rhs: a };
-                    place.fill_from(grads, |before| B::by_weight(before.into(), grad, weight, Way::Back, thin));
-                }
-            }
-        }
-        let ((_, of_weight), weight) = (values(&weight).into_parts(), untracked(weight));
-        let [(x, of_x), (a, of_a), (b, of_b)] = [x, a, b].map(|x| x.into_parts());
-        let (x, [a, b]) = (B::shared(x), [a, b].map(B::rounded));
-        let (y, thin) = adapted::<B>(x.clone(), weight.clone(), a.clone(), b.clone(), scaling);
-        match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((weight, [x, a, b, thin], scaling), y),
+            OpsKind::Tracked(prep) => prep.finish(kept, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -152,36 +118,5 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         }
         let ((x, of_x), (row, of_row)) = (x.into_parts(), row.into_parts());
         Step.prepare::<C>([of_x, of_row]).compute_bound().stateless(B::add_rows(x, row))
-    }
-}
-
-/// W of `x Wᵀ`, and x if W is tracked.
-type Multiplied<B> = (Matrix<B>, Option<FloatTensor<B>>);
-
-/// Sends the gradient of `x Wᵀ` to x and W, the first two parents.
-fn multiplied<B: ProductOps, const N: usize>(ops: Ops<Multiplied<B>, N>, grad: FloatTensor<B>, grads: &mut Gradients) {
-    let (grad, of_x) = (B::rounded(grad), Place::<B>::of(&ops, 0, grads));
-    let (weight, x) = ops.state;
-    if let (Some(node), Some(x)) = (&ops.parents[1], x) {
-        grads.register::<B>(node.id, B::product(transposed::<B>(grad.clone()), x, 1.0));
-    }
-    if let Some(place) = of_x {
-        place.fill_from(grads, |before| B::by_weight(before.into(), grad, weight, Way::Back, Thin::Nothing));
-    }
-}
-
-/// What of a matrix may be tracked: nothing tracks the magnitudes of a weight in few bits.
-fn values<B: Backend>(matrix: &Matrix<B>) -> FloatTensor<B> {
-    let (Matrix::Dense(values) | Matrix::Quantized { scales: values, .. }) = matrix;
-    values.clone()
-}
-
-/// A matrix without its graph.
-fn untracked<B: Backend, C: CheckpointStrategy>(matrix: Matrix<Autodiff<B, C>>) -> Matrix<B> {
-    match matrix {
-        Matrix::Dense(matrix) => Matrix::Dense(matrix.into_parts().0),
-        Matrix::Quantized { words, scales, layout } => {
-            Matrix::Quantized { words, scales: scales.into_parts().0, layout }
-        }
     }
 }

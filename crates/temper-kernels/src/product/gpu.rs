@@ -28,6 +28,14 @@ pub(crate) fn operands() -> (DType, ElemType) {
     (dtype, ElemType::Float(kind))
 }
 
+/// What a kernel writes for this reader.
+pub(crate) fn written_for(reader: Reader) -> (DType, ElemType) {
+    match reader {
+        Reader::Anyone => (DType::F32, ElemType::Float(FloatKind::F32)),
+        Reader::Products => operands(),
+    }
+}
+
 /// `alpha · lhs · rhs + sum` of matrices, or of stacks of them, in the precision that was set.
 pub(crate) fn multiply(sum: Option<CubeTensor>, lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
     let output = if precision() == Precision::F32 { lhs.dtype } else { DType::F32 };
@@ -104,6 +112,18 @@ impl ProductOps for Cube {
     fn operand(lhs: CubeTensor, rhs: CubeTensor, alpha: f64) -> CubeTensor {
         let output = if precision() == Precision::F32 { lhs.dtype } else { operands().0 };
         multiply_to(output, None, lhs, rhs, alpha)
+    }
+
+    /// In bf16 they write what other kernels read in bf16, as PyTorch does. Values beyond the range of f16 stay f32.
+    fn kept_by_weight(x: CubeTensor, weight: Matrix<Self>, way: Way, thin: Thin<Self>) -> CubeTensor {
+        if precision() != Precision::Bf16 {
+            return Self::by_weight(Begin::Nothing, x, weight, way, thin);
+        }
+        let y = multiply_to(DType::BF16, None, x, passed::<Self>(weight, way), 1.0);
+        match thin {
+            Thin::Nothing => y,
+            Thin::Product { lhs, rhs } => multiply_to(DType::BF16, Some(y), lhs, rhs, 1.0),
+        }
     }
 
     /// What is stored in bf16 is not decoded for a product that rounds it again.

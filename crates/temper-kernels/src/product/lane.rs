@@ -12,7 +12,7 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 use super::*;
 use crate::cpu::bf16::{self, Engine, Operand, Right};
 use crate::cpu::gemm::{self, Matrix as Slices, Target};
-use crate::cpu::{CHUNK, all_f32, group, math, own, rows, slice, tensor, vectorised, written};
+use crate::cpu::{CHUNK, Stored, all_f32, group, math, own, rows, slice, tensor, vectorised, written};
 use crate::quantized::lane::panels;
 
 fn multiply(sum: Option<FlexTensor>, lhs: FlexTensor, rhs: FlexTensor, alpha: f64) -> FlexTensor {
@@ -68,9 +68,9 @@ pub(crate) fn engine<'a>(operands: impl IntoIterator<Item = &'a FlexTensor>) -> 
     if fits { Engine::best() } else { None }
 }
 
-/// A tensor of these values.
-pub(crate) fn of_bf16(values: Vec<burn::tensor::bf16>, shape: Shape) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::BF16)
+/// Whether this reader takes bf16 on this processor.
+pub(crate) fn narrows(reader: Reader) -> bool {
+    reader == Reader::Products && engine([]).is_some()
 }
 
 /// `x` in bf16, as it lies.
@@ -87,7 +87,7 @@ fn narrowed(x: FlexTensor) -> FlexTensor {
     });
     // SAFETY: all of them were written.
     unsafe { narrow.set_len(values.len()) };
-    let narrow = of_bf16(narrow, shape);
+    let narrow = <burn::tensor::bf16 as Stored>::tensor(narrow, shape);
     if across { narrow.transpose(0, 1) } else { narrow }
 }
 
