@@ -27,7 +27,6 @@ base = {base}
 
 [task]
 kind = "causal-lm"
-samples = 0
 
 [data]
 train = {rows}

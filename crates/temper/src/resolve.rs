@@ -15,6 +15,7 @@ use temper_engine::{Checkpointing, Every, EveryName, Schedule, ScheduleKind};
 use temper_hub::hex;
 use temper_kernels::Nccl;
 use temper_models::{Config, Weights};
+use temper_peft::Method;
 use temper_peft::file::{self, AdapterFile};
 use temper_peft::parameters::{self, Entry};
 use temper_tasks::{Distillation, MaskedLm, Problem, TaskConfig, hugging_face_name};
@@ -28,7 +29,7 @@ use crate::ranks::RanksPlan;
 use crate::recipe::{self, FrozenDtype, Precision, Recipe, plain};
 use crate::{build, device, memory};
 use adapter::{check_weights, resolve_adapter};
-use footprint::{Footprint, Made};
+use footprint::{Footprint, Halved, Made};
 use task::resolve_task;
 pub use task::{TeacherInputs, generation_config, stop_ids};
 
@@ -502,10 +503,20 @@ fn check_device(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
     }
 }
 
-/// Whether the processor keeps what it reads again in the bfloat16 that its products round to.
-fn keeps_halves(recipe: &Recipe, device: &Found) -> bool {
-    let processor = matches!(device.name, DeviceName::Auto | DeviceName::Cpu);
-    processor && recipe.device.precision == Precision::Bf16 && temper_kernels::has_bf16_products()
+/// What a device keeps as its products round it. A GPU's gates are within one operation where nothing comes between its layers.
+fn keeps_halves(recipe: &Recipe, device: &Found) -> Halved {
+    let (precision, adapter) = (recipe.device.precision, &recipe.adapter);
+    let bf16 = precision == Precision::Bf16;
+    match device.name {
+        DeviceName::Auto | DeviceName::Cpu => {
+            let all = bf16 && temper_kernels::has_bf16_products();
+            Halved { operands: all, results: all, gates: all }
+        }
+        DeviceName::Gpu(..) => {
+            let gates = bf16 && adapter.dropout == 0.0 && adapter.method != Method::Dora;
+            Halved { operands: precision != Precision::F32, results: false, gates }
+        }
+    }
 }
 
 /// The memory that the device can still give, in bytes, where that is known. The ranks of a machine share its own.

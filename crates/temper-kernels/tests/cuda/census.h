@@ -26,6 +26,7 @@ class Census {
     std::array<std::unordered_set<uintptr_t>, 2> touched;
     std::array<double, 2> bytes;
     double blocks;
+    size_t most = 0;
 
     static void touch(const void* at, size_t count, bool writes) {
         const uintptr_t begin = reinterpret_cast<uintptr_t>(at);
@@ -47,6 +48,12 @@ public:
     }
 
     operator bool() const { return file; }
+
+    // So much memory is allocated now.
+    void hold(size_t memory) {
+        const std::lock_guard<std::mutex> lock(one);
+        most = max(most, memory);
+    }
 
     // One more of what `find` counts the first time.
     template <class Find> void add(const std::string& what, Find find) {
@@ -74,6 +81,7 @@ public:
         if (!file) return;
         const std::lock_guard<std::mutex> lock(one);
         std::ofstream to(file);
+        to << most << "\n";
         for (const auto& [what, count] : counts)
             to << what << "\t" << count.times << "\t" << count.read << "\t" << count.written << "\t" << count.operations << "\n";
     }

@@ -21,23 +21,24 @@ START, BANDWIDTH, SPEED = 2e-6, 4e12, 7e14
 
 
 def count(temper, recipe, steps):
-    """What so many steps ask for: starts, bytes read and written, operations of each kernel and product."""
+    """What so many steps ask for: starts, bytes read and written, operations of each kernel and product; and the most memory."""
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "census"
         run = [temper, "train", "--recipe", recipe, "--set", f"train.max_steps={steps}", "--set", f"run.dir={directory}/run"]
         subprocess.run(run, check=True, env=os.environ | {"EMULATED_COUNT": str(file)}, stdout=sys.stderr)
+        memory, *lines = file.read_text().splitlines()
         found = collections.Counter()
-        for line in file.read_text().splitlines():
+        for line in lines:
             name, size, kind, *numbers = line.split("\t")
             starts, *each = map(float, numbers)
             name = f"{name} {size} {kind}" if name == "product" else name
             for column, number in enumerate([1, *each]):
                 found[name, column] += starts * number
-        return found
+        return found, int(memory)
 
 
 def main():
-    few, many = (count(*sys.argv[1:], steps) for steps in (2, 4))
+    (few, _), (many, memory) = (count(*sys.argv[1:], steps) for steps in (2, 4))
     rows = {}
     for name in {name for name, _ in many}:
         starts, read, written, operations = ((many[name, column] - few[name, column]) / 2 for column in range(4))
@@ -49,6 +50,7 @@ def main():
     for name in [*order, "all"]:
         starts, *rest = rows[name]
         print(f"| {name} | {starts:.1f} | " + " | ".join(f"{number:.3f}" for number in rest) + " |")
+    print(f"{memory >> 20} MiB were allocated at most.")
 
 
 if __name__ == "__main__":

@@ -355,6 +355,7 @@ API cuMemAlloc_v2(char** at, size_t bytes) {
     if (mprotect(*at, bytes, PROT_READ | PROT_WRITE)) return 2;
     allocated[*at] = {bytes, context};
     taken[context] += bytes;
+    census.hold(taken[context]);
     return 0;
 }
 

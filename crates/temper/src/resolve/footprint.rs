@@ -24,8 +24,18 @@ pub(super) struct Made<'a> {
     pub lazy: &'a LazyModel,
     pub task: &'a TaskPlan,
     pub adapter: &'a AdapterPlan,
-    /// Whether what products and activation functions read again is kept in half of its bytes.
-    pub halved: bool,
+    pub halved: Halved,
+}
+
+/// What is kept in half of its bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Halved {
+    /// What products read again: inputs of layers that learn, queries, keys and values.
+    pub operands: bool,
+    /// The results of attention, which it reads again itself.
+    pub results: bool,
+    /// What a gate and what it gates are.
+    pub gates: bool,
 }
 
 /// What is decided of its training.
@@ -352,12 +362,12 @@ impl Made<'_> {
         let [hidden, inner] = [config.hidden_size(), config.feed_forward_size()].map(|width| width as u64);
         let gates = gates(halves[1].0);
         let fed = (1 + gates) * inner;
-        // In half the bytes the result is kept by attention and by the layer that reads it.
-        let kept = match self.halved {
-            true => (projected + result) / 2 + if gates > 0 { fed / 2 } else { fed },
-            false => projected + result - again + fed,
-        };
-        self.norms() * hidden + kept + config.heads() as u64 + read
+        let in_half = |values: u64, halved: bool| if halved { values / 2 } else { values };
+        // In half the bytes the result is kept by the layer that reads it, and by attention.
+        let result = if self.halved.operands { in_half(result, self.halved.results) } else { result - again };
+        let fed = in_half(fed, self.halved.gates && gates > 0);
+        let projected = in_half(projected, self.halved.operands);
+        self.norms() * hidden + projected + result + fed + config.heads() as u64 + read
     }
 
     /// Values of its input that a linear layer keeps for each token.
@@ -394,7 +404,8 @@ impl Made<'_> {
             let dropped = if self.drops() { self.widths(path)[0] } else { 0 };
             self.rank(path) + scaled + dropped
         };
-        let own = paths.iter().map(|path| self.own_input(path)).max().unwrap_or(0) / if self.halved { 2 } else { 1 };
+        let own =
+            paths.iter().map(|path| self.own_input(path)).max().unwrap_or(0) / if self.halved.operands { 2 } else { 1 };
         own + paths.iter().filter(|path| self.rank(path) > 0).map(of_adapter).sum::<u64>()
     }
 
@@ -442,10 +453,10 @@ mod tests {
     /// What the layers of the carried decoder keep (D 192, F 512, K·H 64) if `method` teaches the linear layers that `learns`
     /// picks.
     fn kept(method: Method, dropout: f64, learns: impl Fn(&str) -> bool) -> Kept {
-        kept_in(method, dropout, learns, false)
+        kept_in(method, dropout, learns, Halved::default())
     }
 
-    fn kept_in(method: Method, dropout: f64, learns: impl Fn(&str) -> bool, halved: bool) -> Kept {
+    fn kept_in(method: Method, dropout: f64, learns: impl Fn(&str) -> bool, halved: Halved) -> Kept {
         with(method, dropout, learns, halved, |made| made.kept())
     }
 
@@ -453,7 +464,7 @@ mod tests {
         method: Method,
         dropout: f64,
         learns: impl Fn(&str) -> bool,
-        halved: bool,
+        halved: Halved,
         read: impl Fn(&Made<'_>) -> R,
     ) -> R {
         let decoder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/decoder");
@@ -481,7 +492,7 @@ mod tests {
     #[test]
     fn operations_are_those_that_happen() {
         let times = |method, learns: fn(&str) -> bool| {
-            with(method, 0.0, learns, false, |made| made.operations() as f64 / made.multiplied() as f64)
+            with(method, 0.0, learns, Halved::default(), |made| made.operations() as f64 / made.multiplied() as f64)
         };
         assert_eq!(times(Method::Full, |_| false), 6.0);
         assert_eq!(times(Method::Lora, |_| true), 4.0);
@@ -516,8 +527,16 @@ mod tests {
         );
         // In half the bytes: all but the norms, what each head keeps and x Aᵀ.
         let halved = (192 + 64 + 64 + 192 + 2 * 512 + 192 + 192 + 192 + 512) / 2 + 2 * 192 + 6 + 7 * 8;
-        let all = kept_in(Method::Lora, 0.0, |_| true, true);
-        assert_eq!(all, Kept { layers: 6, all: 6 * halved, one: halved, hidden: 192 });
+        let all = Halved { operands: true, results: true, gates: true };
+        let of = |halved, one| {
+            assert_eq!(
+                kept_in(Method::Lora, 0.0, |_| true, halved),
+                Kept { layers: 6, all: 6 * one, one, hidden: 192 }
+            );
+        };
+        of(all, halved);
+        of(Halved { results: false, ..all }, halved + 192 / 2);
+        of(Halved { gates: false, ..all }, halved + 512);
     }
 
     #[test]
