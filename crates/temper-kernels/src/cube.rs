@@ -23,7 +23,7 @@ pub(crate) fn floats<const N: usize>(tensors: [&CubeTensor; N]) -> Option<[ElemT
         _ => None,
     };
     let kinds = tensors.map(kind);
-    kinds.iter().all(Option::is_some).then(|| kinds.map(|kind| kind.expect("all are some")))
+    kinds.iter().all(Option::is_some).then(|| kinds.map(|kind| kind.expect("all are known")))
 }
 
 /// The same values one after the other, the last dimension fastest.

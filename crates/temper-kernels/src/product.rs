@@ -12,10 +12,10 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use burn::tensor::{DType, FloatDType, Tensor};
 
-use crate::portable::Float;
 pub(crate) use projection::Kept;
 pub use projection::Projection;
 
+use crate::portable::Float;
 use crate::quantized::{Matrix, Quantized, QuantizedOps};
 use crate::sum::SumOps;
 

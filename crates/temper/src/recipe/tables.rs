@@ -96,7 +96,8 @@ pub enum Precision {
     #[default]
     F32,
     /// Products of layers, forward and backward, round both operands to bfloat16 and add up in f32: faster on processors with
-    /// AMX, and on AMD's with AVX-512 BF16; about the same on Intel's that have the latter alone; slower on others.
+    /// AMX, and on AMD's with AVX-512 BF16; about the same on Intel's that have the latter alone; slower on others. On GPUs a gated
+    /// layer's gate and what it gates are bfloat16, too.
     Bf16,
     /// The same with IEEE half precision, and a loss that is scaled so that small gradients do not become zero: a step whose
     /// gradients overflow is skipped. For GPUs without bfloat16; slower on every processor.
