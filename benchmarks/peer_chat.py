@@ -54,6 +54,7 @@ def say(event, **fields):
 
 def encode(tokenizer, messages):
     """Ids of a conversation, and its labels: the answer and the token that ends it."""
+    assert sum(message["role"] == "assistant" for message in messages) == 1, "only one answer is learned here, temper learns all"
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     assert text.startswith(prompt), "the template writes the prompt otherwise when there is an answer"
