@@ -10,7 +10,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, FloatDType, Tensor};
 
 use blocks::Steps;
 
@@ -99,8 +99,9 @@ fn union<'a>(ranges: impl Iterator<Item = &'a Range<u32>>) -> Range<usize> {
 }
 
 /// `softmax(scale · q kᵀ) v` over the keys in sight. N/K neighbouring query heads share a key/value head (Ainslie et al. 2023,
-/// arXiv:2305.13245). Keeps query, key, value, the result and one number per query and head for the backward pass. Weights are
-/// numbered by 32 bits for dropout: where B·N·S·keys is more than 2³², some have the masks of others.
+/// arXiv:2305.13245). Query, key and value may be for [`Reader::Kernels`](crate::Reader), the result is for [`Reader::Products`](crate::Reader). Keeps query, key,
+/// value, the result and one number per query and head for the backward pass. Weights are numbered by 32 bits for dropout: where
+/// B·N·S·keys is more than 2³², some have the masks of others.
 ///
 /// # Shapes
 ///
@@ -144,7 +145,7 @@ pub trait AttentionOps: ProductOps {
         form: Form,
     ) -> FloatTensor<Self> {
         let [query, key, value] = [query, key, value].map(Self::laid_out);
-        Self::attention_forward(query, key, value, form).0
+        Self::rounded(Self::attention_forward(query, key, value, form).0)
     }
 
     /// A query, key or value as the products within take it: what this gives is what the other two are given, and what is kept
@@ -163,7 +164,7 @@ pub trait AttentionOps: ProductOps {
         blocks::forward::<Self>([query, key, value].map(Float), &form, &Steps::portable())
     }
 
-    /// The gradients of query, key and value.
+    /// The gradients of query, key and value, f32 or of their dtype.
     fn attention_backward(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -206,26 +207,29 @@ impl<B: AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff<B, C> {
         #[derive(Debug)]
         struct Step;
         impl<B: AttentionOps> Backward<B, 3> for Step {
-            /// Query, key, value, result, ln Σ e^score.
-            type State = ([B::FloatTensorPrimitive; 5], Form);
+            /// Query, key, value, result, ln Σ e^score; what the first three were.
+            type State = ([B::FloatTensorPrimitive; 5], [DType; 3], Form);
             fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let ([query, key, value, result, lse], form) = ops.state;
+                let ([query, key, value, result, lse], dtypes, form) = ops.state;
                 let grad = grads.consume::<B>(&ops.node);
                 let of = B::attention_backward(query, key, value, result, lse, grad, form);
-                for (parent, grad) in ops.parents.into_iter().zip([of.0, of.1, of.2]) {
+                for ((parent, dtype), grad) in ops.parents.into_iter().zip(dtypes).zip([of.0, of.1, of.2]) {
                     if let Some(parent) = parent {
+                        let grad = if dtype == DType::F32 { Float::<B>(grad).cast(FloatDType::F32).0 } else { grad };
                         grads.register::<B>(parent.id, grad);
                     }
                 }
             }
         }
         let [(query, of_query), (key, of_key), (value, of_value)] = [query, key, value].map(|x| x.into_parts());
+        let dtypes = [&query, &key, &value].map(|x| x.dtype());
         let [query, key, value] = [query, key, value].map(B::laid_out);
         let (result, lse) = B::attention_forward(query.clone(), key.clone(), value.clone(), form.clone());
+        let result = B::rounded(result);
         match Step.prepare::<C>([of_query, of_key, of_value]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let [query, key, value, kept] = [query, key, value, result.clone()].map(B::kept);
-                prep.finish(([query, key, value, kept, lse], form), result)
+                let [query, key, value] = [query, key, value].map(B::kept);
+                prep.finish(([query, key, value, result.clone(), lse], dtypes, form), result)
             }
             OpsKind::UnTracked(prep) => prep.finish(result),
         }

@@ -45,8 +45,8 @@ pub use feed_forward::feed_forward;
 pub use no_cuda::{Nccl, has_cublaslt};
 pub use norm::{layer_norm, rms_norm};
 pub use product::{
-    LinearMap, Precision, Reader, Weight, add_rows, biased, has_bf16_products, in_f32, linear, lora_product, matmul,
-    rounded, set_precision,
+    LinearMap, Precision, Reader, Weight, add_rows, has_bf16_products, in_f32, linear, lora_product, matmul, rounded,
+    set_precision,
 };
 pub use quantized::{Format, Quantized};
 pub use rotation::rotate;

@@ -12,8 +12,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use burn::tensor::{DType, FloatDType, Tensor};
 
-pub(crate) use projection::Kept;
 pub use projection::Projection;
+pub(crate) use projection::{Addend, Kept};
 
 use crate::portable::Float;
 use crate::quantized::{Matrix, Quantized, QuantizedOps};
@@ -115,56 +115,28 @@ fn go_together(x: DType, weight: DType) -> bool {
     x == weight || rounded == Some(x)
 }
 
-/// `x Wᵀ`. A weight in few bits is kept as it is, and decoded again for the gradient of `x`.
-///
-/// # Shapes
-///
-/// - x: `[T, in]`, weight: `[out, in]`
-/// - result: `[T, out]`
-///
-/// # Panics
-///
-/// When they have different dtypes, unless x is [rounded](rounded()).
+/// `x Wᵀ`; see [`LinearMap`].
 pub fn linear(x: Tensor<2>, weight: Weight) -> Tensor<2> {
-    project(x, LinearMap { weight, adapter: None })
+    LinearMap { weight, adapter: None }.forward(x)
 }
 
-/// `x Wᵀ + b`.
-///
-/// # Shapes
-///
-/// - x: `[T, in]`, weight: `[out, in]`, bias: `[out]`
-/// - result: `[T, out]`
-///
-/// # Panics
-///
-/// When they have different dtypes, unless x is [rounded](rounded()).
-pub fn biased(x: Tensor<2>, weight: Weight, bias: Tensor<1>) -> Tensor<2> {
-    let weight = weight.into_dispatch(x.dtype());
-    Tensor::from_dispatch(<Dispatch as ProductOps>::biased(x.into_dispatch(), weight, bias.into_dispatch()))
-}
-
-/// `x Wᵀ + s·(x Aᵀ) Bᵀ`, a linear layer with LoRA (Hu et al. 2021, arXiv:2106.09685), added up where it is computed. The
-/// product with W keeps nothing for the backward pass unless W is tracked; A and B keep `x` and `x Aᵀ`.
-///
-/// # Shapes
-///
-/// - x: `[T, in]`, weight: `[out, in]`, a: `[r, in]`, b: `[out, r]`
-/// - result: `[T, out]`
-///
-/// # Panics
-///
-/// When they have different dtypes, unless x is [rounded](rounded()).
+/// `x Wᵀ + s·(x Aᵀ) Bᵀ`; see [`LinearMap`].
 pub fn lora_product(x: Tensor<2>, weight: Weight, factors: [Tensor<2>; 2], scaling: f64) -> Tensor<2> {
-    project(x, LinearMap { weight, adapter: Some((factors, scaling)) })
+    LinearMap { weight, adapter: Some((factors, scaling)) }.forward(x)
 }
 
-fn project(x: Tensor<2>, linear: LinearMap) -> Tensor<2> {
-    let projection = linear.into_dispatch(x.dtype());
-    Tensor::from_dispatch(<Dispatch as ProductOps>::projected(x.into_dispatch(), projection))
-}
-
-/// A linear layer without a bias: `x Wᵀ`, or `x Wᵀ + s·(x Aᵀ) Bᵀ`.
+/// A linear layer: `x Wᵀ`, or with LoRA (Hu et al. 2021, arXiv:2106.09685) `x Wᵀ + s·(x Aᵀ) Bᵀ`, added up where it is computed. The
+/// product with W keeps nothing for the backward pass unless W is tracked; A and B keep `x` and `x Aᵀ`. A weight in few bits is kept
+/// as it is, and decoded again for the gradient of `x`.
+///
+/// # Shapes
+///
+/// - x: `[T, in]`
+/// - results: `[T, out]`
+///
+/// # Panics
+///
+/// When they have different dtypes, unless x is [rounded](rounded()).
 #[derive(Debug, Clone)]
 pub struct LinearMap {
     /// W `[out, in]`.
@@ -174,6 +146,31 @@ pub struct LinearMap {
 }
 
 impl LinearMap {
+    /// The layer.
+    pub fn forward(self, x: Tensor<2>) -> Tensor<2> {
+        self.project(Begin::Nothing, x, Ends::default())
+    }
+
+    /// And a bias `[out]`.
+    pub fn biased(self, x: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+        self.project(Begin::Row(bias.into_dispatch()), x, Ends::default())
+    }
+
+    /// For [`Reader::Kernels`].
+    pub fn kept(self, x: Tensor<2>) -> Tensor<2> {
+        self.project(Begin::Nothing, x, Ends { result: Reader::Kernels, ..Ends::default() })
+    }
+
+    /// Added to `sum` `[T, out]`. x comes from [attention](crate::attention()): its gradient is for [`Reader::Kernels`].
+    pub fn onto(self, sum: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
+        self.project(Begin::Sum(sum.into_dispatch()), x, Ends { of_x: Reader::Kernels, ..Ends::default() })
+    }
+
+    fn project(self, begin: Begin<Dispatch>, x: Tensor<2>, ends: Ends) -> Tensor<2> {
+        let projection = self.into_dispatch(x.dtype());
+        Tensor::from_dispatch(<Dispatch as ProductOps>::projected(begin, x.into_dispatch(), projection, ends))
+    }
+
     /// For a product with something of that dtype.
     pub(crate) fn into_dispatch(self, dtype: DType) -> Projection<Dispatch> {
         let weight = self.weight.into_dispatch(dtype);
@@ -207,6 +204,22 @@ pub enum Reader {
     Anyone,
     /// Products alone: as they [round](rounded()) it.
     Products,
+    /// Rotations, attention and gates: on GPUs in bf16 where products round to it, as in PyTorch. Else f32, for values may be
+    /// beyond the range of f16.
+    Kernels,
+}
+
+/// Who reads what a projection gives: its result, and the gradient of x.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends {
+    pub(crate) result: Reader,
+    pub(crate) of_x: Reader,
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        Self { result: Reader::Anyone, of_x: Reader::Anyone }
+    }
 }
 
 impl Reader {
@@ -306,39 +319,26 @@ pub trait ProductOps: QuantizedOps + SumOps {
         weight.dense()
     }
 
-    /// `begin + x Wᵀ + thin`, or `begin + x W + thin`. Not differentiable.
+    /// `begin + x Wᵀ + thin`, or `begin + x W + thin`, for a reader, unless it begins with something. Not differentiable.
     fn by_weight(
         #[extension_type] begin: Begin<Self>,
         x: FloatTensor<Self>,
         #[extension_type] weight: Matrix<Self>,
         way: Way,
         #[extension_type] thin: Thin<Self>,
+        _reader: Reader,
     ) -> FloatTensor<Self> {
         one_by_one::<Self>(begin, x, weight, way, thin)
     }
 
-    /// `x Wᵀ + thin`, or `x W + thin`, for kernels that take what is [kept](Self::kept): it may be of half the size.
-    fn kept_by_weight(
+    /// What a projection makes of x, added to `begin`.
+    fn projected(
+        #[extension_type] begin: Begin<Self>,
         x: FloatTensor<Self>,
-        #[extension_type] weight: Matrix<Self>,
-        way: Way,
-        #[extension_type] thin: Thin<Self>,
+        #[extension_type] projection: Projection<Self>,
+        ends: Ends,
     ) -> FloatTensor<Self> {
-        Self::by_weight(Begin::Nothing, x, weight, way, thin)
-    }
-
-    /// What a projection makes of x.
-    fn projected(x: FloatTensor<Self>, #[extension_type] projection: Projection<Self>) -> FloatTensor<Self> {
-        projection.forward(Self::shared(x)).0.onto(Begin::Nothing)
-    }
-
-    /// `x Wᵀ + b`.
-    fn biased(
-        x: FloatTensor<Self>,
-        #[extension_type] weight: Matrix<Self>,
-        bias: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        Self::by_weight(Begin::Row(bias), x, weight, Way::Forward, Thin::Nothing)
+        projection.forward(Self::shared(x)).0.onto(begin, ends.result)
     }
 
     /// `x + row`.

@@ -4,13 +4,14 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
-use burn::tensor::Tensor;
+use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+use burn::tensor::{DType, Tensor};
 
 use crate::portable::Float;
+use crate::product::Reader;
 
 /// Turns feature i against feature i + R/2, for i below R/2: `(x₁·cos - x₂·sin, x₂·cos + x₁·sin)`. The features from R on are
-/// multiplied by `rest`. Keeps nothing of `x`.
+/// multiplied by `rest`. Keeps nothing of `x`. The result is for [`Reader::Kernels`], and x may be.
 ///
 /// # Shapes
 ///
@@ -18,14 +19,20 @@ use crate::portable::Float;
 /// - cos, sin: `[1 or B, S, 1, R/2]`, constants
 pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>, rest: f64) -> Tensor<4> {
     let (x, cos, sin) = (x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as RotationOps>::rotate(x, cos, sin, rest))
+    Tensor::from_dispatch(<Dispatch as RotationOps>::rotate(x, cos, sin, rest, Reader::Kernels))
 }
 
 /// The extension behind [`rotate`].
 #[backend_extension(Flex, Cube: cfg(feature = "cube"), Autodiff)]
 pub trait RotationOps: Backend {
     /// The rotation.
-    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, rest: f64) -> FloatTensor<Self> {
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        rest: f64,
+        _reader: Reader,
+    ) -> FloatTensor<Self> {
         portable::<Self>(Float(x), Float(cos), Float(sin), rest).0
     }
 
@@ -35,8 +42,9 @@ pub trait RotationOps: Backend {
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
         rest: f64,
+        reader: Reader,
     ) -> FloatTensor<Self> {
-        Self::rotate(x, cos, Self::float_neg(sin), rest)
+        Self::rotate(x, cos, Self::float_neg(sin), rest, reader)
     }
 }
 
@@ -57,18 +65,20 @@ mod gpu {
     use burn_cubecl::tensor::CubeTensor;
 
     use super::*;
+    use crate::cube::cubecl::ir::ElemType;
     use crate::cube::cubecl::prelude::*;
-    use crate::cube::{all, all_f32, by_element, cubecl, empty, flat};
+    use crate::cube::{all, all_f32, by_element, cubecl, empty, flat, floats};
     use crate::portable::Float;
+    use crate::product::gpu::written_for;
 
     /// A unit turns a pair of features, or scales a feature of the rest. The rows of x are those of tokens, a head after the
     /// other, or those of heads, a token after the other.
     #[cube(launch_unchecked)]
-    fn rotate_kernel(
-        x: &[f32],
+    fn rotate_kernel<I: Numeric, O: Numeric>(
+        x: &[I],
         cos: &[f32],
         sin: &[f32],
-        y: &mut [f32],
+        y: &mut [O],
         count: usize,
         sequence: usize,
         heads: usize,
@@ -78,6 +88,7 @@ mod gpu {
         turn: f32,
         #[comptime] alike: bool,
         #[comptime] by_heads: bool,
+        #[define(I, O)] _types: [ElemType; 2],
     ) {
         if ABSOLUTE_POS >= count {
             terminate!();
@@ -98,21 +109,25 @@ mod gpu {
             }
             let c = cos[token * half + i];
             let s = sin[token * half + i] * turn;
-            let a = x[from + i];
-            let b = x[from + half + i];
-            y[first + i] = a * c - b * s;
-            y[first + half + i] = b * c + a * s;
+            let a = f32::cast_from(x[from + i]);
+            let b = f32::cast_from(x[from + half + i]);
+            y[first + i] = O::cast_from(a * c - b * s);
+            y[first + half + i] = O::cast_from(b * c + a * s);
         } else {
-            y[first + half + i] = x[from + half + i] * rest;
+            y[first + half + i] = O::cast_from(f32::cast_from(x[from + half + i]) * rest);
         }
     }
 
-    fn turned([x, cos, sin]: [CubeTensor; 3], rest: f64, turn: f32) -> CubeTensor {
+    /// By the angles or back; `None` where there is nothing to turn, or not in floats.
+    fn turned([x, cos, sin]: [&CubeTensor; 3], rest: f64, turn: f32, reader: Reader) -> Option<CubeTensor> {
+        let [input] = floats([x]).filter(|_| x.meta.num_elements() > 0 && all_f32([cos, sin]))?;
+        let [x, cos, sin] = [x, cos, sin].map(Clone::clone);
         let [_, sequence, heads, features] = *x.meta.shape().as_slice() else { unreachable!("four dimensions") };
         let [tables, _, _, half] = *cos.meta.shape().as_slice() else { unreachable!("four dimensions") };
         let by_heads = x.meta.strides()[..] == [sequence * heads * features, features, sequence * features, 1];
         let ([cos, sin], x) = (flat([cos, sin]), if by_heads { x } else { into_contiguous(x) });
-        let y = empty(&x, x.meta.shape().clone(), x.dtype);
+        let (dtype, output) = written_for(reader);
+        let y = empty(&x, x.meta.shape().clone(), dtype);
         let count = x.meta.num_elements() / features * (features - half);
         let (cubes, dim) = by_element(&x.client, count);
         // SAFETY: a unit for each pair of features and each feature of the rest; tables have a row for each token.
@@ -134,49 +149,49 @@ mod gpu {
                 turn,
                 tables == 1,
                 by_heads,
+                [input, output],
             );
         }
-        y
-    }
-
-    /// Whether there is something to turn, and all of it is f32.
-    fn is_own(x: &CubeTensor, cos: &CubeTensor, sin: &CubeTensor) -> bool {
-        x.meta.num_elements() > 0 && all_f32([x, cos, sin])
+        Some(y)
     }
 
     impl RotationOps for Cube {
-        fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, rest: f64) -> CubeTensor {
-            if is_own(&x, &cos, &sin) {
-                return turned([x, cos, sin], rest, 1.0);
-            }
-            portable::<Self>(Float(x), Float(cos), Float(sin), rest).0
+        fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, rest: f64, reader: Reader) -> CubeTensor {
+            turned([&x, &cos, &sin], rest, 1.0, reader)
+                .unwrap_or_else(|| portable::<Self>(Float(x), Float(cos), Float(sin), rest).0)
         }
 
-        fn rotate_back(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, rest: f64) -> CubeTensor {
-            if is_own(&x, &cos, &sin) {
-                return turned([x, cos, sin], rest, -1.0);
-            }
-            portable::<Self>(Float(x), Float(cos), -Float(sin), rest).0
+        fn rotate_back(x: CubeTensor, cos: CubeTensor, sin: CubeTensor, rest: f64, reader: Reader) -> CubeTensor {
+            turned([&x, &cos, &sin], rest, -1.0, reader)
+                .unwrap_or_else(|| portable::<Self>(Float(x), Float(cos), -Float(sin), rest).0)
         }
     }
 }
 
 impl<B: RotationOps, C: CheckpointStrategy> RotationOps for Autodiff<B, C> {
-    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>, rest: f64) -> FloatTensor<Self> {
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        rest: f64,
+        reader: Reader,
+    ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Step;
         impl<B: RotationOps> Backward<B, 1> for Step {
-            type State = (B::FloatTensorPrimitive, B::FloatTensorPrimitive, f64);
+            /// Cosines, sines, what the rest is multiplied by, and who reads the gradient.
+            type State = (B::FloatTensorPrimitive, B::FloatTensorPrimitive, f64, Reader);
             fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let (cos, sin, rest) = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::rotate_back(grad, cos, sin, rest));
+                let (cos, sin, rest, reader) = ops.state;
+                unary::<B, _>(ops.parents, ops.node, grads, |grad| B::rotate_back(grad, cos, sin, rest, reader));
             }
         }
         let (x, node) = x.into_parts();
         let (cos, sin) = (cos.into_primitive(), sin.into_primitive());
-        let y = B::rotate(x, cos.clone(), sin.clone(), rest);
+        let of_x = if x.dtype() == DType::F32 { Reader::Anyone } else { Reader::Kernels };
+        let y = B::rotate(x, cos.clone(), sin.clone(), rest, reader);
         match Step.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((cos, sin, rest), y),
+            OpsKind::Tracked(prep) => prep.finish((cos, sin, rest, of_x), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -190,7 +205,7 @@ mod lane {
     use crate::cpu::{all_f32, group, rows, slice, tensor};
 
     impl RotationOps for Flex {
-        fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, rest: f64) -> FlexTensor {
+        fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, rest: f64, _: Reader) -> FlexTensor {
             if !all_f32([&x, &cos, &sin]) {
                 return portable::<Self>(Float(x), Float(cos), Float(sin), rest).0;
             }

@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use temper_kernels::{
-    Activation, Format, LinearMap, Precision, Quantized, Reader, Sight, Weight, attention, biased, feed_forward,
-    linear, lora_product, matmul, residual, rms_norm, set_precision,
+    Activation, Format, LinearMap, Precision, Quantized, Reader, Sight, Weight, attention, feed_forward, linear,
+    lora_product, matmul, residual, rms_norm, rotate, set_precision,
 };
 
 /// Rows of the left matrix, its columns, columns of the right one.
@@ -208,6 +208,25 @@ fn adapted_products_and_gradients_are_those_of_f64() {
                 }
                 close(linear(tx.clone(), weight()).inner(), &base, tolerance, &format!("{what}: without an adapter"));
 
+                // The same, as other kernels read it.
+                let layer = || LinearMap { weight: weight(), adapter: Some(([ta.clone(), tb.clone()], 1.5)) };
+                let kept = layer().kept(tx.clone()).inner().cast(FloatDType::F32);
+                close(kept, &expected, 2.0 * tolerance, &format!("{what}: kept"));
+
+                // The same, added to a sum.
+                let sum = Host::random(8, [rows, outputs]);
+                let tsum = sum.on(&device, Layout::Own).require_grad();
+                let y = layer().onto(tsum.clone(), tx.clone());
+                let gradients = (y.clone() * g.on(&device, Layout::Own)).sum().backward();
+                close(y.inner() - tsum.clone().inner(), &expected, 2.0 * tolerance, &format!("{what}: onto a sum"));
+                let of_sum: Vec<f64> = g.values.iter().map(|g| f64::from(*g)).collect();
+                for (of, expected, name) in
+                    [(&tx, &of_x, "x"), (&ta, &of_a, "A"), (&tb, &of_b, "B"), (&tsum, &of_sum, "it")]
+                {
+                    let gradient = of.grad(&gradients).expect("a gradient").cast(FloatDType::F32);
+                    close(gradient, expected, 2.0 * tolerance, &format!("{what}: gradient of {name} onto a sum"));
+                }
+
                 // y = x Wᵀ + bias, where W trains if it can.
                 let bias = Host::random(9, [1, outputs]);
                 let tbias = bias.on(&device, Layout::Own).require_grad();
@@ -218,7 +237,7 @@ fn adapted_products_and_gradients_are_those_of_f64() {
                     }
                     frozen => (None, frozen),
                 };
-                let y = biased(tx.clone(), weight, tbias.clone().reshape([outputs]));
+                let y = LinearMap { weight, adapter: None }.biased(tx.clone(), tbias.clone().reshape([outputs]));
                 let gradients = (y.clone() * g.on(&device, Layout::Own)).sum().backward();
                 let without = y.inner() - tbias.clone().inner();
                 close(without, &base, tolerance, &format!("{what}: value with a bias"));
@@ -318,7 +337,7 @@ fn attention_in_half_precision_is_near_that_of_f32() {
         // Two segments a row, each query sees its own up to itself.
         let ranges = (0..length as u32).map(|query| if query < 100 { 0..query + 1 } else { 100..query + 1 });
         let sight = Sight::new(ranges.cycle().take(batch * length).collect(), length);
-        let y = attention(inputs.clone(), &sight, 0.125, None);
+        let y = attention(inputs.clone(), &sight, 0.125, None).cast(FloatDType::F32);
         let gradients = (y.clone() * make(4, 6).detach()).sum().backward();
         let of = |x: &Tensor<4>| x.grad(&gradients).expect("a gradient").flatten::<2>(1, 3);
         [y.inner().flatten::<2>(1, 3), of(&inputs[0]), of(&inputs[1]), of(&inputs[2])]
@@ -394,17 +413,12 @@ fn feed_forward_layers_as_one_are_those_one_by_one() {
             let reader = if as_one { Reader::Products } else { Reader::Anyone };
             let normed = rms_norm(x.clone(), scale, 0.5, 1e-5, reader);
             let y = if as_one {
-                feed_forward(normed, layers, Activation::Silu)
+                feed_forward(Some(x), normed, layers, Activation::Silu)
             } else {
-                let apply = |x: Tensor<2>, LinearMap { weight, adapter }: LinearMap| match adapter {
-                    None => linear(x, weight),
-                    Some((factors, scaling)) => lora_product(x, weight, factors, scaling),
-                };
                 let [gate, up, down] = layers;
-                let [gate, up] = [gate, up].map(|layer| apply(normed.clone(), layer));
-                apply(Activation::Silu.gated(gate, up), down)
+                let [gate, up] = [gate, up].map(|layer| layer.forward(normed.clone()));
+                residual(x, down.forward(Activation::Silu.gated(gate, up)))
             };
-            let y = residual(x, y);
             let weights = Host::random(99, [rows, width]).on(&device, Layout::Own);
             let gradients = (y.clone() * weights).sum().backward();
             let of = leaves.iter().filter_map(|leaf| leaf.grad(&gradients));
@@ -424,6 +438,64 @@ fn feed_forward_layers_as_one_are_those_one_by_one() {
                     2.0 * tolerance,
                     &format!("{precision:?} {format:?} {adapted} {trains}: {number}"),
                 );
+            }
+        }
+    }
+}
+
+/// Attention between its layers, whose values are as kernels read them, and in f32 with a sum of its own.
+#[test]
+fn attention_between_its_layers_is_that_of_f32() {
+    let ([batch, sequence, heads, shared, features], [width, rank]) = ([2, 35, 4, 2, 16], [48, 4]);
+    let sight = Sight::new((0..sequence as u32).map(|query| 0..query + 1).collect(), sequence);
+    for adapted in [false, true] {
+        let run = |precision, as_kept: bool| {
+            let _within = Within::new(precision);
+            let device = device().autodiff();
+            let mut leaves = Vec::new();
+            let mut leaf = |shape: [usize; 2], scale: f32, tracked: bool| {
+                let x = Host::random(leaves.len() as u64 + 1, shape).on(&device, Layout::Own) * scale;
+                leaves.push(if tracked { x.detach().require_grad() } else { x.detach() });
+                leaves[leaves.len() - 1].clone()
+            };
+            let x = leaf([batch * sequence, width], 1.0, true);
+            let mut layer = |inputs: usize, outputs: usize| {
+                let weight = Weight::Dense(leaf([outputs, inputs], 0.3, false));
+                let factors = [leaf([rank, inputs], 0.3, adapted), leaf([outputs, rank], 0.3, adapted)];
+                LinearMap { weight, adapter: adapted.then_some((factors, 1.5)) }
+            };
+            let sizes = [heads, shared, shared].map(|heads| heads * features);
+            let [query, key, value] = sizes.map(|size| layer(width, size));
+            let last = layer(heads * features, width);
+            let project = |layer: LinearMap, heads: usize| {
+                let y = if as_kept { layer.kept(x.clone()) } else { layer.forward(x.clone()) };
+                y.reshape([batch, sequence, heads, features])
+            };
+            let [cos, sin] = [71, 72].map(|seed| {
+                Host::random(seed, [sequence, features / 2]).on(&device, Layout::Own).reshape([
+                    1,
+                    sequence,
+                    1,
+                    features / 2,
+                ])
+            });
+            let [query, key] = [(query, heads), (key, shared)]
+                .map(|(layer, heads)| rotate(project(layer, heads), cos.clone(), sin.clone(), 1.0));
+            let mixed = attention([query, key, project(value, shared)], &sight, 0.3, None);
+            let mixed = mixed.reshape([batch * sequence, heads * features]);
+            let y = if as_kept { last.onto(x.clone(), mixed) } else { residual(x.clone(), last.forward(mixed)) };
+            let weights = Host::random(99, [batch * sequence, width]).on(&device, Layout::Own);
+            let gradients = (y.clone() * weights).sum().backward();
+            let of = leaves.iter().filter_map(|leaf| leaf.grad(&gradients));
+            let all: Vec<Tensor<2>> = std::iter::once(y.inner()).chain(of).collect();
+            all.into_iter().map(|x| x.try_into_vec_as::<f64>().expect("numbers")).collect::<Vec<_>>()
+        };
+        let expected = run(Precision::F32, false);
+        assert_eq!(expected.len(), if adapted { 10 } else { 2 });
+        for (precision, tolerance) in precisions() {
+            for (number, (found, expected)) in run(precision, true).into_iter().zip(&expected).enumerate() {
+                let found = Tensor::<1>::from_data(TensorData::from(&found[..]), &temper_device::cpu()).unsqueeze();
+                close(found, expected, 4.0 * tolerance, &format!("{precision:?} {adapted}: {number}"));
             }
         }
     }

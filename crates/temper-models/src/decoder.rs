@@ -72,7 +72,7 @@ fn append(seen: &mut Option<Tensor<4>>, new: Tensor<4>, length: usize) -> Tensor
     let whole = match seen.take() {
         Some(whole) if whole.dims()[1] >= length => whole,
         held => {
-            let room = Tensor::zeros([batch, length.next_power_of_two(), heads, size], &new.device());
+            let room = Tensor::zeros([batch, length.next_power_of_two(), heads, size], (&new.device(), new.dtype()));
             held.into_iter().fold(room, |room, held| room.slice_assign(part(0, start), held.narrow(1, 0, start)))
         }
     };

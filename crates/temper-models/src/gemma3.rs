@@ -247,9 +247,9 @@ impl Block for Layer {
         let normed = self.input_layernorm.before_linear(x.clone());
         // The first rotations are those of full attention, the second those of windows.
         let kind = usize::from(self.self_attn.window.is_some());
-        let attended = self.self_attn.forward(normed, place, kind, context);
+        let attended = self.self_attn.forward(None, normed, place, kind, context);
         let x = residual(x, self.post_attention_layernorm.forward(attended));
-        let inner = self.mlp.forward(self.pre_feedforward_layernorm.before_linear(x.clone()), context.pass);
+        let inner = self.mlp.forward(None, self.pre_feedforward_layernorm.before_linear(x.clone()), context.pass);
         residual(x, self.post_feedforward_layernorm.forward(inner))
     }
 }

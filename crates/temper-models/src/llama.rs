@@ -253,9 +253,9 @@ impl Layer {
 impl Block for Layer {
     fn forward(&self, x: Tensor<2>, place: Place, context: &mut Context<'_>) -> Tensor<2> {
         let normed = self.input_layernorm.before_linear(x.clone());
-        let x = residual(x, self.self_attn.forward(normed, place, 0, context));
+        let x = self.self_attn.forward(Some(x), normed, place, 0, context);
         let normed = self.post_attention_layernorm.before_linear(x.clone());
-        residual(x, self.mlp.forward(normed, context.pass))
+        self.mlp.forward(Some(x), normed, context.pass)
     }
 }
 
@@ -313,26 +313,36 @@ impl SelfAttention {
         }
     }
 
-    /// Turned by the rotations of a `kind`; see [`Context::turn`].
+    /// Turned by the rotations of a `kind`, see [`Context::turn`], and added to `sum` if there is one.
     ///
     /// # Shapes
     ///
-    /// - x, result: `[T, D]`
-    pub(crate) fn forward(&self, x: Tensor<2>, place: Place, kind: usize, context: &mut Context<'_>) -> Tensor<2> {
-        let Place { layer, batch, sequence } = place;
-        let project = |linear: &Linear, heads: usize| {
-            linear.forward(x.clone(), context.pass).reshape([batch, sequence, heads, self.heads.head_dim])
+    /// - sum, x, result: `[T, D]`
+    pub(crate) fn forward(
+        &self,
+        sum: Option<Tensor<2>>,
+        x: Tensor<2>,
+        place: Place,
+        kind: usize,
+        context: &mut Context<'_>,
+    ) -> Tensor<2> {
+        let (Place { layer, batch, sequence }, pass) = (place, context.pass);
+        let project = |linear: &Linear, norm: Option<&RmsNorm>, heads: usize| {
+            let shape = [batch, sequence, heads, self.heads.head_dim];
+            match norm {
+                Some(norm) => norm.forward(linear.forward(x.clone(), pass).reshape(shape)),
+                None => linear.before_attention(x.clone(), pass).reshape(shape),
+            }
         };
-        let norm = |norm: &Option<RmsNorm>, x: Tensor<4>| match norm {
-            Some(norm) => norm.forward(x),
-            None => x,
-        };
-        let query = norm(&self.q_norm, project(&self.q_proj, self.heads.heads));
-        let key = norm(&self.k_norm, project(&self.k_proj, self.heads.kv_heads));
-        let value = project(&self.v_proj, self.heads.kv_heads);
+        let query = project(&self.q_proj, self.q_norm.as_ref(), self.heads.heads);
+        let key = project(&self.k_proj, self.k_norm.as_ref(), self.heads.kv_heads);
+        let value = project(&self.v_proj, None, self.heads.kv_heads);
         let [query, key] = context.turned(kind, query, key);
         let attended = context.attend(layer, &self.attention, self.window, [query, key, value]);
-        self.o_proj.forward(attended, context.pass)
+        match sum {
+            Some(sum) => self.o_proj.after_attention(sum, attended, pass),
+            None => self.o_proj.forward(attended, pass),
+        }
     }
 
     pub(crate) fn linears(&mut self) -> [(&'static str, &mut Linear); 4] {
@@ -369,16 +379,22 @@ impl Mlp {
         }
     }
 
+    /// Added to `sum` if there is one.
+    ///
     /// # Shapes
     ///
-    /// - x, result: `[T, D]`
-    pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+    /// - sum, x, result: `[T, D]`
+    pub(crate) fn forward(&self, sum: Option<Tensor<2>>, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
         let layers = [&self.gate_proj, &self.up_proj, &self.down_proj];
         if let [Some(gate), Some(up), Some(down)] = layers.map(|layer| layer.as_map(pass)) {
-            return feed_forward(x, [gate, up, down], self.activation);
+            return feed_forward(sum, x, [gate, up, down], self.activation);
         }
         let gate = self.gate_proj.forward(x.clone(), pass);
-        self.down_proj.forward(self.activation.gated(gate, self.up_proj.forward(x, pass)), pass)
+        let y = self.down_proj.forward(self.activation.gated(gate, self.up_proj.forward(x, pass)), pass);
+        match sum {
+            Some(sum) => residual(sum, y),
+            None => y,
+        }
     }
 
     pub(crate) fn linears(&mut self) -> [(&'static str, &mut Linear); 3] {

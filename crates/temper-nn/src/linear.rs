@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use temper_kernels::{Format, LinearMap, Weight, add_rows, biased, linear};
+use temper_kernels::{Format, LinearMap, Weight, add_rows, residual};
 use temper_peft::{Adapter, Held, Spec};
 
 use crate::{Pass, dropout, lazy};
@@ -70,27 +70,50 @@ impl Linear {
         let x = shaped(x, [shape[..D - 1].iter().product(), shape[D - 1]]);
         let [outputs, _] = self.weight.widths(self.fan_in_fan_out);
         let bias = self.bias.as_ref().map(Param::val);
-        let y = match (&self.adapter, bias) {
-            (None, None) => linear(x, self.matrix()),
-            (None, Some(bias)) => biased(x, self.matrix(), bias),
-            (Some(adapter), bias) => {
+        let y = match (self.products(pass), &self.adapter, bias) {
+            (Some(map), _, None) => map.forward(x),
+            (Some(map), _, Some(bias)) => map.biased(x, bias),
+            (None, Some(adapter), bias) => {
                 let dropped = pass.drops(adapter.dropout).then(|| dropout(x.clone(), adapter.dropout, pass));
                 let y = adapter.forward(x, dropped, self.matrix());
                 bias.into_iter().fold(y, add_rows)
             }
+            (None, None, _) => unreachable!("a layer without an adapter is a product"),
         };
         shape[D - 1] = outputs;
         shaped(y, shape)
     }
 
+    /// The layer before a rotation or [attention](crate::Attention), of `[T, in]`: as [`LinearMap::kept`] gives it, where it is
+    /// products alone.
+    pub fn before_attention(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        match self.as_map(pass) {
+            Some(map) => map.kept(x),
+            None => self.forward(x, pass),
+        }
+    }
+
+    /// The layer after [attention](crate::Attention), of `[T, in]`, added to `sum`.
+    pub fn after_attention(&self, sum: Tensor<2>, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
+        match self.as_map(pass) {
+            Some(map) => map.onto(sum, x),
+            None => residual(sum, self.forward(x, pass)),
+        }
+    }
+
     /// The layer as products alone, if it is that in this pass: without a bias, dropout, or DoRA.
     pub fn as_map(&self, pass: &Pass) -> Option<LinearMap> {
+        self.products(pass).filter(|_| self.bias.is_none())
+    }
+
+    /// The same but for its bias.
+    fn products(&self, pass: &Pass) -> Option<LinearMap> {
         let adapter = match &self.adapter {
             Some(adapter) if pass.drops(adapter.dropout) => return None,
             Some(adapter) => Some(adapter.factors()?),
             None => None,
         };
-        self.bias.is_none().then(|| LinearMap { weight: self.matrix(), adapter })
+        Some(LinearMap { weight: self.matrix(), adapter })
     }
 
     /// Puts the adapter's update into the weight and drops the adapter. The weight becomes a frozen parameter, also where there

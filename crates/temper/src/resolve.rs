@@ -510,11 +510,11 @@ fn keeps_halves(recipe: &Recipe, device: &Found) -> Halved {
     match device.name {
         DeviceName::Auto | DeviceName::Cpu => {
             let all = bf16 && temper_kernels::has_bf16_products();
-            Halved { operands: all, results: all, gates: all }
+            Halved { operands: all, gates: all }
         }
         DeviceName::Gpu(..) => {
             let gates = bf16 && adapter.dropout == 0.0 && adapter.method != Method::Dora;
-            Halved { operands: precision != Precision::F32, results: false, gates }
+            Halved { operands: precision != Precision::F32, gates }
         }
     }
 }

@@ -12,7 +12,7 @@ use super::*;
 use crate::cube::cubecl::ir::ElemType;
 use crate::cube::cubecl::prelude::*;
 use crate::cube::cubecl::server::Handle;
-use crate::cube::{all, all_f32, by_element, by_row, cubecl, empty, flat, highest, own, total};
+use crate::cube::{all, all_f32, by_element, by_row, cubecl, empty, flat, floats, highest, own, total};
 #[cfg(feature = "flash")]
 use crate::cuda::Flash;
 use crate::dropout::gpu::factor;
@@ -157,14 +157,14 @@ fn slopes_kernel<F: Numeric>(
 
 /// `[B, S, N, H]` in the order `[B, N, S, H]`, a unit for each value.
 #[cube(launch_unchecked)]
-fn heads_kernel<F: Numeric>(
-    x: &[f32],
+fn heads_kernel<I: Numeric, F: Numeric>(
+    x: &[I],
     y: &mut [F],
     count: usize,
     sequence: usize,
     heads: usize,
     features: usize,
-    #[define(F)] _rounded: ElemType,
+    #[define(I, F)] _types: [ElemType; 2],
 ) {
     if ABSOLUTE_POS >= count {
         terminate!();
@@ -178,15 +178,16 @@ fn heads_kernel<F: Numeric>(
 
 /// A cube for each row of features.
 #[cube(launch_unchecked)]
-fn along_kernel(
-    grad: &[f32],
-    result: &[f32],
+fn along_kernel<G: Numeric, R: Numeric>(
+    grad: &[G],
+    result: &[R],
     along: &mut [f32],
     rows: usize,
     sequence: usize,
     heads: usize,
     features: usize,
     #[comptime] units: usize,
+    #[define(G, R)] _types: [ElemType; 2],
 ) {
     if CUBE_POS >= rows {
         terminate!();
@@ -196,7 +197,7 @@ fn along_kernel(
     let mut sum = 0.0f32;
     let mut i = UNIT_POS as usize;
     while i < features {
-        sum += grad[first + i] * result[first + i];
+        sum += f32::cast_from(grad[first + i]) * f32::cast_from(result[first + i]);
         i += units;
     }
     let sum = total(&mut shared, sum, units);
@@ -261,6 +262,9 @@ fn place(block: &Block, like: &CubeTensor) -> (BufferArg, PlaceLaunch) {
 
 /// As products take it: rounded, the rows of a head behind each other. The shape stays `[B, S, N, H]`.
 fn laid_out(x: Float<Cube>) -> Float<Cube> {
+    let Some([input]) = floats([&x.0]).filter(|_| x.0.meta.num_elements() > 0 && !is_read_as_it_lies(&x.0)) else {
+        return x;
+    };
     let [x] = flat([x.0]);
     let [batch, sequence, heads, features] = *x.meta.shape().as_slice() else { unreachable!("four dimensions") };
     let (dtype, element) = operands();
@@ -279,13 +283,25 @@ fn laid_out(x: Float<Cube>) -> Float<Cube> {
             sequence,
             heads,
             features,
-            element,
+            [input, element],
         );
     }
     Float::<Cube>(y).swap(1, 2)
 }
 
+/// Whether kernels of CUDA's own language read these rows, wherever the next one of a head lies.
+#[cfg(feature = "flash")]
+fn is_read_as_it_lies(x: &CubeTensor) -> bool {
+    x.dtype == operands().0 && Flash::reads(x)
+}
+
+#[cfg(not(feature = "flash"))]
+fn is_read_as_it_lies(_: &CubeTensor) -> bool {
+    false
+}
+
 fn along([grad, result]: Pair<Cube>) -> Float<Cube> {
+    let types = floats([&grad.0, &result.0]).expect("floats");
     let [grad, result] = flat([grad.0, result.0]);
     let [batch, sequence, heads, features] = *grad.meta.shape().as_slice() else { unreachable!("four dimensions") };
     let along = empty(&grad, [batch, heads, sequence], DType::F32);
@@ -305,6 +321,7 @@ fn along([grad, result]: Pair<Cube>) -> Float<Cube> {
             heads,
             features,
             units,
+            types,
         );
     }
     Float(along)
@@ -406,7 +423,7 @@ fn are_laid_out(tensors: [&CubeTensor; 3]) -> bool {
 
 impl AttentionOps for Cube {
     fn laid_out(x: CubeTensor) -> CubeTensor {
-        if x.dtype == DType::F32 && x.meta.num_elements() > 0 { laid_out(Float(x)).0 } else { x }
+        laid_out(Float(x)).0
     }
 
     fn attention_forward(
@@ -436,7 +453,7 @@ impl AttentionOps for Cube {
         grad: CubeTensor,
         form: Form,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let own = are_laid_out([&query, &key, &value]) && all_f32([&result, &lse, &grad]);
+        let own = are_laid_out([&query, &key, &value]) && all_f32([&lse]) && floats([&result, &grad]).is_some();
         #[cfg(feature = "flash")]
         if let Some(flash) = Flash::of([&query, &key, &value], &form).filter(|_| own) {
             let along = along([&grad, &result].map(|x| Float(x.clone())));

@@ -152,7 +152,7 @@ impl AttentionOps for Flex {
         grad: FlexTensor,
         form: Form,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
-        let [query, key, value, result] = [query, key, value, result].map(widened);
+        let [query, key, value, result, grad] = [query, key, value, result, grad].map(widened);
         if !all_f32([&query, &key, &value, &grad]) {
             let inputs = [query, key, value, result, lse, grad].map(Float);
             return blocks::backward::<Self>(inputs, &form, &Steps::portable());

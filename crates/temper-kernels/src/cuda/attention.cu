@@ -26,16 +26,23 @@ struct Matrix {
     long long batch, row, head;
 };
 
+// Results and gradients: as operands, or f32 where values may be beyond the range of f16.
+#if F16
+typedef float Value;
+#else
+typedef Half Value;
+#endif
+
 struct Attention {
     Matrix query, key, value, grad;
     // [B, S, N, FEATURES]; [B, N, S], of the last two ln of the softmax's divisor, and <grad, result>.
-    float* result;
+    Value* result;
     float* lse;
     const float* along;
     // [B, S, N, FEATURES], [B, keys, K, FEATURES].
-    float* of_query;
-    float* of_key;
-    float* of_value;
+    Value* of_query;
+    Value* of_key;
+    Value* of_value;
     // The first key that each query sees and the one after the last; of each SPAN of queries the least of the first, the most
     // of the second, then the most of the first and the least of the second. With rows apart, for each row of the batch.
     const u32* ranges;
@@ -152,9 +159,17 @@ __device__ __forceinline__ void round_all(u32 (&to)[TILES][COLUMNS / 2][4], cons
                 to[tile][column / 2][column % 2 * 2 + half] = rounded(from[tile][column][2 * half], from[tile][column][2 * half + 1]);
 }
 
+__device__ __forceinline__ void store_two(float* at, float first, float second) {
+    *reinterpret_cast<float2*>(at) = make_float2(first, second);
+}
+
+__device__ __forceinline__ void store_two(Half* at, float first, float second) {
+    *reinterpret_cast<u32*>(at) = rounded(first, second);
+}
+
 // Writes the rows of this warp below `limit`, times `factor`, to [rows, pitch].
 template <int TILES>
-__device__ __forceinline__ void store(float* to, const float (&from)[TILES][FEATURES / 8][4], long long pitch, int first, int limit,
+__device__ __forceinline__ void store(Value* to, const float (&from)[TILES][FEATURES / 8][4], long long pitch, int first, int limit,
                                       const float (&factor)[TILES][2]) {
     first += threadIdx.x / 32 * 16 * TILES + lane() / 4;
 #pragma unroll
@@ -163,11 +178,11 @@ __device__ __forceinline__ void store(float* to, const float (&from)[TILES][FEAT
         for (int half = 0; half < 2; half++) {
             const int row = first + tile * 16 + half * 8;
             if (row >= limit) continue;
-            float* at = to + row * pitch + lane() % 4 * 2;
+            Value* at = to + row * pitch + lane() % 4 * 2;
 #pragma unroll
             for (int column = 0; column < FEATURES / 8; column++) {
                 const float* both = from[tile][column] + 2 * half;
-                *reinterpret_cast<float2*>(at + column * 8) = make_float2(both[0] * factor[tile][half], both[1] * factor[tile][half]);
+                store_two(at + column * 8, both[0] * factor[tile][half], both[1] * factor[tile][half]);
             }
         }
 }
@@ -343,7 +358,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const Attention x)
             if (lane() % 4 == 0 && own.query[tile][half] < x.queries)
                 lse[own.query[tile][half]] = all == 0.0f ? 0.0f : most[tile][half] * x.scale + logf(all);
         }
-    float* const result = x.result + (static_cast<long long>(batch) * x.queries * x.heads + head) * FEATURES;
+    Value* const result = x.result + (static_cast<long long>(batch) * x.queries * x.heads + head) * FEATURES;
     store(result, mixed, static_cast<long long>(x.heads) * FEATURES, first, x.queries, divided);
 }
 
@@ -421,7 +436,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) of_queries(const Attention
     float once[TILES][2];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) once[tile][0] = once[tile][1] = 1.0f;
-    float* const of_query = x.of_query + (static_cast<long long>(batch) * x.queries * x.heads + head) * FEATURES;
+    Value* const of_query = x.of_query + (static_cast<long long>(batch) * x.queries * x.heads + head) * FEATURES;
     store(of_query, sum, static_cast<long long>(x.heads) * FEATURES, first, x.queries, once);
 }
 

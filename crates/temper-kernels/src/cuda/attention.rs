@@ -222,17 +222,27 @@ pub(crate) struct Flash {
 }
 
 impl Flash {
-    /// Of queries, keys and values in f16 or bf16, `[B, S, N, H]`. `None` for what the kernels do not do: other devices, other
-    /// dtypes, heads of another size than 16, 32, … 128, rows that are not in one piece.
+    /// Whether the kernels read rows that lie like these, `[B, S, N, H]`: on CUDA, f16 or bf16, heads of 16, 32, … 128 that are in
+    /// one piece.
+    pub fn reads(x: &CubeTensor) -> bool {
+        let features = x.meta.shape().last().copied().unwrap_or(0);
+        let known = matches!(x.dtype, DType::F16 | DType::BF16) && features.is_multiple_of(16) && features <= 128;
+        known && matrix(x).is_some() && Gpu::of(&x.client).is_some()
+    }
+
+    /// Of queries, keys and values that the kernels [read](Self::reads). `None` for others, and for devices that do not take the
+    /// kernels.
     pub fn of(inputs: [&CubeTensor; 3], form: &Form) -> Option<Self> {
         let [query, key, value] = inputs;
+        if !inputs.into_iter().all(Self::reads) {
+            return None;
+        }
         let gpu = Gpu::of(&query.client)?;
         let ([batch, queries, heads, features], [_, keys, shared, _]) = (sizes(query)?, sizes(key)?);
         let is_f16 = query.dtype == DType::F16;
         let alike = inputs.iter().all(|x| x.dtype == query.dtype && x.client.service_id() == query.client.service_id());
-        let known = (is_f16 || query.dtype == DType::BF16) && features.is_multiple_of(16) && features <= 128;
         let some = batch * queries * keys * heads > 0 && heads.max(batch) <= u16::MAX.into();
-        if !alike || !known || !some || form.scale <= 0.0 || key.meta.shape() != value.meta.shape() {
+        if !alike || !some || form.scale <= 0.0 || key.meta.shape() != value.meta.shape() {
             return None;
         }
         let (query, key, value) = (matrix(query)?, matrix(key)?, matrix(value)?);
@@ -270,10 +280,16 @@ impl Flash {
         all
     }
 
+    /// Memory for what has the shape of an input: bf16, or f32 where that is f16.
+    fn like(&self, input: usize) -> CubeTensor {
+        let x = &self.inputs[input];
+        empty(x, x.meta.shape().clone(), if x.dtype == DType::BF16 { DType::BF16 } else { DType::F32 })
+    }
+
     /// The result, and ln Σ e^score `[B, N, S]`.
     pub fn forward(self) -> (CubeTensor, CubeTensor) {
         let [batch, queries, heads, _] = shape(&self.inputs[0]);
-        let result = empty(&self.inputs[0], self.inputs[0].meta.shape().clone(), DType::F32);
+        let result = self.like(0);
         let lse = empty(&self.inputs[0], [batch, heads, queries], DType::F32);
         let (read, written) = (self.operands(), [Operand::all(&result), Operand::all(&lse)]);
         let (kernels, arguments, ranges) = (self.kernels, self.arguments, self.counts[0]);
@@ -295,7 +311,7 @@ impl Flash {
         let [_, keys, shared, _] = shape(&self.inputs[1]);
         let mut arguments = self.arguments;
         arguments.grad = matrix(grad).filter(|_| grad.dtype == self.inputs[0].dtype).expect("laid out as the inputs");
-        let gradients = self.inputs.each_ref().map(|x| empty(x, x.meta.shape().clone(), DType::F32));
+        let gradients = [0, 1, 2].map(|i| self.like(i));
         let mut read = self.operands();
         read.extend([rows(grad), Operand::all(lse), Operand::all(along)]);
         let written = gradients.each_ref().map(Operand::all);
@@ -416,8 +432,9 @@ mod tests {
                 let (result, lse) = flash().forward();
                 let along = burn_cubecl::kernel::into_contiguous(primitive(along));
                 let gradients = flash().backward(&laid_out(grad), &lse, &along);
-                let mut found = vec![vec_of(tensor::<4>(result))];
-                found.extend(gradients.map(|x| vec_of(tensor::<4>(x))));
+                let plain = |x| vec_of(tensor::<4>(x).cast(FloatDType::F32));
+                let mut found = vec![plain(result)];
+                found.extend(gradients.map(plain));
                 close(&found, &expected, if dtype == FloatDType::BF16 { 2e-2 } else { 3e-3 });
             }
         }

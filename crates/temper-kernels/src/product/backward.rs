@@ -5,7 +5,7 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
-use super::projection::Kept;
+use super::projection::{Addend, Kept};
 use super::*;
 use crate::sum::Place;
 
@@ -46,56 +46,38 @@ impl<B: ProductOps, C: CheckpointStrategy> ProductOps for Autodiff<B, C> {
         }
     }
 
-    fn projected(x: FloatTensor<Self>, projection: Projection<Self>) -> FloatTensor<Self> {
+    fn projected(
+        begin: Begin<Self>,
+        x: FloatTensor<Self>,
+        projection: Projection<Self>,
+        ends: Ends,
+    ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Step;
-        impl<B: ProductOps> Backward<B, 4> for Step {
-            type State = Kept<B>;
-            fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+        impl<B: ProductOps> Backward<B, 5> for Step {
+            /// The layer, what its product was added to, and who reads the gradient of x.
+            type State = (Kept<B>, Addend, Reader);
+            fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
                 let grad = grads.consume::<B>(&ops.node);
-                let place = Place::<B>::of(&ops, 0, grads);
-                let [_, of_weight, of_a, of_b] = ops.parents.map(|node| node.map(|node| node.id));
-                let of_x = ops.state.backward(grad, [of_weight, of_a, of_b], grads);
+                let addend = ops.state.1;
+                addend.send::<B, _, 5>(&ops, 0, &grad, grads);
+                let place = Place::<B>::of(&ops, 1, grads);
+                let (layer, _, reader) = ops.state;
+                let [_, _, of_weight, of_a, of_b] = ops.parents.map(|node| node.map(|node| node.id));
+                let of_x = layer.backward(grad, [of_weight, of_a, of_b], grads);
                 if let Some(place) = place {
-                    place.fill_from(grads, |before| of_x.onto(before.into()));
+                    place.fill_from(grads, |before| of_x.onto(before.into(), reader));
                 }
             }
         }
-        let [of_weight, of_a, of_b] = projection.parents().map(|x| x.into_parts().1);
+        let [weight, a, b] = projection.parents();
+        let (begin, addend, of_begin) = begin.untracked(&weight);
+        let [of_weight, of_a, of_b] = [weight, a, b].map(|x| x.into_parts().1);
         let (x, of_x) = x.into_parts();
         let (y, kept) = projection.untracked().forward(B::shared(x));
-        let y = y.onto(Begin::Nothing);
-        match Step.prepare::<C>([of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(kept, y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
-    }
-
-    fn biased(x: FloatTensor<Self>, weight: Matrix<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Step;
-        impl<B: ProductOps> Backward<B, 3> for Step {
-            type State = Kept<B>;
-            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-                let grad = grads.consume::<B>(&ops.node);
-                let place = Place::<B>::of(&ops, 0, grads);
-                let [_, of_weight, of_bias] = ops.parents.map(|node| node.map(|node| node.id));
-                if let Some(node) = of_bias {
-                    grads.register::<B>(node, B::sum_rows(grad.clone()));
-                }
-                let of_x = ops.state.backward(grad, [of_weight, None, None], grads);
-                if let Some(place) = place {
-                    place.fill_from(grads, |before| of_x.onto(before.into()));
-                }
-            }
-        }
-        let ((x, of_x), (bias, of_bias)) = (x.into_parts(), bias.into_parts());
-        let projection = Projection::Plain(weight);
-        let [of_weight, ..] = projection.parents().map(|x| x.into_parts().1);
-        let (y, kept) = projection.untracked().forward(B::shared(x));
-        let y = y.onto(Begin::Row(bias));
-        match Step.prepare::<C>([of_x, of_weight, of_bias]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(kept, y),
+        let y = y.onto(begin, ends.result);
+        match Step.prepare::<C>([of_begin, of_x, of_weight, of_a, of_b]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((kept, addend, ends.of_x), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }

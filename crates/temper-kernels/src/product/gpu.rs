@@ -33,6 +33,8 @@ pub(crate) fn written_for(reader: Reader) -> (DType, ElemType) {
     match reader {
         Reader::Anyone => (DType::F32, ElemType::Float(FloatKind::F32)),
         Reader::Products => operands(),
+        Reader::Kernels if precision() == Precision::Bf16 => operands(),
+        Reader::Kernels => written_for(Reader::Anyone),
     }
 }
 
@@ -114,15 +116,29 @@ impl ProductOps for Cube {
         multiply_to(output, None, lhs, rhs, alpha)
     }
 
-    /// In bf16 they write what other kernels read in bf16, as PyTorch does. Values beyond the range of f16 stay f32.
-    fn kept_by_weight(x: CubeTensor, weight: Matrix<Self>, way: Way, thin: Thin<Self>) -> CubeTensor {
-        if precision() != Precision::Bf16 {
-            return Self::by_weight(Begin::Nothing, x, weight, way, thin);
-        }
-        let y = multiply_to(DType::BF16, None, x, passed::<Self>(weight, way), 1.0);
-        match thin {
-            Thin::Nothing => y,
-            Thin::Product { lhs, rhs } => multiply_to(DType::BF16, Some(y), lhs, rhs, 1.0),
+    /// The product with W comes last: it computes for longer than it takes to read what it is added to.
+    fn by_weight(
+        begin: Begin<Self>,
+        x: CubeTensor,
+        weight: Matrix<Self>,
+        way: Way,
+        thin: Thin<Self>,
+        reader: Reader,
+    ) -> CubeTensor {
+        let (output, sum, row) = match begin {
+            Begin::Nothing if precision() == Precision::F32 => (x.dtype, None, None),
+            Begin::Nothing => (written_for(reader).0, None, None),
+            Begin::Sum(sum) => (sum.dtype, Some(sum), None),
+            Begin::Row(row) => (row.dtype, None, Some(row)),
+        };
+        let sum = match thin {
+            Thin::Nothing => sum,
+            Thin::Product { lhs, rhs } => Some(multiply_to(output, sum, lhs, rhs, 1.0)),
+        };
+        let y = multiply_to(output, sum, x, passed::<Self>(weight, way), 1.0);
+        match row {
+            None => y,
+            Some(row) => Self::add_rows(y, row),
         }
     }
 

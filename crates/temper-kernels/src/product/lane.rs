@@ -135,7 +135,14 @@ impl ProductOps for Flex {
     }
 
     /// One product, to which that of the adapter and the bias are added while it is in a cache.
-    fn by_weight(begin: Begin<Flex>, x: FlexTensor, weight: Matrix<Flex>, way: Way, thin: Thin<Flex>) -> FlexTensor {
+    fn by_weight(
+        begin: Begin<Flex>,
+        x: FlexTensor,
+        weight: Matrix<Flex>,
+        way: Way,
+        thin: Thin<Flex>,
+        _: Reader,
+    ) -> FlexTensor {
         let shape = weight.shape();
         let ([rows, depth], columns): ([usize; 2], _) = (x.layout().shape().dims(), shape[way as usize]);
         let engine = engine([&x]).filter(|_| rows * depth * columns > 0);

@@ -4,8 +4,10 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{NodeGuard, Ops};
 
 use super::*;
+use crate::sum::Place;
 
 /// A linear layer without a bias, as an operation is given it.
 #[derive(Debug, Clone, ExtensionType)]
@@ -50,14 +52,9 @@ pub struct Pending<B: Backend> {
 }
 
 impl<B: ProductOps> Pending<B> {
-    /// It and `begin`.
-    pub fn onto(self, begin: Begin<B>) -> FloatTensor<B> {
-        B::by_weight(begin, self.x, self.weight, self.way, self.thin)
-    }
-
-    /// It alone, for kernels that take what is [kept](ProductOps::kept).
-    pub fn kept(self) -> FloatTensor<B> {
-        B::kept_by_weight(self.x, self.weight, self.way, self.thin)
+    /// It and `begin`, for a reader.
+    pub fn onto(self, begin: Begin<B>, reader: Reader) -> FloatTensor<B> {
+        B::by_weight(begin, self.x, self.weight, self.way, self.thin, reader)
     }
 }
 
@@ -94,6 +91,55 @@ fn untracked<B: Backend, C: CheckpointStrategy>(matrix: Matrix<Autodiff<B, C>>) 
         Matrix::Dense(values) => Matrix::Dense(values.into_primitive()),
         Matrix::Quantized { words, scales, layout } => {
             Matrix::Quantized { words, scales: scales.into_primitive(), layout }
+        }
+    }
+}
+
+/// What a product was added to.
+#[derive(Debug, Clone, Copy)]
+pub enum Addend {
+    /// Nothing.
+    Nothing,
+    /// A matrix.
+    Sum,
+    /// The same in each row.
+    Row,
+}
+
+impl<B: ProductOps, C: CheckpointStrategy> Begin<Autodiff<B, C>> {
+    /// The same without a graph, what it is, and its node: that of `other` for nothing.
+    pub fn untracked(self, other: &FloatTensor<Autodiff<B, C>>) -> (Begin<B>, Addend, NodeGuard) {
+        match self {
+            Self::Nothing => (Begin::Nothing, Addend::Nothing, other.node()),
+            Self::Sum(sum) => {
+                let (sum, node) = sum.into_parts();
+                (Begin::Sum(sum), Addend::Sum, node)
+            }
+            Self::Row(row) => {
+                let (row, node) = row.into_parts();
+                (Begin::Row(row), Addend::Row, node)
+            }
+        }
+    }
+}
+
+impl Addend {
+    /// Sends its gradient to a parent, from that of the result.
+    pub fn send<B: ProductOps, S, const N: usize>(
+        self,
+        ops: &Ops<S, N>,
+        parent: usize,
+        grad: &FloatTensor<B>,
+        grads: &mut Gradients,
+    ) {
+        match (self, &ops.parents[parent]) {
+            (Self::Sum, _) => {
+                if let Some(place) = Place::<B>::of(ops, parent, grads) {
+                    place.fill(grad.clone(), grads);
+                }
+            }
+            (Self::Row, Some(node)) => grads.register::<B>(node.id, B::sum_rows(grad.clone())),
+            _ => {}
         }
     }
 }

@@ -63,12 +63,16 @@ struct Tensor {
     }
 };
 
-static void compare(const char* name, const char* what, const float* found, const std::vector<double>& expected) {
+static double value(float x) {
+    return x;
+}
+
+template <class T> static void compare(const char* name, const char* what, const T* found, const std::vector<double>& expected) {
     // Of one key the gradients of queries are zero, but for how sums are rounded.
     double difference = 0, size = 1e-2;
     for (size_t i = 0; i < expected.size(); i++) {
-        if (!(std::fabs(found[i]) < INFINITY)) fail("not finite");
-        difference = max(difference, std::fabs(found[i] - expected[i]));
+        if (!(std::fabs(value(found[i])) < INFINITY)) fail("not finite");
+        difference = max(difference, std::fabs(value(found[i]) - expected[i]));
         size = max(size, std::fabs(expected[i]));
     }
     // Weights are rounded once on the way to the result, and differences of rounded values are smaller than those.
@@ -158,12 +162,12 @@ static void check(const Case& c) {
                 }
             }
 
-    x.result = guarded<float>(result.size());
+    x.result = guarded<Value>(result.size());
     x.lse = guarded<float>(lse.size());
     x.along = along;
-    x.of_query = guarded<float>(of_query.size());
-    x.of_key = guarded<float>(of_key.size());
-    x.of_value = guarded<float>(of_value.size());
+    x.of_query = guarded<Value>(of_query.size());
+    x.of_key = guarded<Value>(of_key.size());
+    x.of_value = guarded<Value>(of_value.size());
     for (const bool arrival : {false, true}) {
         early = arrival;
         launch(forward, x, c.queries, 16 * FORWARD_TILES * WARPS, c.heads, c.batch);

@@ -30,10 +30,8 @@ pub(super) struct Made<'a> {
 /// What is kept in half of its bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Halved {
-    /// What products read again: inputs of layers that learn, queries, keys and values.
+    /// What products read again: inputs of layers that learn, queries, keys, values and what attention makes of them.
     pub operands: bool,
-    /// The results of attention, which it reads again itself.
-    pub results: bool,
     /// What a gate and what it gates are.
     pub gates: bool,
 }
@@ -363,10 +361,8 @@ impl Made<'_> {
         let gates = gates(halves[1].0);
         let fed = (1 + gates) * inner;
         let in_half = |values: u64, halved: bool| if halved { values / 2 } else { values };
-        // In half the bytes the result is kept by the layer that reads it, and by attention.
-        let result = if self.halved.operands { in_half(result, self.halved.results) } else { result - again };
         let fed = in_half(fed, self.halved.gates && gates > 0);
-        let projected = in_half(projected, self.halved.operands);
+        let [projected, result] = [projected, result - again].map(|values| in_half(values, self.halved.operands));
         self.norms() * hidden + projected + result + fed + config.heads() as u64 + read
     }
 
@@ -526,8 +522,8 @@ mod tests {
             Kept { layers: 0, all: 0, one: 2 * 192 + 3 * 512, hidden: 192 }
         );
         // In half the bytes: all but the norms, what each head keeps and x Aᵀ.
-        let halved = (192 + 64 + 64 + 192 + 2 * 512 + 192 + 192 + 192 + 512) / 2 + 2 * 192 + 6 + 7 * 8;
-        let all = Halved { operands: true, results: true, gates: true };
+        let halved = (192 + 64 + 64 + 2 * 512 + 192 + 192 + 192 + 512) / 2 + 2 * 192 + 6 + 7 * 8;
+        let all = Halved { operands: true, gates: true };
         let of = |halved, one| {
             assert_eq!(
                 kept_in(Method::Lora, 0.0, |_| true, halved),
@@ -535,7 +531,6 @@ mod tests {
             );
         };
         of(all, halved);
-        of(Halved { results: false, ..all }, halved + 192 / 2);
         of(Halved { gates: false, ..all }, halved + 512);
     }
 
