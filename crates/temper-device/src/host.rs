@@ -37,7 +37,7 @@ impl Failed {
 /// # Errors
 /// When the device failed, now or in what leads to the tensor.
 pub fn read<const D: usize, K: Basic>(x: Tensor<D, K>) -> Result<TensorData, Failed> {
-    x.try_into_data().map_err(|error| Failed::new(&error.to_string()))
+    x.try_into_data().map_err(failed)
 }
 
 /// The values of a tensor as a list, row by row.
@@ -45,7 +45,11 @@ pub fn read<const D: usize, K: Basic>(x: Tensor<D, K>) -> Result<TensorData, Fai
 /// # Errors
 /// As of [`read`].
 pub fn values<E: Element, const D: usize, K: Basic>(x: Tensor<D, K>) -> Result<Vec<E>, Failed> {
-    x.try_into_vec_as().map_err(|error| Failed::new(&error.to_string()))
+    x.try_into_vec_as().map_err(failed)
+}
+
+fn failed(error: impl ToString) -> Failed {
+    Failed::new(&error.to_string())
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use std::hint::black_box;
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::Criterion;
 use temper_kernels::{
-    Activation, AdamW, Reader, Sight, Weight, adamw, attention, layer_norm, linear, lora_product, rms_norm,
-    row_exponential,
+    Activation, AdamW, LinearMap, Reader, Sight, Weight, adamw, attention, feed_forward, layer_norm, linear,
+    lora_product, rms_norm, row_exponential,
 };
 
 /// A kernel with its inputs.
@@ -81,6 +81,14 @@ fn cases(rows: usize) -> Vec<(&'static str, Case)> {
         ),
         ("gelu", gradients([states(1536)], (), |[x], ()| Activation::Gelu.forward(x))),
         ("swiglu", gradients([states(1536), states(1536)], (), |[gate, up], ()| Activation::Silu.gated(gate, up))),
+        (
+            "feed_forward",
+            gradients(
+                [states(576), states(576)],
+                [[1536, 576], [1536, 576], [576, 1536]].map(|shape| LinearMap { weight: frozen(shape), adapter: None }),
+                |[sum, x], layers| feed_forward(Some(sum), x, layers.clone(), Activation::Silu),
+            ),
+        ),
         ("attention_encoder", attends([rows, 64, 12, 12, 32], Sight::padded(&vec![64; rows], 64), &device)),
         (
             "attention_causal",

@@ -99,9 +99,9 @@ fn union<'a>(ranges: impl Iterator<Item = &'a Range<u32>>) -> Range<usize> {
 }
 
 /// `softmax(scale · q kᵀ) v` over the keys in sight. N/K neighbouring query heads share a key/value head (Ainslie et al. 2023,
-/// arXiv:2305.13245). Query, key and value may be for [`Reader::Kernels`](crate::Reader), the result is for [`Reader::Products`](crate::Reader). Keeps query, key,
-/// value, the result and one number per query and head for the backward pass. Weights are numbered by 32 bits for dropout: where
-/// B·N·S·keys is more than 2³², some have the masks of others.
+/// arXiv:2305.13245). Query, key and value may be for `Kernels`, the result is for `Products` (see [`Reader`](crate::Reader)). Keeps
+/// query, key, value, the result and one number per query and head for the backward pass. Weights are numbered by 32 bits for
+/// dropout: where B·N·S·keys is more than 2³², some have the masks of others.
 ///
 /// # Shapes
 ///

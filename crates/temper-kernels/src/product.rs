@@ -117,12 +117,12 @@ fn go_together(x: DType, weight: DType) -> bool {
 
 /// `x Wᵀ`; see [`LinearMap`].
 pub fn linear(x: Tensor<2>, weight: Weight) -> Tensor<2> {
-    LinearMap { weight, adapter: None }.forward(x)
+    LinearMap { weight, adapter: None }.forward(x, None)
 }
 
 /// `x Wᵀ + s·(x Aᵀ) Bᵀ`; see [`LinearMap`].
 pub fn lora_product(x: Tensor<2>, weight: Weight, factors: [Tensor<2>; 2], scaling: f64) -> Tensor<2> {
-    LinearMap { weight, adapter: Some((factors, scaling)) }.forward(x)
+    LinearMap { weight, adapter: Some((factors, scaling)) }.forward(x, None)
 }
 
 /// A linear layer: `x Wᵀ`, or with LoRA (Hu et al. 2021, arXiv:2106.09685) `x Wᵀ + s·(x Aᵀ) Bᵀ`, added up where it is computed. The
@@ -131,7 +131,7 @@ pub fn lora_product(x: Tensor<2>, weight: Weight, factors: [Tensor<2>; 2], scali
 ///
 /// # Shapes
 ///
-/// - x: `[T, in]`
+/// - x: `[T, in]`, bias: `[out]`
 /// - results: `[T, out]`
 ///
 /// # Panics
@@ -146,22 +146,17 @@ pub struct LinearMap {
 }
 
 impl LinearMap {
-    /// The layer.
-    pub fn forward(self, x: Tensor<2>) -> Tensor<2> {
-        self.project(Begin::Nothing, x, Ends::default())
+    /// The layer, and its bias.
+    pub fn forward(self, x: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+        self.project(Begin::row(bias), x, Ends::default())
     }
 
-    /// And a bias `[out]`.
-    pub fn biased(self, x: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
-        self.project(Begin::Row(bias.into_dispatch()), x, Ends::default())
+    /// The same for [`Reader::Kernels`].
+    pub fn kept(self, x: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+        self.project(Begin::row(bias), x, Ends { result: Reader::Kernels, ..Ends::default() })
     }
 
-    /// For [`Reader::Kernels`].
-    pub fn kept(self, x: Tensor<2>) -> Tensor<2> {
-        self.project(Begin::Nothing, x, Ends { result: Reader::Kernels, ..Ends::default() })
-    }
-
-    /// Added to `sum` `[T, out]`. x comes from [attention](crate::attention()): its gradient is for [`Reader::Kernels`].
+    /// Without a bias, added to `sum` `[T, out]`. x comes from [attention](crate::attention()): its gradient is for [`Reader::Kernels`].
     pub fn onto(self, sum: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
         self.project(Begin::Sum(sum.into_dispatch()), x, Ends { of_x: Reader::Kernels, ..Ends::default() })
     }
@@ -251,6 +246,12 @@ impl<B: Backend> Begin<B> {
     }
 }
 
+impl Begin<Dispatch> {
+    fn row(bias: Option<Tensor<1>>) -> Self {
+        bias.map_or(Self::Nothing, |bias| Self::Row(bias.into_dispatch()))
+    }
+}
+
 impl<B: Backend> From<Option<FloatTensor<B>>> for Begin<B> {
     fn from(sum: Option<FloatTensor<B>>) -> Self {
         sum.map_or(Self::Nothing, Self::Sum)
@@ -319,7 +320,7 @@ pub trait ProductOps: QuantizedOps + SumOps {
         weight.dense()
     }
 
-    /// `begin + x Wᵀ + thin`, or `begin + x W + thin`, for a reader, unless it begins with something. Not differentiable.
+    /// `begin + x Wᵀ + thin`, or `begin + x W + thin`, for a reader; a sum keeps its dtype. Not differentiable.
     fn by_weight(
         #[extension_type] begin: Begin<Self>,
         x: FloatTensor<Self>,

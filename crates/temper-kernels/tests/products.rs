@@ -210,7 +210,7 @@ fn adapted_products_and_gradients_are_those_of_f64() {
 
                 // The same, as other kernels read it.
                 let layer = || LinearMap { weight: weight(), adapter: Some(([ta.clone(), tb.clone()], 1.5)) };
-                let kept = layer().kept(tx.clone()).inner().cast(FloatDType::F32);
+                let kept = layer().kept(tx.clone(), None).inner().cast(FloatDType::F32);
                 close(kept, &expected, 2.0 * tolerance, &format!("{what}: kept"));
 
                 // The same, added to a sum.
@@ -237,7 +237,7 @@ fn adapted_products_and_gradients_are_those_of_f64() {
                     }
                     frozen => (None, frozen),
                 };
-                let y = LinearMap { weight, adapter: None }.biased(tx.clone(), tbias.clone().reshape([outputs]));
+                let y = LinearMap { weight, adapter: None }.forward(tx.clone(), Some(tbias.clone().reshape([outputs])));
                 let gradients = (y.clone() * g.on(&device, Layout::Own)).sum().backward();
                 let without = y.inner() - tbias.clone().inner();
                 close(without, &base, tolerance, &format!("{what}: value with a bias"));
@@ -416,8 +416,8 @@ fn feed_forward_layers_as_one_are_those_one_by_one() {
                 feed_forward(Some(x), normed, layers, Activation::Silu)
             } else {
                 let [gate, up, down] = layers;
-                let [gate, up] = [gate, up].map(|layer| layer.forward(normed.clone()));
-                residual(x, down.forward(Activation::Silu.gated(gate, up)))
+                let [gate, up] = [gate, up].map(|layer| layer.forward(normed.clone(), None));
+                residual(x, down.forward(Activation::Silu.gated(gate, up), None))
             };
             let weights = Host::random(99, [rows, width]).on(&device, Layout::Own);
             let gradients = (y.clone() * weights).sum().backward();
@@ -467,8 +467,11 @@ fn attention_between_its_layers_is_that_of_f32() {
             let sizes = [heads, shared, shared].map(|heads| heads * features);
             let [query, key, value] = sizes.map(|size| layer(width, size));
             let last = layer(heads * features, width);
-            let project = |layer: LinearMap, heads: usize| {
-                let y = if as_kept { layer.kept(x.clone()) } else { layer.forward(x.clone()) };
+            let biases = sizes.map(|size| leaf([1, size], 0.3, true));
+            let project = |layer: LinearMap, heads: usize, bias: usize| {
+                // None for keys.
+                let bias = (bias != 1).then(|| biases[bias].clone().reshape([sizes[bias]]));
+                let y = if as_kept { layer.kept(x.clone(), bias) } else { layer.forward(x.clone(), bias) };
                 y.reshape([batch, sequence, heads, features])
             };
             let [cos, sin] = [71, 72].map(|seed| {
@@ -479,11 +482,11 @@ fn attention_between_its_layers_is_that_of_f32() {
                     features / 2,
                 ])
             });
-            let [query, key] = [(query, heads), (key, shared)]
-                .map(|(layer, heads)| rotate(project(layer, heads), cos.clone(), sin.clone(), 1.0));
-            let mixed = attention([query, key, project(value, shared)], &sight, 0.3, None);
+            let [query, key] = [(query, heads, 0), (key, shared, 1)]
+                .map(|(layer, heads, bias)| rotate(project(layer, heads, bias), cos.clone(), sin.clone(), 1.0));
+            let mixed = attention([query, key, project(value, shared, 2)], &sight, 0.3, None);
             let mixed = mixed.reshape([batch * sequence, heads * features]);
-            let y = if as_kept { last.onto(x.clone(), mixed) } else { residual(x.clone(), last.forward(mixed)) };
+            let y = if as_kept { last.onto(x.clone(), mixed) } else { residual(x.clone(), last.forward(mixed, None)) };
             let weights = Host::random(99, [batch * sequence, width]).on(&device, Layout::Own);
             let gradients = (y.clone() * weights).sum().backward();
             let of = leaves.iter().filter_map(|leaf| leaf.grad(&gradients));
@@ -491,7 +494,7 @@ fn attention_between_its_layers_is_that_of_f32() {
             all.into_iter().map(|x| x.try_into_vec_as::<f64>().expect("numbers")).collect::<Vec<_>>()
         };
         let expected = run(Precision::F32, false);
-        assert_eq!(expected.len(), if adapted { 10 } else { 2 });
+        assert_eq!(expected.len(), if adapted { 12 } else { 4 });
         for (precision, tolerance) in precisions() {
             for (number, (found, expected)) in run(precision, true).into_iter().zip(&expected).enumerate() {
                 let found = Tensor::<1>::from_data(TensorData::from(&found[..]), &temper_device::cpu()).unsqueeze();

@@ -241,7 +241,8 @@ impl Layer {
         let [_, model] = x.dims();
         let (size, [batch, sequence]) = (model / heads.heads, shape);
         let split = |x: Tensor<2>| x.reshape([batch, sequence, heads.heads, size]);
-        let inputs = [&heads.query, &heads.key, &heads.value].map(|linear| split(linear.forward(x.clone(), pass)));
+        let inputs =
+            [&heads.query, &heads.key, &heads.value].map(|linear| split(linear.before_attention(x.clone(), pass)));
         let attention = Attention { scale: (size as f64).powf(-0.5), dropout: heads.dropout };
         let x = self.attention.output.forward(attention.forward(inputs, sight, pass), x, pass);
         let inner = self.activation.forward(self.intermediate.dense.forward(x.clone(), pass));

@@ -228,7 +228,7 @@ impl Layer {
         let [_, model] = x.dims();
         let (size, [batch, sequence]) = (model / heads, shape);
         let split = |x: Tensor<2>| x.reshape([batch, sequence, *heads, size]);
-        let inputs = [q_lin, k_lin, v_lin].map(|linear| split(linear.forward(x.clone(), pass)));
+        let inputs = [q_lin, k_lin, v_lin].map(|linear| split(linear.before_attention(x.clone(), pass)));
         let attention = Attention { scale: (size as f64).powf(-0.5), dropout: *rate };
         let attended = out_lin.forward(attention.forward(inputs, sight, pass), pass);
         let x = self.sa_layer_norm.forward(residual(attended, x));

@@ -70,15 +70,14 @@ impl Linear {
         let x = shaped(x, [shape[..D - 1].iter().product(), shape[D - 1]]);
         let [outputs, _] = self.weight.widths(self.fan_in_fan_out);
         let bias = self.bias.as_ref().map(Param::val);
-        let y = match (self.products(pass), &self.adapter, bias) {
-            (Some(map), _, None) => map.forward(x),
-            (Some(map), _, Some(bias)) => map.biased(x, bias),
-            (None, Some(adapter), bias) => {
+        let y = match (self.products(pass), &self.adapter) {
+            (Some(map), _) => map.forward(x, bias),
+            (None, Some(adapter)) => {
                 let dropped = pass.drops(adapter.dropout).then(|| dropout(x.clone(), adapter.dropout, pass));
                 let y = adapter.forward(x, dropped, self.matrix());
                 bias.into_iter().fold(y, add_rows)
             }
-            (None, None, _) => unreachable!("a layer without an adapter is a product"),
+            (None, None) => unreachable!("a layer without an adapter is a product"),
         };
         shape[D - 1] = outputs;
         shaped(y, shape)
@@ -87,8 +86,8 @@ impl Linear {
     /// The layer before a rotation or [attention](crate::Attention), of `[T, in]`: as [`LinearMap::kept`] gives it, where it is
     /// products alone.
     pub fn before_attention(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
-        match self.as_map(pass) {
-            Some(map) => map.kept(x),
+        match self.products(pass) {
+            Some(map) => map.kept(x, self.bias.as_ref().map(Param::val)),
             None => self.forward(x, pass),
         }
     }

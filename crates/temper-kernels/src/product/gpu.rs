@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::DType;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 
@@ -125,21 +125,25 @@ impl ProductOps for Cube {
         thin: Thin<Self>,
         reader: Reader,
     ) -> CubeTensor {
-        let (output, sum, row) = match begin {
-            Begin::Nothing if precision() == Precision::F32 => (x.dtype, None, None),
-            Begin::Nothing => (written_for(reader).0, None, None),
-            Begin::Sum(sum) => (sum.dtype, Some(sum), None),
-            Begin::Row(row) => (row.dtype, None, Some(row)),
+        let output = match &begin {
+            Begin::Sum(sum) => sum.dtype,
+            _ if precision() == Precision::F32 => x.dtype,
+            _ => written_for(reader).0,
+        };
+        let sum = match begin {
+            Begin::Nothing => None,
+            Begin::Sum(sum) => Some(sum),
+            Begin::Row(row) => {
+                let (rows, row) = (x.meta.shape()[0], Float::<Self>(row).cast(output.into()).along_last(2));
+                let shape = Shape::from([rows, row.shape()[1]]);
+                Some(Self::float_expand(row.0, shape))
+            }
         };
         let sum = match thin {
             Thin::Nothing => sum,
             Thin::Product { lhs, rhs } => Some(multiply_to(output, sum, lhs, rhs, 1.0)),
         };
-        let y = multiply_to(output, sum, x, passed::<Self>(weight, way), 1.0);
-        match row {
-            None => y,
-            Some(row) => Self::add_rows(y, row),
-        }
+        multiply_to(output, sum, x, passed::<Self>(weight, way), 1.0)
     }
 
     /// What is stored in bf16 is not decoded for a product that rounds it again.

@@ -138,7 +138,10 @@ impl Addend {
                     place.fill(grad.clone(), grads);
                 }
             }
-            (Self::Row, Some(node)) => grads.register::<B>(node.id, B::sum_rows(grad.clone())),
+            (Self::Row, Some(node)) => {
+                let grad = Float::<B>(grad.clone()).cast(FloatDType::F32);
+                grads.register::<B>(node.id, B::sum_rows(grad.0));
+            }
             _ => {}
         }
     }
