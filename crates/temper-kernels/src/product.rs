@@ -193,9 +193,10 @@ pub fn add_rows(x: Tensor<2>, row: Tensor<1>) -> Tensor<2> {
 }
 
 /// Who reads what an operation gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Reader {
     /// Whoever: f32.
+    #[default]
     Anyone,
     /// Products alone: as they [round](rounded()) it.
     Products,
@@ -205,16 +206,10 @@ pub enum Reader {
 }
 
 /// Who reads what a projection gives: its result, and the gradient of x.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Ends {
     pub(crate) result: Reader,
     pub(crate) of_x: Reader,
-}
-
-impl Default for Ends {
-    fn default() -> Self {
-        Self { result: Reader::Anyone, of_x: Reader::Anyone }
-    }
 }
 
 impl Reader {

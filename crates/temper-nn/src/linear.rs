@@ -70,14 +70,13 @@ impl Linear {
         let x = shaped(x, [shape[..D - 1].iter().product(), shape[D - 1]]);
         let [outputs, _] = self.weight.widths(self.fan_in_fan_out);
         let bias = self.bias.as_ref().map(Param::val);
-        let y = match (self.products(pass), &self.adapter) {
-            (Some(map), _) => map.forward(x, bias),
-            (None, Some(adapter)) => {
+        let y = match self.products(pass) {
+            Ok(map) => map.forward(x, bias),
+            Err(adapter) => {
                 let dropped = pass.drops(adapter.dropout).then(|| dropout(x.clone(), adapter.dropout, pass));
                 let y = adapter.forward(x, dropped, self.matrix());
                 bias.into_iter().fold(y, add_rows)
             }
-            (None, None) => unreachable!("a layer without an adapter is a product"),
         };
         shape[D - 1] = outputs;
         shaped(y, shape)
@@ -87,8 +86,8 @@ impl Linear {
     /// products alone.
     pub fn before_attention(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
         match self.products(pass) {
-            Some(map) => map.kept(x, self.bias.as_ref().map(Param::val)),
-            None => self.forward(x, pass),
+            Ok(map) => map.kept(x, self.bias.as_ref().map(Param::val)),
+            Err(_) => self.forward(x, pass),
         }
     }
 
@@ -102,17 +101,14 @@ impl Linear {
 
     /// The layer as products alone, if it is that in this pass: without a bias, dropout, or DoRA.
     pub fn as_map(&self, pass: &Pass) -> Option<LinearMap> {
-        self.products(pass).filter(|_| self.bias.is_none())
+        self.products(pass).ok().filter(|_| self.bias.is_none())
     }
 
-    /// The same but for its bias.
-    fn products(&self, pass: &Pass) -> Option<LinearMap> {
-        let adapter = match &self.adapter {
-            Some(adapter) if pass.drops(adapter.dropout) => return None,
-            Some(adapter) => Some(adapter.factors()?),
-            None => None,
-        };
-        Some(LinearMap { weight: self.matrix(), adapter })
+    /// The same but for its bias, or the adapter that is more than products.
+    fn products(&self, pass: &Pass) -> Result<LinearMap, &Adapter> {
+        let factors = |adapter: &Adapter| adapter.factors().filter(|_| !pass.drops(adapter.dropout));
+        let adapter = self.adapter.as_ref().map(|adapter| factors(adapter).ok_or(adapter)).transpose()?;
+        Ok(LinearMap { weight: self.matrix(), adapter })
     }
 
     /// Puts the adapter's update into the weight and drops the adapter. The weight becomes a frozen parameter, also where there
@@ -201,6 +197,24 @@ mod tests {
             let [a, b] = [false, true]
                 .map(|conv1d| layer(conv1d, dora, 0.0, &device).forward(tensor([4, 8], "x", &device), &Pass::eval()));
             assert!((a - b).abs().max().into_scalar::<f32>() < testing::tolerance(1e-5));
+        }
+    }
+
+    #[test]
+    fn around_attention_a_layer_is_what_it_is_elsewhere() {
+        let device = testing::device();
+        let (x, sum) = (tensor([4, 8], "x", &device), tensor([4, 6], "sum", &device));
+        for (dora, biased) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut layer = layer(false, dora, 0.0, &device);
+            layer.bias = layer.bias.filter(|_| biased);
+            let pass = Pass::eval();
+            let expected = layer.forward(x.clone(), &pass);
+            let before = layer.before_attention(x.clone(), &pass);
+            let after = layer.after_attention(sum.clone(), x.clone(), &pass) - sum.clone();
+            for found in [before, after] {
+                let difference = (found - expected.clone()).abs().max().into_scalar::<f32>();
+                assert!(difference < testing::tolerance(1e-5), "{dora} {biased}: {difference}");
+            }
         }
     }
 
