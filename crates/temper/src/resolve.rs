@@ -79,7 +79,7 @@ pub fn resolve(recipe: &Recipe, place: &Place) -> Result<(Plan, Inputs), Failure
             lazy: &lazy,
             task: &task,
             adapter: &adapter_plan,
-            halved: keeps_halves(recipe, &found),
+            halved: keeps_halves(recipe, &found, &lazy),
         },
         train: &train,
         dataset: &dataset,
@@ -503,8 +503,9 @@ fn check_device(recipe: &Recipe, found: &Found) -> Result<(), Failure> {
     }
 }
 
-/// What a device keeps as its products round it. A GPU's gates are within one operation where nothing comes between its layers.
-fn keeps_halves(recipe: &Recipe, device: &Found) -> Halved {
+/// What a device keeps as its products round it. A GPU's gates are within one operation where nothing comes between its layers, which
+/// are three, without biases.
+fn keeps_halves(recipe: &Recipe, device: &Found, model: &LazyModel) -> Halved {
     let (precision, adapter) = (recipe.device.precision, &recipe.adapter);
     let bf16 = precision == Precision::Bf16;
     match device.name {
@@ -513,7 +514,9 @@ fn keeps_halves(recipe: &Recipe, device: &Found) -> Halved {
             Halved { operands: all, gates: all }
         }
         DeviceName::Gpu(..) => {
-            let gates = bf16 && adapter.dropout == 0.0 && adapter.method != Method::Dora;
+            let has = |end| model.entries.iter().any(|entry| entry.path.ends_with(end));
+            let as_one = has("gate_proj.weight") && !has("gate_proj.bias");
+            let gates = bf16 && as_one && adapter.dropout == 0.0 && adapter.method != Method::Dora;
             Halved { operands: precision != Precision::F32, gates }
         }
     }
